@@ -1,0 +1,1 @@
+"""One file a model or recipe; every default of the project lives here."""

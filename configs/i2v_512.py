@@ -1,0 +1,95 @@
+"""DynamiCrafter 512: image-to-video at 320x512, 16 frames; the config the others start from.
+
+    python sample.py --config=configs/i2v_512.py --checkpoint=model.ckpt \
+        --image=picture.png --prompt="a man surfing" --output=out.mp4
+
+gives the release's video of the same noise (see docs/parity.md).
+"""
+
+from ml_collections import ConfigDict
+from ml_collections.config_dict import placeholder
+
+
+def get_config() -> ConfigDict:
+    """Returns the hyperparameters of the 512 release."""
+    config = ConfigDict()
+    config.name = "i2v_512"
+
+    config.unet = ConfigDict()
+    config.unet.in_channels = 8
+    config.unet.out_channels = 4
+    config.unet.model_channels = 320
+    config.unet.channel_mult = (1, 2, 4, 4)
+    config.unet.num_res_blocks = 2
+    config.unet.attention_resolutions = (1, 2, 4)
+    config.unet.num_head_channels = 64
+    config.unet.context_dim = 1024
+    config.unet.temporal_length = 16
+    config.unet.dropout = 0.1
+    config.unet.image_cross_attention_scale_learnable = False
+    config.unet.default_fs = 24
+
+    config.vae = ConfigDict()
+    config.vae.ch = 128
+    config.vae.ch_mult = (1, 2, 4, 4)
+    config.vae.num_res_blocks = 2
+    config.vae.z_channels = 4
+    config.vae.scale_factor = 0.18215
+
+    config.text_encoder = ConfigDict()
+    config.text_encoder.width = 1024
+    config.text_encoder.layers = 24
+    config.text_encoder.heads = 16
+    config.text_encoder.context_length = 77
+    config.text_encoder.vocab_size = 49408
+
+    config.image_encoder = ConfigDict()
+    config.image_encoder.width = 1280
+    config.image_encoder.layers = 32
+    config.image_encoder.head_width = 80
+    config.image_encoder.patch_size = 14
+    config.image_encoder.image_size = 224
+
+    config.projector = ConfigDict()
+    config.projector.dim = 1024
+    config.projector.depth = 4
+    config.projector.dim_head = 64
+    config.projector.heads = 12
+    config.projector.num_queries = 16
+    config.projector.embedding_dim = 1280
+    config.projector.output_dim = 1024
+    config.projector.ff_mult = 4
+    config.projector.video_length = 16
+
+    config.diffusion = ConfigDict()
+    config.diffusion.timesteps = 1000
+    config.diffusion.linear_start = 0.00085
+    config.diffusion.linear_end = 0.012
+    config.diffusion.parameterization = "v"
+    config.diffusion.rescale_betas_zero_snr = True
+    config.diffusion.use_dynamic_rescale = True
+    config.diffusion.base_scale = 0.7
+
+    config.sampling = ConfigDict()
+    config.sampling.height = 320
+    config.sampling.width = 512
+    config.sampling.num_frames = 16
+    config.sampling.steps = 50
+    config.sampling.eta = 1.0
+    config.sampling.guidance_scale = 7.5
+    config.sampling.image_guidance_scale = placeholder(float)  # unset: one-scale guidance
+    config.sampling.guidance_rescale = 0.7
+    config.sampling.spacing = "uniform_trailing"
+    config.sampling.negative_prompt = ""
+    config.sampling.fps = 24  # the model's `fs` condition
+    config.sampling.video_fps = 8.0  # the written file's
+    config.sampling.seed = 0
+    config.sampling.sequential_guidance = False  # one guided pass at a time: less memory
+    config.sampling.vae_frames = 4  # frames encoded or decoded at once
+
+    config.precision = ConfigDict()
+    config.precision.dtype = "float32"  # computed in
+    config.precision.param_dtype = "float32"
+    config.precision.matmul = "highest"  # TPU and GPU round float32 products otherwise
+
+    return config

@@ -1,0 +1,84 @@
+"""The networks of DynamiCrafter, as Flax modules that know no file, mesh or diffusion."""
+
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jax.typing import DTypeLike
+from jaxtyping import PyTree
+
+from dynamicrafter_jax.models.attention import AttentionFn, plain_attention
+from dynamicrafter_jax.models.autoencoder import Autoencoder
+from dynamicrafter_jax.models.clip import ImageEncoder, TextEncoder
+from dynamicrafter_jax.models.layers import abstract_params
+from dynamicrafter_jax.models.resampler import Projector
+from dynamicrafter_jax.models.unet import UNet
+
+
+class Models(NamedTuple):
+    """The five networks; their parameters are a dict with the same keys."""
+
+    unet: UNet
+    vae: Autoencoder
+    text_encoder: TextEncoder
+    image_encoder: ImageEncoder
+    projector: Projector
+
+
+def build_models(
+    hyperparameters: Mapping[str, Mapping[str, Any]],
+    *,
+    attention: AttentionFn = plain_attention,
+    dtype: DTypeLike = jnp.float32,
+    param_dtype: DTypeLike = jnp.float32,
+) -> Models:
+    """Builds the five networks.
+
+    Args:
+      hyperparameters: The fields of each network, by the names of `Models`.
+      attention: The attention kernel, for all.
+      dtype: Type computed in.
+      param_dtype: Type of the parameters.
+
+    Raises:
+      TypeError: If a network has no field of some name.
+    """
+    classes = Models(UNet, Autoencoder, TextEncoder, ImageEncoder, Projector)._asdict()
+    shared = {"attention": attention, "dtype": dtype, "param_dtype": param_dtype}
+    return Models(
+        **{name: cls(**hyperparameters[name], **shared) for name, cls in classes.items()}
+    )
+
+
+def abstract_models(models: Models) -> dict[str, PyTree]:
+    """Returns the parameters of all networks as boxed shapes, computing nothing.
+
+    Args:
+      models: From `build_models`.
+
+    Returns:
+      For each name of `Models`, a tree whose leaves are `models.layers.Parameter`.
+    """
+    float_input = lambda *shape: jax.ShapeDtypeStruct(shape, jnp.float32)  # noqa: E731
+    unet, vae, text_encoder, image_encoder, projector = models
+    side = unet.size_multiple
+    inputs: dict[str, tuple] = {
+        "unet": (
+            float_input(1, 1, side, side, unet.in_channels),
+            float_input(1),
+            float_input(1, 1, unet.context_dim),
+            float_input(1, 1, 1, unet.context_dim),
+            float_input(1),
+        ),
+        "vae": (float_input(1, vae.downsampling, vae.downsampling, 3),),
+        "text_encoder": (jax.ShapeDtypeStruct((1, text_encoder.context_length), jnp.int32),),
+        "image_encoder": (float_input(1, image_encoder.image_size, image_encoder.image_size, 3),),
+        "projector": (float_input(1, 1, projector.embedding_dim),),
+    }
+    modules: dict[str, nn.Module] = models._asdict()
+    return {name: abstract_params(module, *inputs[name]) for name, module in modules.items()}
+
+
+__all__ = ["Models", "abstract_models", "build_models"]

@@ -1,0 +1,196 @@
+"""The KL-regularised autoencoder between pixels and latents (arXiv 2112.10752)."""
+
+import functools
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from flax import struct
+from jax.typing import DTypeLike
+from jaxtyping import Array, Float
+
+from dynamicrafter_jax.models.attention import AttentionFn, plain_attention
+from dynamicrafter_jax.models.layers import Conv, GroupNorm, Linear, upsample_nearest
+
+
+@struct.dataclass
+class Posterior:
+    """A diagonal Gaussian over unscaled latents; `logvar` is clipped to [-30, 20]."""
+
+    mean: Float[Array, "... h w z"]
+    logvar: Float[Array, "... h w z"]
+
+    def sample(self, noise: Float[Array, "... h w z"]) -> Float[Array, "... h w z"]:
+        """Returns mean + exp(logvar / 2) noise, for standard normal `noise`."""
+        return self.mean + jnp.exp(0.5 * self.logvar) * noise
+
+
+class Autoencoder(nn.Module):
+    """Encoder and decoder of single frames; leading axes are batch.
+
+    Attributes:
+      ch: Width of the first level.
+      ch_mult: Width of each level, as a multiple of `ch`.
+      num_res_blocks: Res-blocks a level in the encoder; one more in the decoder.
+      z_channels: Channels of a latent.
+      scale_factor: What latents are multiplied by before the U-Net sees them.
+      attention: The attention kernel.
+      dtype: Type computed in.
+      param_dtype: Type of the parameters.
+    """
+
+    ch: int = 128
+    ch_mult: tuple[int, ...] = (1, 2, 4, 4)
+    num_res_blocks: int = 2
+    z_channels: int = 4
+    scale_factor: float = 0.18215
+    attention: AttentionFn = plain_attention
+    dtype: DTypeLike = jnp.float32
+    param_dtype: DTypeLike = jnp.float32
+
+    @property
+    def downsampling(self) -> int:
+        """Pixels a latent pixel, along each side."""
+        return 2 ** (len(self.ch_mult) - 1)
+
+    def setup(self) -> None:
+        shared = {
+            "ch": self.ch,
+            "ch_mult": self.ch_mult,
+            "z_channels": self.z_channels,
+            "attention": self.attention,
+            "dtype": self.dtype,
+            "param_dtype": self.param_dtype,
+        }
+        types = {"dtype": self.dtype, "param_dtype": self.param_dtype}
+        names = ("channels_in", "channels_out")
+        self.encoder = Encoder(num_res_blocks=self.num_res_blocks, **shared)
+        self.decoder = Decoder(num_res_blocks=self.num_res_blocks + 1, **shared)
+        self.quant = Linear((2 * self.z_channels,), names, **types)
+        self.post_quant = Linear((self.z_channels,), names, **types)
+
+    def moments(self, image: Float[Array, "... h w 3"]) -> Float[Array, "... h2 w2 2*z"]:
+        """Returns the posterior's mean and log-variance, unscaled, on the channel axis."""
+        return self.quant(self.encoder(image))
+
+    def encode(self, image: Float[Array, "... h w 3"]) -> Posterior:
+        """Returns the posterior over unscaled latents, float32, of an image in [-1, 1]."""
+        mean, logvar = jnp.split(self.moments(image).astype(jnp.float32), 2, axis=-1)
+        return Posterior(mean, jnp.clip(logvar, -30.0, 20.0))
+
+    def decode(self, z: Float[Array, "... h w z"]) -> Float[Array, "... h2 w2 3"]:
+        """Returns the image, around [-1, 1] and unclipped, of unscaled latents."""
+        return self.decoder(self.post_quant(z))
+
+    def __call__(self, image: Float[Array, "... h w 3"]) -> Float[Array, "... h w 3"]:
+        """Reconstructs an image through the posterior's mean; touches every parameter."""
+        return self.decode(self.encode(image).mean)
+
+
+class Encoder(nn.Module):
+    """Image to (mean, log-variance) before `quant`."""
+
+    ch: int
+    ch_mult: tuple[int, ...]
+    num_res_blocks: int
+    z_channels: int
+    attention: AttentionFn = plain_attention
+    dtype: DTypeLike = jnp.float32
+    param_dtype: DTypeLike = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "... h w 3"]) -> Float[Array, "... h2 w2 d"]:
+        types = {"dtype": self.dtype, "param_dtype": self.param_dtype}
+        x = Conv(self.ch, name="conv_in", **types)(x)
+        for level, multiplier in enumerate(self.ch_mult):
+            for i in range(self.num_res_blocks):
+                name = f"down_{level}_block_{i}"
+                x = ResBlock(multiplier * self.ch, name=name, **types)(x)
+            if level != len(self.ch_mult) - 1:
+                name = f"down_{level}_downsample"
+                x = Conv(x.shape[-1], stride=2, padding=(0, 1), name=name, **types)(x)
+        x = Middle(self.attention, name="mid", **types)(x)
+        x = jax.nn.silu(GroupNorm(epsilon=1e-6, name="norm_out", **types)(x))
+        return Conv(2 * self.z_channels, name="conv_out", **types)(x)
+
+
+class Decoder(nn.Module):
+    """Latent after `post_quant` to image. Levels are numbered as in the encoder."""
+
+    ch: int
+    ch_mult: tuple[int, ...]
+    num_res_blocks: int
+    z_channels: int
+    attention: AttentionFn = plain_attention
+    dtype: DTypeLike = jnp.float32
+    param_dtype: DTypeLike = jnp.float32
+
+    @nn.compact
+    def __call__(self, z: Float[Array, "... h w z"]) -> Float[Array, "... h2 w2 3"]:
+        types = {"dtype": self.dtype, "param_dtype": self.param_dtype}
+        x = Conv(self.ch_mult[-1] * self.ch, name="conv_in", **types)(z)
+        x = Middle(self.attention, name="mid", **types)(x)
+        for level, multiplier in reversed(list(enumerate(self.ch_mult))):
+            for i in range(self.num_res_blocks):
+                name = f"up_{level}_block_{i}"
+                x = ResBlock(multiplier * self.ch, name=name, **types)(x)
+            if level != 0:
+                name = f"up_{level}_upsample"
+                x = Conv(x.shape[-1], name=name, **types)(upsample_nearest(x))
+        x = jax.nn.silu(GroupNorm(epsilon=1e-6, name="norm_out", **types)(x))
+        return Conv(3, name="conv_out", **types)(x)
+
+
+class Middle(nn.Module):
+    """Res-block, attention over the whole frame, res-block."""
+
+    attention: AttentionFn = plain_attention
+    dtype: DTypeLike = jnp.float32
+    param_dtype: DTypeLike = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "... h w c"]) -> Float[Array, "... h w c"]:
+        types = {"dtype": self.dtype, "param_dtype": self.param_dtype}
+        block = functools.partial(ResBlock, x.shape[-1], **types)
+        x = block(name="block_1")(x)
+        x = FrameAttention(self.attention, name="attn", **types)(x)
+        return block(name="block_2")(x)
+
+
+class ResBlock(nn.Module):
+    """Two normalised convolutions with a residual connection."""
+
+    channels: int
+    dtype: DTypeLike = jnp.float32
+    param_dtype: DTypeLike = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "... h w c"]) -> Float[Array, "... h w d"]:
+        types = {"dtype": self.dtype, "param_dtype": self.param_dtype}
+        y = jax.nn.silu(GroupNorm(epsilon=1e-6, name="norm1", **types)(x))
+        y = Conv(self.channels, name="conv1", **types)(y)
+        y = jax.nn.silu(GroupNorm(epsilon=1e-6, name="norm2", **types)(y))
+        y = Conv(self.channels, name="conv2", **types)(y)
+        if x.shape[-1] != self.channels:
+            names = ("channels_in", "channels_out")
+            x = Linear((self.channels,), names, name="skip", **types)(x)
+        return x + y
+
+
+class FrameAttention(nn.Module):
+    """Single-head self-attention of a frame's pixels, with biases."""
+
+    attention: AttentionFn = plain_attention
+    dtype: DTypeLike = jnp.float32
+    param_dtype: DTypeLike = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "... h w c"]) -> Float[Array, "... h w c"]:
+        *_, h, w, c = x.shape
+        types = {"dtype": self.dtype, "param_dtype": self.param_dtype}
+        project = functools.partial(Linear, (c,), ("channels_in", "channels_out"), **types)
+        y = GroupNorm(epsilon=1e-6, name="norm", **types)(x).reshape(-1, h * w, 1, c)
+        y = self.attention(
+            project(name="query")(y), project(name="key")(y), project(name="value")(y)
+        )
+        return x + project(name="out")(y.reshape(x.shape))

@@ -1,0 +1,219 @@
+"""OpenCLIP's text and vision towers, as DynamiCrafter reads them, and the 224x224 preprocessing.
+
+Both stop short of the joint embedding: the text tower gives the states of every token after
+the second to last block, the vision tower every token of its last block (arXiv 2103.00020,
+weights of OpenCLIP ViT-H/14).
+"""
+
+import functools
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.typing import DTypeLike
+from jaxtyping import Array, Bool, Float, Int
+
+from dynamicrafter_jax.models.attention import AttentionFn, plain_attention
+from dynamicrafter_jax.models.layers import Conv, LayerNorm, Linear, declare
+
+# Mean and standard deviation of CLIP's training pixels in [0, 1].
+PIXEL_MEAN = (0.48145466, 0.4578275, 0.40821073)
+PIXEL_STD = (0.26862954, 0.26130258, 0.27577711)
+
+
+class TextEncoder(nn.Module):
+    """Causal transformer over token ids; its last block is not run ("penultimate").
+
+    Attributes:
+      width: Width of a token.
+      layers: Blocks of the published tower, of which all but the last are built.
+      heads: Attention heads.
+      context_length: Tokens of a text.
+      vocab_size: Number of token ids.
+      attention: The attention kernel.
+      dtype: Type computed in.
+      param_dtype: Type of the parameters.
+    """
+
+    width: int = 1024
+    layers: int = 24
+    heads: int = 16
+    context_length: int = 77
+    vocab_size: int = 49408
+    attention: AttentionFn = plain_attention
+    dtype: DTypeLike = jnp.float32
+    param_dtype: DTypeLike = jnp.float32
+
+    @nn.compact
+    def __call__(self, ids: Int[Array, "b l"]) -> Float[Array, "b l d"]:
+        """Returns the states of all tokens, normalised."""
+        types = {"dtype": self.dtype, "param_dtype": self.param_dtype}
+        embedding = self.param(
+            "token_embedding",
+            declare(nn.initializers.normal(0.02), ("vocab", "embed")),
+            (self.vocab_size, self.width),
+            self.param_dtype,
+        )
+        positions = self.param(
+            "positional_embedding",
+            declare(nn.initializers.normal(0.01), ("tokens", "embed")),
+            (self.context_length, self.width),
+            self.param_dtype,
+        )
+        x = jnp.asarray(embedding[ids] + positions[None], self.dtype)
+        causal = jnp.tril(jnp.ones((self.context_length, self.context_length), bool))
+        block = functools.partial(Block, self.heads, self.attention, **types)
+        for i in range(self.layers - 1):
+            x = block(name=f"block_{i}")(x, causal)
+        return LayerNorm(name="ln_final", **types)(x)
+
+
+class ImageEncoder(nn.Module):
+    """Vision transformer without its last norm and projection: all tokens, class token first.
+
+    Attributes:
+      width: Width of a token.
+      layers: Blocks, all of them run.
+      head_width: Width of an attention head.
+      patch_size: Side of a patch in pixels.
+      image_size: Side of the square input in pixels.
+      attention: The attention kernel.
+      dtype: Type computed in.
+      param_dtype: Type of the parameters.
+    """
+
+    width: int = 1280
+    layers: int = 32
+    head_width: int = 80
+    patch_size: int = 14
+    image_size: int = 224
+    attention: AttentionFn = plain_attention
+    dtype: DTypeLike = jnp.float32
+    param_dtype: DTypeLike = jnp.float32
+
+    @nn.compact
+    def __call__(self, image: Float[Array, "b h w 3"]) -> Float[Array, "b n d"]:
+        """Returns 1 + (image_size / patch_size)^2 tokens of a picture from `preprocess`."""
+        types = {"dtype": self.dtype, "param_dtype": self.param_dtype}
+        b, d = image.shape[0], self.width
+        tokens = 1 + (self.image_size // self.patch_size) ** 2
+        scaled_normal = nn.initializers.normal(d**-0.5)
+        class_embedding = self.param(
+            "class_embedding", declare(scaled_normal, ("embed",)), (d,), self.param_dtype
+        )
+        positions = self.param(
+            "positional_embedding",
+            declare(scaled_normal, ("tokens", "embed")),
+            (tokens, d),
+            self.param_dtype,
+        )
+        x = Conv(
+            d,
+            self.patch_size,
+            stride=self.patch_size,
+            padding=(0, 0),
+            use_bias=False,
+            name="patch_embed",
+            **types,
+        )(image)
+        x = x.reshape(b, tokens - 1, d)
+        first = jnp.broadcast_to(jnp.asarray(class_embedding, self.dtype)[None, None], (b, 1, d))
+        x = jnp.concatenate([first, x], axis=1) + jnp.asarray(positions, self.dtype)[None]
+        x = LayerNorm(name="ln_pre", **types)(x)
+        block = functools.partial(Block, d // self.head_width, self.attention, **types)
+        for i in range(self.layers):
+            x = block(name=f"block_{i}")(x)
+        return x
+
+
+class Block(nn.Module):
+    """Pre-norm transformer block: attention with biases, then an exact-GELU perceptron."""
+
+    heads: int
+    attention: AttentionFn = plain_attention
+    dtype: DTypeLike = jnp.float32
+    param_dtype: DTypeLike = jnp.float32
+
+    @nn.compact
+    def __call__(
+        self, x: Float[Array, "b l d"], mask: Bool[Array, "l l"] | None = None
+    ) -> Float[Array, "b l d"]:
+        types = {"dtype": self.dtype, "param_dtype": self.param_dtype}
+        d = x.shape[-1]
+        y = LayerNorm(name="ln_1", **types)(x)
+        qkv = Linear(
+            (3, self.heads, d // self.heads),
+            ("embed", None, "heads", "head_width"),
+            name="qkv",
+            **types,
+        )(y)
+        y = self.attention(qkv[:, :, 0], qkv[:, :, 1], qkv[:, :, 2], mask)
+        x += Linear((d,), ("heads", "head_width", "embed"), num_inputs=2, name="out", **types)(y)
+
+        y = LayerNorm(name="ln_2", **types)(x)
+        y = Linear((4 * d,), ("embed", "mlp"), name="mlp_in", **types)(y)
+        y = jax.nn.gelu(y, approximate=False)
+        return x + Linear((d,), ("mlp", "embed"), name="mlp_out", **types)(y)
+
+
+def preprocess(image: Float[Array, "b h w 3"], size: int = 224) -> Float[Array, "b {size} {size} 3"]:
+    """Makes the vision tower's input of a picture of any size.
+
+    Blurs where it shrinks, resizes bicubically with aligned corners, and normalises. Both linear
+    steps are one matrix an axis, made on the host in float64.
+
+    Args:
+      image: Pictures in [-1, 1].
+      size: Side of the square result.
+    """
+    h, w = image.shape[1:3]
+    antialias = max(h, w) > size
+    rows = jnp.asarray(_resize_matrix(h, size, antialias), jnp.float32)
+    columns = jnp.asarray(_resize_matrix(w, size, antialias), jnp.float32)
+    resized = jnp.einsum(
+        "yh,bhwc,xw->byxc", rows, image.astype(jnp.float32), columns, precision="highest"
+    )
+    mean, std = (jnp.asarray(x, jnp.float32)[None, None, None] for x in (PIXEL_MEAN, PIXEL_STD))
+    return ((resized + 1) / 2 - mean) / std
+
+
+@functools.cache
+def _resize_matrix(length: int, size: int, antialias: bool) -> np.ndarray:
+    """The (size, length) matrix of blur and bicubic resize along one axis."""
+    matrix = _bicubic_matrix(length, size)
+    if antialias:
+        matrix = matrix @ _blur_matrix(length, length / size)
+    return matrix
+
+
+def _bicubic_matrix(length: int, size: int) -> np.ndarray:
+    """Cubic convolution (a = -0.75) that maps corners to corners; edges are repeated."""
+    a = -0.75
+    position = np.arange(size) * (length - 1) / (size - 1)
+    start = np.floor(position).astype(int)
+    matrix = np.zeros((size, length))
+    for tap in range(-1, 3):
+        x = np.abs(position - start - tap)
+        near = (a + 2) * x**3 - (a + 3) * x**2 + 1
+        far = a * x**3 - 5 * a * x**2 + 8 * a * x - 4 * a
+        weight = np.where(x <= 1, near, np.where(x < 2, far, 0.0))
+        np.add.at(matrix, (np.arange(size), np.clip(start + tap, 0, length - 1)), weight)
+    return matrix
+
+
+def _blur_matrix(length: int, factor: float) -> np.ndarray:
+    """Gaussian blur for shrinking by `factor`, with borders reflected."""
+    sigma = max((factor - 1) / 2, 0.001)
+    taps = int(max(4 * sigma, 3))
+    taps += 1 - taps % 2
+    offset = np.arange(taps) - taps // 2
+    weight = np.exp(-0.5 * (offset / sigma) ** 2)
+    weight /= weight.sum()
+    # Reflection without repeating the border, for kernels of any width.
+    index = np.arange(length)[:, None] + offset[None]
+    period = max(2 * (length - 1), 1)
+    index = np.abs((index + length - 1) % period - (length - 1))
+    matrix = np.zeros((length, length))
+    np.add.at(matrix, (np.arange(length)[:, None], index), weight[None])
+    return matrix

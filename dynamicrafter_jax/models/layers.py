@@ -1,0 +1,287 @@
+"""Small parts shared by every model: parameters with logical axes, linear maps, norms.
+
+All modules are channels-last and accept any leading axes. `dtype` is the type computed in,
+`param_dtype` the type parameters are stored in; statistics of norms are always float32.
+"""
+
+import math
+import zlib
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from flax import struct
+from jax.typing import DTypeLike
+from jaxtyping import Array, Float, Num, PyTree
+
+Initializer = Callable[[jax.Array, Sequence[int], DTypeLike], Array]
+Names = tuple[str | None, ...]
+
+# A clip is split over chips by frames where layers look within a frame, and by rows where they
+# look along time. The two layouts have names of their own, so that one table can say which.
+WITHIN_FRAMES: Names = ("batch", "frames", "height", "width", "channels")
+ALONG_TIME: Names = ("batch", "time", "rows", "columns", "channels")
+
+
+class Parameter(nn.LogicallyPartitioned):
+    """A parameter boxed with its logical axis names and its own initializer.
+
+    Carrying the initializer lets `init_params` draw one leaf at a time from the abstract tree,
+    each where it will live, instead of compiling one program over a thousand leaves.
+    """
+
+    initializer: Initializer | None = struct.field(default=None, pytree_node=False)
+
+
+def declare(initializer: Initializer, names: Names) -> Callable[..., Parameter]:
+    """Returns an init function for `Module.param` that boxes its value in a `Parameter`."""
+
+    def init(key: jax.Array, shape: Sequence[int], dtype: DTypeLike) -> Parameter:
+        value = initializer(key, shape, dtype)
+        return Parameter(value, names=names, initializer=initializer)
+
+    return init
+
+
+def abstract_params(module: nn.Module, *inputs: Any, **kwargs: Any) -> PyTree:
+    """Returns the boxed tree of `module`'s parameters, as shapes, without computing anything.
+
+    Args:
+      module: Any model of this package.
+      *inputs: Its inputs, as arrays or `jax.ShapeDtypeStruct`.
+      **kwargs: Static keyword arguments of `module.init`, such as `method`.
+    """
+    init = lambda *xs: module.init(*xs, **kwargs)  # noqa: E731 (keeps kwargs static)
+    return jax.eval_shape(init, jax.random.key(0), *inputs)["params"]
+
+
+def init_params(boxed: PyTree, key: jax.Array) -> PyTree[Array]:
+    """Draws every leaf of an abstract tree from its own initializer.
+
+    Each key is `key` folded with a hash of the leaf's path, so that a leaf's value does not
+    depend on which other leaves exist.
+
+    Args:
+      boxed: The result of `abstract_params`.
+      key: A typed PRNG key.
+
+    Returns:
+      The same tree, unboxed, with arrays for leaves.
+    """
+
+    def draw(path: tuple, box: Parameter) -> Array:
+        leaf_key = jax.random.fold_in(key, zlib.crc32(jax.tree_util.keystr(path).encode()))
+        assert box.initializer is not None
+        return box.initializer(leaf_key, box.value.shape, box.value.dtype)
+
+    return jax.tree_util.tree_map_with_path(
+        draw, boxed, is_leaf=lambda leaf: isinstance(leaf, Parameter)
+    )
+
+
+def uniform_fan_in(fan_in: int) -> Initializer:
+    """U(-1/sqrt(fan_in), 1/sqrt(fan_in)): the default of the release's linear and conv layers."""
+    bound = 1.0 / math.sqrt(fan_in)
+
+    def init(key: jax.Array, shape: Sequence[int], dtype: DTypeLike) -> Array:
+        return jax.random.uniform(key, shape, dtype, -bound, bound)
+
+    return init
+
+
+zeros: Initializer = nn.initializers.zeros
+ones: Initializer = nn.initializers.ones
+
+
+class Linear(nn.Module):
+    """A linear map of the last `num_inputs` axes to `features`.
+
+    Attributes:
+      features: Output axes; several keep heads (or fused projections) apart.
+      names: Logical names of the kernel's axes, inputs first.
+      num_inputs: How many trailing axes of the input are contracted.
+      use_bias: Whether a bias is added.
+      zero: Whether kernel and bias start at zero.
+    """
+
+    features: tuple[int, ...]
+    names: Names
+    num_inputs: int = 1
+    use_bias: bool = True
+    zero: bool = False
+    dtype: DTypeLike = jnp.float32
+    param_dtype: DTypeLike = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: Num[Array, "..."]) -> Num[Array, "..."]:
+        n = self.num_inputs
+        inputs = x.shape[x.ndim - n :]
+        init = zeros if self.zero else uniform_fan_in(math.prod(inputs))
+        shape = (*inputs, *self.features)
+        kernel = self.param("kernel", declare(init, self.names), shape, self.param_dtype)
+        axes = (tuple(range(x.ndim - n, x.ndim)), tuple(range(n)))
+        y = jax.lax.dot_general(
+            x.astype(self.dtype), jnp.asarray(kernel, self.dtype), (axes, ((), ()))
+        )
+        if self.use_bias:
+            names = self.names[n:]
+            bias = self.param("bias", declare(init, names), self.features, self.param_dtype)
+            y += _expand(jnp.asarray(bias, self.dtype), y.ndim)
+        return y
+
+
+class Conv(nn.Module):
+    """A 2-D convolution over `(..., h, w, c)`.
+
+    Attributes:
+      features: Output channels.
+      kernel_size: Side of the square kernel.
+      stride: Step along both axes.
+      padding: Zeros before and after each axis; half the kernel by default.
+      zero: Whether kernel and bias start at zero.
+    """
+
+    features: int
+    kernel_size: int = 3
+    stride: int = 1
+    padding: tuple[int, int] | None = None
+    use_bias: bool = True
+    zero: bool = False
+    dtype: DTypeLike = jnp.float32
+    param_dtype: DTypeLike = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "... h w c"]) -> Float[Array, "... h2 w2 d"]:
+        k, channels = self.kernel_size, x.shape[-1]
+        init = zeros if self.zero else uniform_fan_in(k * k * channels)
+        names = (None, None, "channels_in", "channels_out")
+        shape = (k, k, channels, self.features)
+        kernel = self.param("kernel", declare(init, names), shape, self.param_dtype)
+        padding = (k // 2, k // 2) if self.padding is None else self.padding
+        leading = x.shape[:-3]
+        y = jax.lax.conv_general_dilated(
+            x.astype(self.dtype).reshape(math.prod(leading), *x.shape[-3:]),
+            jnp.asarray(kernel, self.dtype),
+            (self.stride, self.stride),
+            (padding, padding),
+            dimension_numbers=("NHWC", "HWIO", "NHWC"),
+        )
+        y = y.reshape(*leading, *y.shape[1:])
+        if self.use_bias:
+            bias_init = declare(init, ("channels_out",))
+            bias = self.param("bias", bias_init, (self.features,), self.param_dtype)
+            y += _expand(jnp.asarray(bias, self.dtype), y.ndim)
+        return y
+
+
+class TemporalConv(nn.Module):
+    """A convolution of three frames along `t`, zero-padded: the release's (3, 1, 1) kernel.
+
+    It is three matrix products of shifted frames, which every backend runs at full speed, where
+    3-D convolutions with unit sides are often slow.
+    """
+
+    features: int
+    zero: bool = False
+    dtype: DTypeLike = jnp.float32
+    param_dtype: DTypeLike = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "b t h w c"]) -> Float[Array, "b t h w d"]:
+        taps, channels, frames = 3, x.shape[-1], x.shape[1]
+        init = zeros if self.zero else uniform_fan_in(taps * channels)
+        names = (None, "channels_in", "channels_out")
+        shape = (taps, channels, self.features)
+        kernel = self.param("kernel", declare(init, names), shape, self.param_dtype)
+        bias_init = declare(init, ("channels_out",))
+        bias = self.param("bias", bias_init, (self.features,), self.param_dtype)
+        padded = jnp.pad(x.astype(self.dtype), ((0, 0), (1, 1), (0, 0), (0, 0), (0, 0)))
+        y = sum(
+            jnp.einsum("bthwc,cd->bthwd", padded[:, i : i + frames], tap)
+            for i, tap in enumerate(jnp.asarray(kernel, self.dtype))
+        )
+        return y + _expand(jnp.asarray(bias, self.dtype), x.ndim)
+
+
+class GroupNorm(nn.Module):
+    """Group normalisation with statistics over the trailing `axes` spatial axes.
+
+    Attributes:
+      axes: 2 normalises each frame over (h, w); 3 normalises a clip over (t, h, w).
+      epsilon: Added to the variance.
+      groups: Number of channel groups.
+    """
+
+    axes: int = 2
+    epsilon: float = 1e-5
+    groups: int = 32
+    dtype: DTypeLike = jnp.float32
+    param_dtype: DTypeLike = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "... c"]) -> Float[Array, "... c"]:
+        channels = x.shape[-1]
+        scale, bias = _scale_and_bias(self, channels, self.param_dtype)
+        grouped = x.astype(jnp.float32).reshape(
+            *x.shape[:-1], self.groups, channels // self.groups
+        )
+        over = (*range(x.ndim - 1 - self.axes, x.ndim - 1), x.ndim)
+        mean = grouped.mean(over, keepdims=True)
+        variance = jnp.square(grouped - mean).mean(over, keepdims=True)
+        normed = ((grouped - mean) * jax.lax.rsqrt(variance + self.epsilon)).reshape(x.shape)
+        return (normed * _expand(scale, x.ndim) + _expand(bias, x.ndim)).astype(self.dtype)
+
+
+class LayerNorm(nn.Module):
+    """Layer normalisation over the last axis (arXiv 1607.06450)."""
+
+    epsilon: float = 1e-5
+    dtype: DTypeLike = jnp.float32
+    param_dtype: DTypeLike = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "... d"]) -> Float[Array, "... d"]:
+        scale, bias = _scale_and_bias(self, x.shape[-1], self.param_dtype)
+        y = x.astype(jnp.float32)
+        y -= y.mean(-1, keepdims=True)
+        y *= jax.lax.rsqrt(jnp.square(y).mean(-1, keepdims=True) + self.epsilon)
+        return (y * _expand(scale, x.ndim) + _expand(bias, x.ndim)).astype(self.dtype)
+
+
+def sinusoid(position: Num[Array, " b"], width: int) -> Float[Array, "b {width}"]:
+    """Sinusoidal embedding of timesteps: cosines, then sines (arXiv 1706.03762, section 3.5).
+
+    Args:
+      position: Timesteps, frame strides or FPS.
+      width: Even width of the embedding.
+    """
+    half = width // 2
+    frequency = jnp.exp(-math.log(10000.0) * jnp.arange(half, dtype=jnp.float32) / half)
+    angle = position.astype(jnp.float32)[:, None] * frequency[None]
+    return jnp.concatenate([jnp.cos(angle), jnp.sin(angle)], axis=-1)
+
+
+def upsample_nearest(x: Float[Array, "... h w c"]) -> Float[Array, "... h2 w2 c"]:
+    """Doubles height and width by repeating pixels."""
+    *leading, h, w, c = x.shape
+    doubled = jnp.broadcast_to(x[..., :, None, :, None, :], (*leading, h, 2, w, 2, c))
+    return doubled.reshape(*leading, 2 * h, 2 * w, c)
+
+
+def constrain(x: Array, names: Names) -> Array:
+    """Names the logical axes of an activation; a no-op until rules and a mesh are in force."""
+    return nn.with_logical_constraint(x, names)
+
+
+def _scale_and_bias(module: nn.Module, width: int, dtype: DTypeLike) -> tuple[Array, Array]:
+    """The float32 affine parameters of a norm."""
+    scale = module.param("scale", declare(ones, ("norm",)), (width,), dtype)
+    bias = module.param("bias", declare(zeros, ("norm",)), (width,), dtype)
+    return jnp.asarray(scale, jnp.float32), jnp.asarray(bias, jnp.float32)
+
+
+def _expand(x: Array, ndim: int) -> Array:
+    """Adds leading axes up to `ndim`, since ranks are never promoted silently."""
+    return x.reshape((1,) * (ndim - x.ndim) + x.shape)

@@ -1,0 +1,284 @@
+"""The spatio-temporal U-Net: predicts noise or velocity of a clip of latents."""
+
+import functools
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jax.typing import DTypeLike
+from jaxtyping import Array, Float, Num
+
+from dynamicrafter_jax.models.attention import (
+    AttentionFn,
+    SpatialTransformer,
+    TemporalTransformer,
+    plain_attention,
+)
+from dynamicrafter_jax.models.layers import (
+    ALONG_TIME,
+    WITHIN_FRAMES,
+    Conv,
+    GroupNorm,
+    Linear,
+    TemporalConv,
+    constrain,
+    sinusoid,
+    upsample_nearest,
+)
+
+
+class UNet(nn.Module):
+    """DynamiCrafter's denoiser (arXiv 2310.12190, on the backbone of VideoCrafter).
+
+    Attributes:
+      in_channels: Channels of the input: noisy latent and concatenated image latent.
+      out_channels: Channels of the prediction.
+      model_channels: Width of the first level.
+      channel_mult: Width of each level, as a multiple of `model_channels`.
+      num_res_blocks: Res-blocks a level on the way down; one more on the way up.
+      attention_resolutions: Downsampling factors at which transformers follow res-blocks.
+      num_head_channels: Width of an attention head.
+      context_dim: Width of text and image tokens.
+      temporal_length: Frames of the clips it was trained on. Any other number runs.
+      dropout: Rate in res-blocks and temporal convolutions, in training.
+      image_cross_attention_scale_learnable: Whether image attention has a learned scale.
+      default_fs: The `fs` condition it expects when none is chosen.
+      attention: The attention kernel.
+      dtype: Type computed in.
+      param_dtype: Type of the parameters.
+    """
+
+    in_channels: int = 8
+    out_channels: int = 4
+    model_channels: int = 320
+    channel_mult: tuple[int, ...] = (1, 2, 4, 4)
+    num_res_blocks: int = 2
+    attention_resolutions: tuple[int, ...] = (1, 2, 4)
+    num_head_channels: int = 64
+    context_dim: int = 1024
+    temporal_length: int = 16
+    dropout: float = 0.1
+    image_cross_attention_scale_learnable: bool = False
+    default_fs: int = 24
+    attention: AttentionFn = plain_attention
+    dtype: DTypeLike = jnp.float32
+    param_dtype: DTypeLike = jnp.float32
+
+    @property
+    def size_multiple(self) -> int:
+        """Latent height and width must be multiples of this."""
+        return 2 ** (len(self.channel_mult) - 1)
+
+    @nn.compact
+    def __call__(
+        self,
+        x: Float[Array, "b t h w c"],
+        timestep: Num[Array, " b"],
+        text: Float[Array, "b m d"],
+        image: Float[Array, "b t n d"],
+        fs: Num[Array, " b"],
+        deterministic: bool = True,
+    ) -> Float[Array, "b t h w out"]:
+        """Returns the prediction for noisy latents.
+
+        Args:
+          x: Noisy latents and image latent, concatenated on channels.
+          timestep: Diffusion timesteps, 0 to 999.
+          text: Text tokens.
+          image: Image tokens of each frame.
+          fs: Frame stride (256) or FPS (512, 1024).
+          deterministic: False turns dropout on and needs the rng `dropout`.
+
+        Raises:
+          ValueError: If channels or sides of `x` do not fit this network.
+        """
+        self._check(x, text)
+        types = {"dtype": self.dtype, "param_dtype": self.param_dtype}
+        block = functools.partial(
+            UNetBlock,
+            num_head_channels=self.num_head_channels,
+            dropout=self.dropout,
+            deterministic=deterministic,
+            learnable_image_scale=self.image_cross_attention_scale_learnable,
+            attention=self.attention,
+            **types,
+        )
+        emb = Embedding(self.model_channels, name="time_embed", **types)(timestep)
+        emb += Embedding(self.model_channels, zero=True, name="fs_embed", **types)(fs)
+        condition = (jax.nn.silu(emb), text.astype(self.dtype), image.astype(self.dtype))
+        last_level = len(self.channel_mult) - 1
+
+        h = Conv(self.model_channels, name="input_0", **types)(x.astype(self.dtype))
+        h = TemporalTransformer(
+            8, self.num_head_channels, self.attention, name="init_attn", **types
+        )(h)
+        skips = [h]
+        for level, multiplier in enumerate(self.channel_mult):
+            attends = 2**level in self.attention_resolutions
+            for _ in range(self.num_res_blocks):
+                name = f"input_{len(skips)}"
+                h = block(multiplier * self.model_channels, attends, name=name)(h, *condition)
+                skips.append(h)
+            if level != last_level:
+                h = Downsample(name=f"input_{len(skips)}", **types)(h)
+                skips.append(h)
+
+        h = block(h.shape[-1], attends=True, res_after=True, name="middle")(h, *condition)
+
+        for level, multiplier in reversed(list(enumerate(self.channel_mult))):
+            attends = 2**level in self.attention_resolutions
+            for i in range(self.num_res_blocks + 1):
+                h = block(
+                    multiplier * self.model_channels,
+                    attends,
+                    upsample=level != 0 and i == self.num_res_blocks,
+                    name=f"output_{(last_level - level) * (self.num_res_blocks + 1) + i}",
+                )(jnp.concatenate([h, skips.pop()], axis=-1), *condition)
+
+        h = jax.nn.silu(GroupNorm(name="out_norm", **types)(h))
+        return Conv(self.out_channels, zero=True, name="out", **types)(h)
+
+    def _check(self, x: Array, text: Array) -> None:
+        if x.shape[-1] != self.in_channels:
+            raise ValueError(f"the U-Net takes {self.in_channels} channels, got {x.shape[-1]}")
+        if x.shape[2] % self.size_multiple or x.shape[3] % self.size_multiple:
+            raise ValueError(
+                f"latent sides must be multiples of {self.size_multiple}, got {x.shape[2:4]}"
+            )
+        if text.shape[-1] != self.context_dim:
+            raise ValueError(f"text tokens must be {self.context_dim} wide, got {text.shape[-1]}")
+
+
+class Embedding(nn.Module):
+    """Sinusoid of a scalar condition, then a two-layer perceptron to four times the width."""
+
+    width: int
+    zero: bool = False
+    dtype: DTypeLike = jnp.float32
+    param_dtype: DTypeLike = jnp.float32
+
+    @nn.compact
+    def __call__(self, position: Num[Array, " b"]) -> Float[Array, "b d"]:
+        types = {"dtype": self.dtype, "param_dtype": self.param_dtype}
+        width = 4 * self.width
+        y = Linear((width,), ("embed", "mlp"), name="in", **types)(sinusoid(position, self.width))
+        y = jax.nn.silu(y)
+        return Linear((width,), ("mlp", "embed"), zero=self.zero, name="out", **types)(y)
+
+
+class UNetBlock(nn.Module):
+    """Res-block, then spatial and temporal transformers, then what the level ends with.
+
+    Attributes:
+      channels: Width of the output.
+      attends: Whether the two transformers follow the res-block.
+      res_after: Whether a second res-block follows (the middle block).
+      upsample: Whether the block ends by doubling height and width.
+    """
+
+    channels: int
+    attends: bool
+    res_after: bool = False
+    upsample: bool = False
+    num_head_channels: int = 64
+    dropout: float = 0.0
+    deterministic: bool = True
+    learnable_image_scale: bool = False
+    attention: AttentionFn = plain_attention
+    dtype: DTypeLike = jnp.float32
+    param_dtype: DTypeLike = jnp.float32
+
+    @nn.compact
+    def __call__(
+        self,
+        x: Float[Array, "b t h w c"],
+        emb: Float[Array, "b e"],
+        text: Float[Array, "b m d"],
+        image: Float[Array, "b t n d"],
+    ) -> Float[Array, "b t h2 w2 c2"]:
+        types = {"dtype": self.dtype, "param_dtype": self.param_dtype}
+        res_block = functools.partial(
+            ResBlock, self.channels, self.dropout, self.deterministic, **types
+        )
+        heads = self.channels // self.num_head_channels
+        x = res_block(name="res")(x, emb)
+        if self.attends:
+            x = SpatialTransformer(
+                heads,
+                self.num_head_channels,
+                self.learnable_image_scale,
+                self.attention,
+                name="spatial",
+                **types,
+            )(x, text, image)
+            x = TemporalTransformer(
+                heads, self.num_head_channels, self.attention, name="temporal", **types
+            )(x)
+        if self.res_after:
+            x = res_block(name="res_after")(x, emb)
+        if self.upsample:
+            x = constrain(upsample_nearest(x), WITHIN_FRAMES)
+            x = Conv(self.channels, name="upsample", **types)(x)
+        return x
+
+
+class Downsample(nn.Module):
+    """Halves height and width by a strided convolution."""
+
+    dtype: DTypeLike = jnp.float32
+    param_dtype: DTypeLike = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "b t h w c"]) -> Float[Array, "b t h2 w2 c"]:
+        x = constrain(x, WITHIN_FRAMES)
+        types = {"dtype": self.dtype, "param_dtype": self.param_dtype}
+        return Conv(x.shape[-1], stride=2, name="downsample", **types)(x)
+
+
+class ResBlock(nn.Module):
+    """Two convolutions within each frame, shifted by the embedding, then the temporal block."""
+
+    channels: int
+    dropout: float = 0.0
+    deterministic: bool = True
+    dtype: DTypeLike = jnp.float32
+    param_dtype: DTypeLike = jnp.float32
+
+    @nn.compact
+    def __call__(
+        self, x: Float[Array, "b t h w c"], emb: Float[Array, "b e"]
+    ) -> Float[Array, "b t h w c2"]:
+        types = {"dtype": self.dtype, "param_dtype": self.param_dtype}
+        x = constrain(x, WITHIN_FRAMES)
+        y = jax.nn.silu(GroupNorm(name="norm1", **types)(x))
+        y = Conv(self.channels, name="conv1", **types)(y)
+        shift = Linear((self.channels,), ("embed", "channels_out"), name="emb", **types)(emb)
+        y += shift[:, None, None, None]
+        y = jax.nn.silu(GroupNorm(name="norm2", **types)(y))
+        y = nn.Dropout(self.dropout)(y, self.deterministic)
+        y = Conv(self.channels, zero=True, name="conv2", **types)(y)
+        if x.shape[-1] != self.channels:
+            names = ("channels_in", "channels_out")
+            x = Linear((self.channels,), names, name="skip", **types)(x)
+        return TemporalBlock(self.dropout, self.deterministic, name="temporal_conv", **types)(x + y)
+
+
+class TemporalBlock(nn.Module):
+    """Four convolutions along time, added to the input; the last starts at zero."""
+
+    dropout: float = 0.0
+    deterministic: bool = True
+    dtype: DTypeLike = jnp.float32
+    param_dtype: DTypeLike = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "b t h w c"]) -> Float[Array, "b t h w c"]:
+        types = {"dtype": self.dtype, "param_dtype": self.param_dtype}
+        x = constrain(x, ALONG_TIME)
+        y = x
+        for i in range(1, 5):
+            y = jax.nn.silu(GroupNorm(axes=3, name=f"norm{i}", **types)(y))
+            if i > 1:
+                y = nn.Dropout(self.dropout)(y, self.deterministic)
+            y = TemporalConv(x.shape[-1], zero=i == 4, name=f"conv{i}", **types)(y)
+        return x + y

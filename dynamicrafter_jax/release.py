@@ -1,0 +1,256 @@
+"""How the PyTorch release names and lays out every tensor, and which it holds unused.
+
+`release_tensors` walks our parameters and gives each its name, shape and layout in the release;
+the converter uses that one table in both directions.
+"""
+
+import dataclasses
+import math
+import re
+from collections.abc import Iterator, Mapping
+
+import numpy as np
+from jaxtyping import PyTree
+
+from dynamicrafter_jax.models.layers import Parameter
+
+# Section of our parameter tree -> prefix of the release's names.
+PREFIXES = {
+    "unet": "model.diffusion_model",
+    "vae": "first_stage_model",
+    "text_encoder": "cond_stage_model.model",
+    "image_encoder": "embedder.model.visual",
+    "projector": "image_proj_model",
+}
+
+# Sections that the release freezes, and that some published files leave out.
+FROZEN_SECTIONS = ("vae", "text_encoder", "image_encoder")
+
+# The tensors in release files that are not parameters of ours, by full match. `carried` ones are
+# kept as they are, so that an export is again a complete release file; `rebuilt` ones follow
+# from the config; `dropped` ones are constants that only some files hold.
+UNUSED_TENSORS: Mapping[str, tuple[str, ...]] = {
+    "carried": (
+        r"cond_stage_model\.model\.transformer\.resblocks\.LAST\..+",
+        r"cond_stage_model\.model\.(text_projection|logit_scale)",
+        r"embedder\.model\.(text_projection|logit_scale|positional_embedding)",
+        r"embedder\.model\.(token_embedding\.weight|ln_final\.(weight|bias))",
+        r"embedder\.model\.visual\.(proj|ln_post\.(weight|bias))",
+    ),
+    "rebuilt": (
+        r"betas",
+        r"(sqrt_)?alphas_cumprod",
+        r"alphas_cumprod_prev",
+        r"(sqrt|log)_one_minus_alphas_cumprod",
+        r"sqrt_recipm?1?_alphas_cumprod",
+        r"posterior_(variance|log_variance_clipped|mean_coef1|mean_coef2)",
+        r"scale_arr",
+    ),
+    "dropped": (r"(cond_stage_model|embedder)\.model\.attn_mask",),
+}
+
+# The 256 release's older name for the `fs` embedding, and today's.
+ALIASES = (("model.diffusion_model.framestride_embed.", "model.diffusion_model.fps_embedding."),)
+
+# Our module names -> the release's, level by level. Keys are regular expressions; the first that
+# matches a name wins, and a module without a row keeps its name.
+Table = Mapping[str, tuple[str, "Table"]]
+
+_KEEP: Table = {}
+_PERCEPTRON: Table = {"in": ("0", _KEEP), "out": ("2", _KEEP)}
+_TEMPORAL_BLOCK: Table = {
+    r"norm(\d)": (r"conv\1.0", _KEEP),
+    "conv1": ("conv1.2", _KEEP),  # the first has no dropout before it
+    r"conv(\d)": (r"conv\1.3", _KEEP),
+}
+_RES_BLOCK: Table = {
+    "norm1": ("in_layers.0", _KEEP),
+    "conv1": ("in_layers.2", _KEEP),
+    "emb": ("emb_layers.1", _KEEP),
+    "norm2": ("out_layers.0", _KEEP),
+    "conv2": ("out_layers.3", _KEEP),
+    "skip": ("skip_connection", _KEEP),
+    "temporal_conv": ("temopral_conv", _TEMPORAL_BLOCK),
+}
+_ATTENTION: Table = {
+    "query": ("to_q", _KEEP),
+    "(text_)?key": ("to_k", _KEEP),
+    "(text_)?value": ("to_v", _KEEP),
+    "image_key": ("to_k_ip", _KEEP),
+    "image_value": ("to_v_ip", _KEEP),
+    "out": ("to_out.0", _KEEP),
+}
+_FEED_FORWARD: Table = {"in": ("net.0.proj", _KEEP), "out": ("net.2", _KEEP)}
+_TRANSFORMER: Table = {
+    r"(attn\d)": (r"transformer_blocks.0.\1", _ATTENTION),
+    r"(norm\d)": (r"transformer_blocks.0.\1", _KEEP),
+    "ff": ("transformer_blocks.0.ff", _FEED_FORWARD),
+}
+_UNET_BLOCK: Table = {
+    "res": ("0", _RES_BLOCK),
+    "spatial": ("1", _TRANSFORMER),
+    "temporal": ("2", _TRANSFORMER),
+    "res_after": ("3", _RES_BLOCK),
+    "downsample": ("0.op", _KEEP),
+    "upsample": ("LAST.conv", _KEEP),  # follows two transformers, or none
+}
+_VAE_BLOCK: Table = {"skip": ("nin_shortcut", _KEEP)}
+_VAE_HALF: Table = {
+    r"(down|up)_(\d)_block_(\d)": (r"\1.\2.block.\3", _VAE_BLOCK),
+    r"(down|up)_(\d)_(down|up)sample": (r"\1.\2.\3sample.conv", _KEEP),
+    "mid": (
+        "mid",
+        {
+            "attn": (
+                "attn_1",
+                {
+                    "query": ("q", _KEEP),
+                    "key": ("k", _KEEP),
+                    "value": ("v", _KEEP),
+                    "out": ("proj_out", _KEEP),
+                },
+            )
+        },
+    ),
+}
+_CLIP_BLOCK: Table = {
+    "qkv": ("attn.in_proj_", _KEEP),
+    "out": ("attn.out_proj", _KEEP),
+    "mlp_in": ("mlp.c_fc", _KEEP),
+    "mlp_out": ("mlp.c_proj", _KEEP),
+}
+_CLIP: Table = {
+    r"block_(\d+)": (r"transformer.resblocks.\1", _CLIP_BLOCK),
+    "patch_embed": ("conv1", _KEEP),
+    "token_embedding": ("token_embedding.weight", _KEEP),
+}
+_SECTIONS: Mapping[str, Table] = {
+    "unet": {
+        "time_embed": ("time_embed", _PERCEPTRON),
+        "fs_embed": ("fps_embedding", _PERCEPTRON),
+        "input_0": ("input_blocks.0.0", _KEEP),
+        "init_attn": ("init_attn.0", _TRANSFORMER),
+        r"(input|output)_(\d+)": (r"\1_blocks.\2", _UNET_BLOCK),
+        "middle": ("middle_block", _UNET_BLOCK),
+        "out_norm": ("out.0", _KEEP),
+        "out": ("out.2", _KEEP),
+    },
+    "vae": {
+        "(en|de)coder": (r"\1coder", _VAE_HALF),
+        "(post_)?quant": (r"\1quant_conv", _KEEP),
+    },
+    "text_encoder": _CLIP,
+    "image_encoder": _CLIP,
+    "projector": {
+        r"attn_(\d+)": (r"layers.\1.0", {**_ATTENTION, "key_value": ("to_kv", _KEEP), "out": ("to_out", _KEEP)}),
+        r"ff_(\d+)": (
+            r"layers.\1.1",
+            {"norm": ("0", _KEEP), "in": ("1", _KEEP), "out": ("3", _KEEP)},
+        ),
+    },
+}
+_LEAVES = {"kernel": "weight", "scale": "weight"}
+
+
+@dataclasses.dataclass(frozen=True)
+class ReleaseTensor:
+    """One parameter as the release stores it.
+
+    Attributes:
+      name: Its name in the release.
+      shape: Its shape in the release, (out, in, *kernel) for kernels.
+      path: Its path in our tree, section first.
+      our_shape: Its shape with us, (*kernel, *in, *out).
+    """
+
+    name: str
+    shape: tuple[int, ...]
+    path: tuple[str, ...]
+    our_shape: tuple[int, ...]
+
+    @property
+    def _is_kernel(self) -> bool:
+        return self.path[-1] == "kernel"
+
+    def from_release(self, tensor: np.ndarray) -> np.ndarray:
+        """Returns a tensor of `shape` in our layout (a view where possible)."""
+        if self._is_kernel:
+            tensor = tensor.transpose(*range(2, tensor.ndim), 1, 0)
+        return tensor.reshape(self.our_shape)
+
+    def to_release(self, array: np.ndarray) -> np.ndarray:
+        """Returns a parameter of ours in the release's layout (a view where possible)."""
+        if not self._is_kernel:
+            return array.reshape(self.shape)
+        out, inputs, *kernel = self.shape
+        kernel_axes = range(len(kernel))
+        array = array.reshape(*kernel, inputs, out)
+        return array.transpose(array.ndim - 1, array.ndim - 2, *kernel_axes)
+
+
+def release_tensors(boxed: PyTree) -> dict[str, ReleaseTensor]:
+    """Returns every parameter's place in the release, by release name.
+
+    Args:
+      boxed: Abstract parameters by section, leaves boxed as `models.layers.Parameter`.
+    """
+    found = {}
+    for section, tree in boxed.items():
+        for path, name, box in _walk(tree, _SECTIONS[section], PREFIXES[section]):
+            shape = _release_shape(path, box)
+            found[name] = ReleaseTensor(name, shape, (section, *path), tuple(box.value.shape))
+    return found
+
+
+def classify_unused(name: str, text_layers: int) -> str | None:
+    """Returns `carried`, `rebuilt` or `dropped` for a tensor we do not use, else None.
+
+    Args:
+      name: Name in the release.
+      text_layers: Blocks of the text tower, whose last is carried.
+    """
+    for fate, patterns in UNUSED_TENSORS.items():
+        for pattern in patterns:
+            if re.fullmatch(pattern.replace("LAST", str(text_layers - 1)), name):
+                return fate
+    return None
+
+
+def _walk(
+    tree: Mapping, table: Table, prefix: str, path: tuple[str, ...] = ()
+) -> Iterator[tuple[tuple[str, ...], str, Parameter]]:
+    """Yields (our path, release name, box) of every leaf below `tree`."""
+    for key, child in tree.items():
+        name, below = _translate(key, table)
+        name = f"{prefix}.{name.replace('LAST', str(len(tree) - 1))}"
+        if isinstance(child, Parameter):
+            name = f"{prefix}.{_LEAVES.get(key, _translate(key, table)[0])}"
+            yield (*path, key), name.replace("in_proj_.", "in_proj_"), child
+        else:
+            yield from _walk(child, below, name, (*path, key))
+
+
+def _translate(key: str, table: Table) -> tuple[str, Table]:
+    for pattern, (template, below) in table.items():
+        if match := re.fullmatch(pattern, key):
+            return match.expand(template), below
+    return key, _KEEP
+
+
+def _release_shape(path: tuple[str, ...], box: Parameter) -> tuple[int, ...]:
+    """The release's shape of a leaf: (out, in, *kernel) from our (*kernel, *in, *out)."""
+    shape, names = box.value.shape, box.names
+    if path == ("latents",):
+        return (1, *shape)
+    if path[-1] != "kernel":
+        return (math.prod(shape),) if path[-1] == "bias" else shape
+    if names[0] is None:  # convolutions; ours along time have one kernel axis, theirs three
+        *kernel, inputs, out = shape
+        return (out, inputs, *kernel, *((1, 1) if len(kernel) == 1 else ()))
+    num_inputs = 2 if names[0] == "heads" else 1
+    matrix = (math.prod(shape[num_inputs:]), math.prod(shape[:num_inputs]))
+    if names == ("channels_in", "channels_out"):
+        return (*matrix, 1, 1)
+    if path[0] == "init_attn" and path[1] in ("proj_in", "proj_out"):
+        return (*matrix, 1)
+    return matrix
