@@ -1,6 +1,6 @@
 """DynamiCrafter 1024: image-to-video at 576x1024, 16 frames.
 
-    python sample.py --config=configs/i2v_1024.py --checkpoint=model.ckpt \
+python sample.py --config=configs/i2v_1024.py --checkpoint=model.ckpt \
         --image=picture.png --prompt="a man surfing" --output=out.mp4
 """
 

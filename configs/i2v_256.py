@@ -1,6 +1,6 @@
 """DynamiCrafter 256: image-to-video at 256x256, eps-prediction, `fs` is the frame stride.
 
-    python sample.py --config=configs/i2v_256.py --checkpoint=model.ckpt \
+python sample.py --config=configs/i2v_256.py --checkpoint=model.ckpt \
         --image=picture.png --prompt="a man surfing" --output=out.mp4
 """
 

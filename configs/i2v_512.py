@@ -87,6 +87,9 @@ def get_config() -> ConfigDict:
     config.sampling.sequential_guidance = False  # one guided pass at a time: less memory
     config.sampling.vae_frames = 4  # frames encoded or decoded at once
 
+    config.mesh = ConfigDict()
+    config.mesh.data = 1  # devices that a batch is split over
+
     config.precision = ConfigDict()
     config.precision.dtype = "float32"  # computed in
     config.precision.param_dtype = "float32"

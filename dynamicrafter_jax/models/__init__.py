@@ -3,7 +3,6 @@
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
-import flax.linen as nn
 import jax
 import jax.numpy as jnp
 from jax.typing import DTypeLike
@@ -12,7 +11,7 @@ from jaxtyping import PyTree
 from dynamicrafter_jax.models.attention import AttentionFn, plain_attention
 from dynamicrafter_jax.models.autoencoder import Autoencoder
 from dynamicrafter_jax.models.clip import ImageEncoder, TextEncoder
-from dynamicrafter_jax.models.layers import abstract_params
+from dynamicrafter_jax.models.layers import Module, abstract_params
 from dynamicrafter_jax.models.resampler import Projector
 from dynamicrafter_jax.models.unet import UNet
 
@@ -26,6 +25,10 @@ class Models(NamedTuple):
     image_encoder: ImageEncoder
     projector: Projector
 
+    def apply(self, name: str, params: PyTree, *inputs: Any, method: str | None = None) -> Any:
+        """Runs the network called `name` with its part of `params`."""
+        return getattr(self, name).apply({"params": params[name]}, *inputs, method=method)
+
 
 def build_models(
     hyperparameters: Mapping[str, Mapping[str, Any]],
@@ -37,31 +40,41 @@ def build_models(
     """Builds the five networks.
 
     Args:
-      hyperparameters: The fields of each network, by the names of `Models`.
-      attention: The attention kernel, for all.
-      dtype: Type computed in.
-      param_dtype: Type of the parameters.
+        hyperparameters: The fields of each network, by the names of `Models`.
+        attention: The attention kernel, for all.
+        dtype: Type computed in.
+        param_dtype: Type of the parameters.
 
     Raises:
-      TypeError: If a network has no field of some name.
+        TypeError: If a network has no field of some name.
     """
-    classes = Models(UNet, Autoencoder, TextEncoder, ImageEncoder, Projector)._asdict()
-    shared = {"attention": attention, "dtype": dtype, "param_dtype": param_dtype}
-    return Models(
-        **{name: cls(**hyperparameters[name], **shared) for name, cls in classes.items()}
-    )
+    classes: dict[str, type[Module]] = {
+        "unet": UNet,
+        "vae": Autoencoder,
+        "text_encoder": TextEncoder,
+        "image_encoder": ImageEncoder,
+        "projector": Projector,
+    }
+    shared: dict[str, Any] = {"attention": attention, "dtype": dtype, "param_dtype": param_dtype}
+    networks: dict[str, Any] = {
+        name: cls(**hyperparameters[name], **shared) for name, cls in classes.items()
+    }
+    return Models(**networks)
 
 
 def abstract_models(models: Models) -> dict[str, PyTree]:
     """Returns the parameters of all networks as boxed shapes, computing nothing.
 
     Args:
-      models: From `build_models`.
+        models: From `build_models`.
 
     Returns:
-      For each name of `Models`, a tree whose leaves are `models.layers.Parameter`.
+        For each name of `Models`, a tree whose leaves are `models.layers.Parameter`.
     """
-    float_input = lambda *shape: jax.ShapeDtypeStruct(shape, jnp.float32)  # noqa: E731
+
+    def float_input(*shape: int) -> jax.ShapeDtypeStruct:
+        return jax.ShapeDtypeStruct(shape, jnp.float32)
+
     unet, vae, text_encoder, image_encoder, projector = models
     side = unet.size_multiple
     inputs: dict[str, tuple] = {
@@ -77,7 +90,7 @@ def abstract_models(models: Models) -> dict[str, PyTree]:
         "image_encoder": (float_input(1, image_encoder.image_size, image_encoder.image_size, 3),),
         "projector": (float_input(1, 1, projector.embedding_dim),),
     }
-    modules: dict[str, nn.Module] = models._asdict()
+    modules: dict[str, Module] = models._asdict()
     return {name: abstract_params(module, *inputs[name]) for name, module in modules.items()}
 
 

@@ -6,7 +6,6 @@ from typing import Protocol
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float
 
 from dynamicrafter_jax.models.layers import (
@@ -15,8 +14,8 @@ from dynamicrafter_jax.models.layers import (
     GroupNorm,
     LayerNorm,
     Linear,
+    Module,
     constrain,
-    declare,
     zeros,
 )
 
@@ -44,14 +43,12 @@ def plain_attention(
     return jax.nn.dot_product_attention(query, key, value, mask=mask)
 
 
-class SelfAttention(nn.Module):
+class SelfAttention(Module):
     """Multi-head attention of tokens to themselves, without biases on query, key and value."""
 
     heads: int
     head_width: int
     attention: AttentionFn = plain_attention
-    dtype: DTypeLike = jnp.float32
-    param_dtype: DTypeLike = jnp.float32
 
     @nn.compact
     def __call__(self, x: Float[Array, "b l d"]) -> Float[Array, "b l d"]:
@@ -60,23 +57,21 @@ class SelfAttention(nn.Module):
         return _merge_heads(self, x.shape[-1])(y)
 
 
-class DualCrossAttention(nn.Module):
+class DualCrossAttention(Module):
     """One query over two contexts, text and image, whose results are added.
 
     This is where the image's context enters (paper, section 3.2, Eq. 3): text tokens have keys
     and values of their own, image tokens theirs, and frame i sees only its own image tokens.
 
     Attributes:
-      learnable_image_scale: Whether the image's part is scaled by tanh(alpha) + 1, as in the
-        256 release.
+        learnable_image_scale: Whether the image's part is scaled by tanh(alpha) + 1, as in the
+            256 release.
     """
 
     heads: int
     head_width: int
     learnable_image_scale: bool = False
     attention: AttentionFn = plain_attention
-    dtype: DTypeLike = jnp.float32
-    param_dtype: DTypeLike = jnp.float32
 
     @nn.compact
     def __call__(
@@ -85,51 +80,45 @@ class DualCrossAttention(nn.Module):
         text: Float[Array, "b m d"],
         image: Float[Array, "b t n d"],
     ) -> Float[Array, "b t l c"]:
-        b, t, l, c = x.shape
+        b, t, tokens, c = x.shape
         context = functools.partial(_heads, self, axis="context")
         query = _heads(self, "query")(x)
         # All frames read the same text, so they are one long sequence of queries to it.
         from_text = self.attention(
-            query.reshape(b, t * l, *query.shape[3:]),
+            query.reshape(b, t * tokens, *query.shape[3:]),
             context("text_key")(text),
             context("text_value")(text),
         ).reshape(query.shape)
         from_image = self.attention(
-            query.reshape(b * t, l, *query.shape[3:]),
+            query.reshape(b * t, tokens, *query.shape[3:]),
             context("image_key")(image.reshape(b * t, *image.shape[2:])),
             context("image_value")(image.reshape(b * t, *image.shape[2:])),
         ).reshape(query.shape)
         if self.learnable_image_scale:
-            alpha = self.param("alpha", declare(zeros, ()), (), self.param_dtype)
+            alpha = self.parameter("alpha", zeros, (), ())
             from_image *= (jnp.tanh(alpha) + 1).astype(self.dtype)
         return _merge_heads(self, c)(from_text + from_image)
 
 
-class FeedForward(nn.Module):
+class FeedForward(Module):
     """GEGLU feed-forward of four times the width (arXiv 2002.05202): value * GELU(gate)."""
-
-    dtype: DTypeLike = jnp.float32
-    param_dtype: DTypeLike = jnp.float32
 
     @nn.compact
     def __call__(self, x: Float[Array, "... d"]) -> Float[Array, "... d"]:
         width = x.shape[-1]
-        types = {"dtype": self.dtype, "param_dtype": self.param_dtype}
         # Value and gate are an axis of their own, so that splitting "mlp" splits both alike.
-        y = Linear((2, 4 * width), ("embed", None, "mlp"), name="in", **types)(x)
+        y = Linear((2, 4 * width), ("embed", None, "mlp"), name="in", **self.types)(x)
         y = y[..., 0, :] * jax.nn.gelu(y[..., 1, :], approximate=False)
-        return Linear((width,), ("mlp", "embed"), name="out", **types)(y)
+        return Linear((width,), ("mlp", "embed"), name="out", **self.types)(y)
 
 
-class SpatialTransformer(nn.Module):
+class SpatialTransformer(Module):
     """Within each frame: self-attention, attention to text and image, feed-forward."""
 
     heads: int
     head_width: int
     learnable_image_scale: bool = False
     attention: AttentionFn = plain_attention
-    dtype: DTypeLike = jnp.float32
-    param_dtype: DTypeLike = jnp.float32
 
     @nn.compact
     def __call__(
@@ -138,59 +127,58 @@ class SpatialTransformer(nn.Module):
         text: Float[Array, "b m d"],
         image: Float[Array, "b t n d"],
     ) -> Float[Array, "b t h w c"]:
-        types = {"dtype": self.dtype, "param_dtype": self.param_dtype}
-        shared = {"heads": self.heads, "head_width": self.head_width, **types}
         x = constrain(x, WITHIN_FRAMES)
         b, t, h, w, c = x.shape
         inner = self.heads * self.head_width
-        y = GroupNorm(epsilon=1e-6, name="norm", **types)(x)
-        y = Linear((inner,), ("embed", "inner"), name="proj_in", **types)(y)
+        y = GroupNorm(epsilon=1e-6, name="norm", **self.types)(x)
+        y = Linear((inner,), ("embed", "inner"), name="proj_in", **self.types)(y)
         y = y.reshape(b, t, h * w, inner)
 
-        z = LayerNorm(name="norm1", **types)(y).reshape(b * t, h * w, inner)
-        z = SelfAttention(attention=self.attention, name="attn1", **shared)(z)
+        z = LayerNorm(name="norm1", **self.types)(y).reshape(b * t, h * w, inner)
+        z = SelfAttention(self.heads, self.head_width, self.attention, name="attn1", **self.types)(
+            z
+        )
         y += z.reshape(y.shape)
-        z = LayerNorm(name="norm2", **types)(y)
+        z = LayerNorm(name="norm2", **self.types)(y)
         y += DualCrossAttention(
-            learnable_image_scale=self.learnable_image_scale,
-            attention=self.attention,
+            self.heads,
+            self.head_width,
+            self.learnable_image_scale,
+            self.attention,
             name="attn2",
-            **shared,
+            **self.types,
         )(z, text, image)
-        y += FeedForward(name="ff", **types)(LayerNorm(name="norm3", **types)(y))
+        y += FeedForward(name="ff", **self.types)(LayerNorm(name="norm3", **self.types)(y))
 
         y = y.reshape(b, t, h, w, inner)
-        return x + Linear((c,), ("inner", "embed"), zero=True, name="proj_out", **types)(y)
+        return x + Linear((c,), ("inner", "embed"), zero=True, name="proj_out", **self.types)(y)
 
 
-class TemporalTransformer(nn.Module):
+class TemporalTransformer(Module):
     """At each pixel, along time: self-attention twice, feed-forward. No positions, no mask."""
 
     heads: int
     head_width: int
     attention: AttentionFn = plain_attention
-    dtype: DTypeLike = jnp.float32
-    param_dtype: DTypeLike = jnp.float32
 
     @nn.compact
     def __call__(self, x: Float[Array, "b t h w c"]) -> Float[Array, "b t h w c"]:
-        types = {"dtype": self.dtype, "param_dtype": self.param_dtype}
         attend = functools.partial(
-            SelfAttention, self.heads, self.head_width, self.attention, **types
+            SelfAttention, self.heads, self.head_width, self.attention, **self.types
         )
         x = constrain(x, ALONG_TIME)
         b, t, h, w, c = x.shape
         inner = self.heads * self.head_width
-        y = GroupNorm(axes=3, epsilon=1e-6, name="norm", **types)(x)
-        y = Linear((inner,), ("embed", "inner"), name="proj_in", **types)(y)
+        y = GroupNorm(axes=3, epsilon=1e-6, name="norm", **self.types)(x)
+        y = Linear((inner,), ("embed", "inner"), name="proj_in", **self.types)(y)
         y = y.transpose(0, 2, 3, 1, 4).reshape(b * h * w, t, inner)
 
-        y += attend(name="attn1")(LayerNorm(name="norm1", **types)(y))
-        y += attend(name="attn2")(LayerNorm(name="norm2", **types)(y))
-        y += FeedForward(name="ff", **types)(LayerNorm(name="norm3", **types)(y))
+        y += attend(name="attn1")(LayerNorm(name="norm1", **self.types)(y))
+        y += attend(name="attn2")(LayerNorm(name="norm2", **self.types)(y))
+        y += FeedForward(name="ff", **self.types)(LayerNorm(name="norm3", **self.types)(y))
 
         y = y.reshape(b, h, w, t, inner).transpose(0, 3, 1, 2, 4)
-        return x + Linear((c,), ("inner", "embed"), zero=True, name="proj_out", **types)(y)
+        return x + Linear((c,), ("inner", "embed"), zero=True, name="proj_out", **self.types)(y)
 
 
 def _heads(module: SelfAttention | DualCrossAttention, name: str, axis: str = "embed") -> Linear:

@@ -1,20 +1,18 @@
 """The KL-regularised autoencoder between pixels and latents (arXiv 2112.10752)."""
 
 import functools
+from typing import NamedTuple
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-from flax import struct
-from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
 from dynamicrafter_jax.models.attention import AttentionFn, plain_attention
-from dynamicrafter_jax.models.layers import Conv, GroupNorm, Linear, upsample_nearest
+from dynamicrafter_jax.models.layers import Conv, GroupNorm, Linear, Module, upsample_nearest
 
 
-@struct.dataclass
-class Posterior:
+class Posterior(NamedTuple):
     """A diagonal Gaussian over unscaled latents; `logvar` is clipped to [-30, 20]."""
 
     mean: Float[Array, "... h w z"]
@@ -25,18 +23,16 @@ class Posterior:
         return self.mean + jnp.exp(0.5 * self.logvar) * noise
 
 
-class Autoencoder(nn.Module):
+class Autoencoder(Module):
     """Encoder and decoder of single frames; leading axes are batch.
 
     Attributes:
-      ch: Width of the first level.
-      ch_mult: Width of each level, as a multiple of `ch`.
-      num_res_blocks: Res-blocks a level in the encoder; one more in the decoder.
-      z_channels: Channels of a latent.
-      scale_factor: What latents are multiplied by before the U-Net sees them.
-      attention: The attention kernel.
-      dtype: Type computed in.
-      param_dtype: Type of the parameters.
+        ch: Width of the first level.
+        ch_mult: Width of each level, as a multiple of `ch`.
+        num_res_blocks: Res-blocks a level in the encoder; one more in the decoder.
+        z_channels: Channels of a latent.
+        scale_factor: What latents are multiplied by before the U-Net sees them.
+        attention: The attention kernel.
     """
 
     ch: int = 128
@@ -45,8 +41,6 @@ class Autoencoder(nn.Module):
     z_channels: int = 4
     scale_factor: float = 0.18215
     attention: AttentionFn = plain_attention
-    dtype: DTypeLike = jnp.float32
-    param_dtype: DTypeLike = jnp.float32
 
     @property
     def downsampling(self) -> int:
@@ -54,20 +48,14 @@ class Autoencoder(nn.Module):
         return 2 ** (len(self.ch_mult) - 1)
 
     def setup(self) -> None:
-        shared = {
-            "ch": self.ch,
-            "ch_mult": self.ch_mult,
-            "z_channels": self.z_channels,
-            "attention": self.attention,
-            "dtype": self.dtype,
-            "param_dtype": self.param_dtype,
-        }
-        types = {"dtype": self.dtype, "param_dtype": self.param_dtype}
         names = ("channels_in", "channels_out")
-        self.encoder = Encoder(num_res_blocks=self.num_res_blocks, **shared)
-        self.decoder = Decoder(num_res_blocks=self.num_res_blocks + 1, **shared)
-        self.quant = Linear((2 * self.z_channels,), names, **types)
-        self.post_quant = Linear((self.z_channels,), names, **types)
+        sizes = (self.ch, self.ch_mult)
+        self.encoder = Encoder(
+            *sizes, self.num_res_blocks, self.z_channels, self.attention, **self.types
+        )
+        self.decoder = Decoder(*sizes, self.num_res_blocks + 1, self.attention, **self.types)
+        self.quant = Linear((2 * self.z_channels,), names, **self.types)
+        self.post_quant = Linear((self.z_channels,), names, **self.types)
 
     def moments(self, image: Float[Array, "... h w 3"]) -> Float[Array, "... h2 w2 2*z"]:
         """Returns the posterior's mean and log-variance, unscaled, on the channel axis."""
@@ -87,7 +75,7 @@ class Autoencoder(nn.Module):
         return self.decode(self.encode(image).mean)
 
 
-class Encoder(nn.Module):
+class Encoder(Module):
     """Image to (mean, log-variance) before `quant`."""
 
     ch: int
@@ -95,101 +83,85 @@ class Encoder(nn.Module):
     num_res_blocks: int
     z_channels: int
     attention: AttentionFn = plain_attention
-    dtype: DTypeLike = jnp.float32
-    param_dtype: DTypeLike = jnp.float32
 
     @nn.compact
     def __call__(self, x: Float[Array, "... h w 3"]) -> Float[Array, "... h2 w2 d"]:
-        types = {"dtype": self.dtype, "param_dtype": self.param_dtype}
-        x = Conv(self.ch, name="conv_in", **types)(x)
+        x = Conv(self.ch, name="conv_in", **self.types)(x)
         for level, multiplier in enumerate(self.ch_mult):
             for i in range(self.num_res_blocks):
                 name = f"down_{level}_block_{i}"
-                x = ResBlock(multiplier * self.ch, name=name, **types)(x)
+                x = ResBlock(multiplier * self.ch, name=name, **self.types)(x)
             if level != len(self.ch_mult) - 1:
                 name = f"down_{level}_downsample"
-                x = Conv(x.shape[-1], stride=2, padding=(0, 1), name=name, **types)(x)
-        x = Middle(self.attention, name="mid", **types)(x)
-        x = jax.nn.silu(GroupNorm(epsilon=1e-6, name="norm_out", **types)(x))
-        return Conv(2 * self.z_channels, name="conv_out", **types)(x)
+                x = Conv(x.shape[-1], stride=2, padding=(0, 1), name=name, **self.types)(x)
+        x = Middle(self.attention, name="mid", **self.types)(x)
+        x = jax.nn.silu(GroupNorm(epsilon=1e-6, name="norm_out", **self.types)(x))
+        return Conv(2 * self.z_channels, name="conv_out", **self.types)(x)
 
 
-class Decoder(nn.Module):
+class Decoder(Module):
     """Latent after `post_quant` to image. Levels are numbered as in the encoder."""
 
     ch: int
     ch_mult: tuple[int, ...]
     num_res_blocks: int
-    z_channels: int
     attention: AttentionFn = plain_attention
-    dtype: DTypeLike = jnp.float32
-    param_dtype: DTypeLike = jnp.float32
 
     @nn.compact
     def __call__(self, z: Float[Array, "... h w z"]) -> Float[Array, "... h2 w2 3"]:
-        types = {"dtype": self.dtype, "param_dtype": self.param_dtype}
-        x = Conv(self.ch_mult[-1] * self.ch, name="conv_in", **types)(z)
-        x = Middle(self.attention, name="mid", **types)(x)
+        x = Conv(self.ch_mult[-1] * self.ch, name="conv_in", **self.types)(z)
+        x = Middle(self.attention, name="mid", **self.types)(x)
         for level, multiplier in reversed(list(enumerate(self.ch_mult))):
             for i in range(self.num_res_blocks):
                 name = f"up_{level}_block_{i}"
-                x = ResBlock(multiplier * self.ch, name=name, **types)(x)
+                x = ResBlock(multiplier * self.ch, name=name, **self.types)(x)
             if level != 0:
                 name = f"up_{level}_upsample"
-                x = Conv(x.shape[-1], name=name, **types)(upsample_nearest(x))
-        x = jax.nn.silu(GroupNorm(epsilon=1e-6, name="norm_out", **types)(x))
-        return Conv(3, name="conv_out", **types)(x)
+                x = Conv(x.shape[-1], name=name, **self.types)(upsample_nearest(x))
+        x = jax.nn.silu(GroupNorm(epsilon=1e-6, name="norm_out", **self.types)(x))
+        return Conv(3, name="conv_out", **self.types)(x)
 
 
-class Middle(nn.Module):
+class Middle(Module):
     """Res-block, attention over the whole frame, res-block."""
 
     attention: AttentionFn = plain_attention
-    dtype: DTypeLike = jnp.float32
-    param_dtype: DTypeLike = jnp.float32
 
     @nn.compact
     def __call__(self, x: Float[Array, "... h w c"]) -> Float[Array, "... h w c"]:
-        types = {"dtype": self.dtype, "param_dtype": self.param_dtype}
-        block = functools.partial(ResBlock, x.shape[-1], **types)
+        block = functools.partial(ResBlock, x.shape[-1], **self.types)
         x = block(name="block_1")(x)
-        x = FrameAttention(self.attention, name="attn", **types)(x)
+        x = FrameAttention(self.attention, name="attn", **self.types)(x)
         return block(name="block_2")(x)
 
 
-class ResBlock(nn.Module):
+class ResBlock(Module):
     """Two normalised convolutions with a residual connection."""
 
     channels: int
-    dtype: DTypeLike = jnp.float32
-    param_dtype: DTypeLike = jnp.float32
 
     @nn.compact
     def __call__(self, x: Float[Array, "... h w c"]) -> Float[Array, "... h w d"]:
-        types = {"dtype": self.dtype, "param_dtype": self.param_dtype}
-        y = jax.nn.silu(GroupNorm(epsilon=1e-6, name="norm1", **types)(x))
-        y = Conv(self.channels, name="conv1", **types)(y)
-        y = jax.nn.silu(GroupNorm(epsilon=1e-6, name="norm2", **types)(y))
-        y = Conv(self.channels, name="conv2", **types)(y)
+        y = jax.nn.silu(GroupNorm(epsilon=1e-6, name="norm1", **self.types)(x))
+        y = Conv(self.channels, name="conv1", **self.types)(y)
+        y = jax.nn.silu(GroupNorm(epsilon=1e-6, name="norm2", **self.types)(y))
+        y = Conv(self.channels, name="conv2", **self.types)(y)
         if x.shape[-1] != self.channels:
             names = ("channels_in", "channels_out")
-            x = Linear((self.channels,), names, name="skip", **types)(x)
+            x = Linear((self.channels,), names, name="skip", **self.types)(x)
         return x + y
 
 
-class FrameAttention(nn.Module):
+class FrameAttention(Module):
     """Single-head self-attention of a frame's pixels, with biases."""
 
     attention: AttentionFn = plain_attention
-    dtype: DTypeLike = jnp.float32
-    param_dtype: DTypeLike = jnp.float32
 
     @nn.compact
     def __call__(self, x: Float[Array, "... h w c"]) -> Float[Array, "... h w c"]:
         *_, h, w, c = x.shape
-        types = {"dtype": self.dtype, "param_dtype": self.param_dtype}
-        project = functools.partial(Linear, (c,), ("channels_in", "channels_out"), **types)
-        y = GroupNorm(epsilon=1e-6, name="norm", **types)(x).reshape(-1, h * w, 1, c)
+        project = functools.partial(Linear, (c,), ("channels_in", "channels_out"), **self.types)
+        y = GroupNorm(epsilon=1e-6, name="norm", **self.types)(x).reshape(-1, h * w, 1, c)
         y = self.attention(
             project(name="query")(y), project(name="key")(y), project(name="value")(y)
         )

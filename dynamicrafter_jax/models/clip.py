@@ -11,29 +11,26 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float, Int
 
 from dynamicrafter_jax.models.attention import AttentionFn, plain_attention
-from dynamicrafter_jax.models.layers import Conv, LayerNorm, Linear, declare
+from dynamicrafter_jax.models.layers import Conv, LayerNorm, Linear, Module
 
 # Mean and standard deviation of CLIP's training pixels in [0, 1].
 PIXEL_MEAN = (0.48145466, 0.4578275, 0.40821073)
 PIXEL_STD = (0.26862954, 0.26130258, 0.27577711)
 
 
-class TextEncoder(nn.Module):
+class TextEncoder(Module):
     """Causal transformer over token ids; its last block is not run ("penultimate").
 
     Attributes:
-      width: Width of a token.
-      layers: Blocks of the published tower, of which all but the last are built.
-      heads: Attention heads.
-      context_length: Tokens of a text.
-      vocab_size: Number of token ids.
-      attention: The attention kernel.
-      dtype: Type computed in.
-      param_dtype: Type of the parameters.
+        width: Width of a token.
+        layers: Blocks of the published tower, of which all but the last are built.
+        heads: Attention heads.
+        context_length: Tokens of a text.
+        vocab_size: Number of token ids.
+        attention: The attention kernel.
     """
 
     width: int = 1024
@@ -42,45 +39,40 @@ class TextEncoder(nn.Module):
     context_length: int = 77
     vocab_size: int = 49408
     attention: AttentionFn = plain_attention
-    dtype: DTypeLike = jnp.float32
-    param_dtype: DTypeLike = jnp.float32
 
     @nn.compact
     def __call__(self, ids: Int[Array, "b l"]) -> Float[Array, "b l d"]:
         """Returns the states of all tokens, normalised."""
-        types = {"dtype": self.dtype, "param_dtype": self.param_dtype}
-        embedding = self.param(
+        embedding = self.parameter(
             "token_embedding",
-            declare(nn.initializers.normal(0.02), ("vocab", "embed")),
+            nn.initializers.normal(0.02),
             (self.vocab_size, self.width),
-            self.param_dtype,
+            ("vocab", "embed"),
         )
-        positions = self.param(
+        positions = self.parameter(
             "positional_embedding",
-            declare(nn.initializers.normal(0.01), ("tokens", "embed")),
+            nn.initializers.normal(0.01),
             (self.context_length, self.width),
-            self.param_dtype,
+            ("tokens", "embed"),
         )
-        x = jnp.asarray(embedding[ids] + positions[None], self.dtype)
+        x = (embedding[ids] + positions[None]).astype(self.dtype)
         causal = jnp.tril(jnp.ones((self.context_length, self.context_length), bool))
-        block = functools.partial(Block, self.heads, self.attention, **types)
+        block = functools.partial(Block, self.heads, self.attention, **self.types)
         for i in range(self.layers - 1):
             x = block(name=f"block_{i}")(x, causal)
-        return LayerNorm(name="ln_final", **types)(x)
+        return LayerNorm(name="ln_final", **self.types)(x)
 
 
-class ImageEncoder(nn.Module):
+class ImageEncoder(Module):
     """Vision transformer without its last norm and projection: all tokens, class token first.
 
     Attributes:
-      width: Width of a token.
-      layers: Blocks, all of them run.
-      head_width: Width of an attention head.
-      patch_size: Side of a patch in pixels.
-      image_size: Side of the square input in pixels.
-      attention: The attention kernel.
-      dtype: Type computed in.
-      param_dtype: Type of the parameters.
+        width: Width of a token.
+        layers: Blocks, all of them run.
+        head_width: Width of an attention head.
+        patch_size: Side of a patch in pixels.
+        image_size: Side of the square input in pixels.
+        attention: The attention kernel.
     """
 
     width: int = 1280
@@ -89,24 +81,16 @@ class ImageEncoder(nn.Module):
     patch_size: int = 14
     image_size: int = 224
     attention: AttentionFn = plain_attention
-    dtype: DTypeLike = jnp.float32
-    param_dtype: DTypeLike = jnp.float32
 
     @nn.compact
     def __call__(self, image: Float[Array, "b h w 3"]) -> Float[Array, "b n d"]:
         """Returns 1 + (image_size / patch_size)^2 tokens of a picture from `preprocess`."""
-        types = {"dtype": self.dtype, "param_dtype": self.param_dtype}
         b, d = image.shape[0], self.width
         tokens = 1 + (self.image_size // self.patch_size) ** 2
         scaled_normal = nn.initializers.normal(d**-0.5)
-        class_embedding = self.param(
-            "class_embedding", declare(scaled_normal, ("embed",)), (d,), self.param_dtype
-        )
-        positions = self.param(
-            "positional_embedding",
-            declare(scaled_normal, ("tokens", "embed")),
-            (tokens, d),
-            self.param_dtype,
+        class_embedding = self.parameter("class_embedding", scaled_normal, (d,), ("embed",))
+        positions = self.parameter(
+            "positional_embedding", scaled_normal, (tokens, d), ("tokens", "embed")
         )
         x = Conv(
             d,
@@ -115,57 +99,58 @@ class ImageEncoder(nn.Module):
             padding=(0, 0),
             use_bias=False,
             name="patch_embed",
-            **types,
+            **self.types,
         )(image)
         x = x.reshape(b, tokens - 1, d)
-        first = jnp.broadcast_to(jnp.asarray(class_embedding, self.dtype)[None, None], (b, 1, d))
-        x = jnp.concatenate([first, x], axis=1) + jnp.asarray(positions, self.dtype)[None]
-        x = LayerNorm(name="ln_pre", **types)(x)
-        block = functools.partial(Block, d // self.head_width, self.attention, **types)
+        first = jnp.broadcast_to(class_embedding.astype(self.dtype)[None, None], (b, 1, d))
+        x = jnp.concatenate([first, x], axis=1) + positions.astype(self.dtype)[None]
+        x = LayerNorm(name="ln_pre", **self.types)(x)
+        block = functools.partial(Block, d // self.head_width, self.attention, **self.types)
         for i in range(self.layers):
             x = block(name=f"block_{i}")(x)
         return x
 
 
-class Block(nn.Module):
+class Block(Module):
     """Pre-norm transformer block: attention with biases, then an exact-GELU perceptron."""
 
     heads: int
     attention: AttentionFn = plain_attention
-    dtype: DTypeLike = jnp.float32
-    param_dtype: DTypeLike = jnp.float32
 
     @nn.compact
     def __call__(
         self, x: Float[Array, "b l d"], mask: Bool[Array, "l l"] | None = None
     ) -> Float[Array, "b l d"]:
-        types = {"dtype": self.dtype, "param_dtype": self.param_dtype}
         d = x.shape[-1]
-        y = LayerNorm(name="ln_1", **types)(x)
+        y = LayerNorm(name="ln_1", **self.types)(x)
         qkv = Linear(
             (3, self.heads, d // self.heads),
             ("embed", None, "heads", "head_width"),
             name="qkv",
-            **types,
+            **self.types,
         )(y)
         y = self.attention(qkv[:, :, 0], qkv[:, :, 1], qkv[:, :, 2], mask)
-        x += Linear((d,), ("heads", "head_width", "embed"), num_inputs=2, name="out", **types)(y)
+        x += Linear((d,), ("heads", "head_width", "embed"), num_inputs=2, name="out", **self.types)(
+            y
+        )
 
-        y = LayerNorm(name="ln_2", **types)(x)
-        y = Linear((4 * d,), ("embed", "mlp"), name="mlp_in", **types)(y)
+        y = LayerNorm(name="ln_2", **self.types)(x)
+        y = Linear((4 * d,), ("embed", "mlp"), name="mlp_in", **self.types)(y)
         y = jax.nn.gelu(y, approximate=False)
-        return x + Linear((d,), ("mlp", "embed"), name="mlp_out", **types)(y)
+        return x + Linear((d,), ("mlp", "embed"), name="mlp_out", **self.types)(y)
 
 
-def preprocess(image: Float[Array, "b h w 3"], size: int = 224) -> Float[Array, "b {size} {size} 3"]:
+def preprocess(
+    image: Float[Array, "b h w 3"], size: int = 224
+) -> Float[Array, "b {size} {size} 3"]:
     """Makes the vision tower's input of a picture of any size.
 
     Blurs where it shrinks, resizes bicubically with aligned corners, and normalises. Both linear
     steps are one matrix an axis, made on the host in float64.
 
     Args:
-      image: Pictures in [-1, 1].
-      size: Side of the square result.
+        image: Pictures in [-1, 1].
+        size: Side of the square result.
     """
     h, w = image.shape[1:3]
     antialias = max(h, w) > size

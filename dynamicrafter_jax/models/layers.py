@@ -4,14 +4,16 @@ All modules are channels-last and accept any leading axes. `dtype` is the type c
 `param_dtype` the type parameters are stored in; statistics of norms are always float32.
 """
 
+import functools
 import math
 import zlib
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, TypedDict
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import struct
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Num, PyTree
@@ -49,11 +51,11 @@ def abstract_params(module: nn.Module, *inputs: Any, **kwargs: Any) -> PyTree:
     """Returns the boxed tree of `module`'s parameters, as shapes, without computing anything.
 
     Args:
-      module: Any model of this package.
-      *inputs: Its inputs, as arrays or `jax.ShapeDtypeStruct`.
-      **kwargs: Static keyword arguments of `module.init`, such as `method`.
+        module: Any model of this package.
+        *inputs: Its inputs, as arrays or `jax.ShapeDtypeStruct`.
+        **kwargs: Static keyword arguments of `module.init`, such as `method`.
     """
-    init = lambda *xs: module.init(*xs, **kwargs)  # noqa: E731 (keeps kwargs static)
+    init = functools.partial(module.init, **kwargs)
     return jax.eval_shape(init, jax.random.key(0), *inputs)["params"]
 
 
@@ -64,17 +66,23 @@ def init_params(boxed: PyTree, key: jax.Array) -> PyTree[Array]:
     depend on which other leaves exist.
 
     Args:
-      boxed: The result of `abstract_params`.
-      key: A typed PRNG key.
+            boxed: The result of `abstract_params`.
+            key: A typed PRNG key.
 
     Returns:
-      The same tree, unboxed, with arrays for leaves.
+            The same tree, unboxed, with arrays for leaves.
     """
 
     def draw(path: tuple, box: Parameter) -> Array:
         leaf_key = jax.random.fold_in(key, zlib.crc32(jax.tree_util.keystr(path).encode()))
+        shape, dtype = box.value.shape, box.value.dtype
+        size = math.prod(shape)
+        # Our initializers draw elements independently, so a leaf is the head of a longer draw.
+        # A few common lengths compile in seconds, hundreds of shapes in a minute.
+        length = size if size > 2**20 else 2 ** (size - 1).bit_length()
         assert box.initializer is not None
-        return box.initializer(leaf_key, box.value.shape, box.value.dtype)
+        flat = np.asarray(box.initializer(leaf_key, (length,), dtype))
+        return jnp.asarray(flat[:size].reshape(shape))
 
     return jax.tree_util.tree_map_with_path(
         draw, boxed, is_leaf=lambda leaf: isinstance(leaf, Parameter)
@@ -95,15 +103,46 @@ zeros: Initializer = nn.initializers.zeros
 ones: Initializer = nn.initializers.ones
 
 
-class Linear(nn.Module):
+class Types(TypedDict):
+    """The two types that every module passes on to its parts."""
+
+    dtype: DTypeLike
+    param_dtype: DTypeLike
+
+
+class Module(nn.Module, kw_only=True):
+    """What all networks and layers share.
+
+    Attributes:
+        dtype: Type computed in; statistics of norms are float32 all the same.
+        param_dtype: Type of the parameters.
+    """
+
+    dtype: DTypeLike = jnp.float32
+    param_dtype: DTypeLike = jnp.float32
+
+    @property
+    def types(self) -> Types:
+        """Both types, to pass on."""
+        return {"dtype": self.dtype, "param_dtype": self.param_dtype}
+
+    def parameter(
+        self, name: str, initializer: Initializer, shape: tuple[int, ...], names: Names
+    ) -> Array:
+        """Declares a parameter with its logical axes, and returns its value as it is stored."""
+        init: Callable[..., Any] = declare(initializer, names)  # `param` unboxes what it gives
+        return self.param(name, init, shape, self.param_dtype)
+
+
+class Linear(Module):
     """A linear map of the last `num_inputs` axes to `features`.
 
     Attributes:
-      features: Output axes; several keep heads (or fused projections) apart.
-      names: Logical names of the kernel's axes, inputs first.
-      num_inputs: How many trailing axes of the input are contracted.
-      use_bias: Whether a bias is added.
-      zero: Whether kernel and bias start at zero.
+        features: Output axes; several keep heads (or fused projections) apart.
+        names: Logical names of the kernel's axes, inputs first.
+        num_inputs: How many trailing axes of the input are contracted.
+        use_bias: Whether a bias is added.
+        zero: Whether kernel and bias start at zero.
     """
 
     features: tuple[int, ...]
@@ -111,8 +150,6 @@ class Linear(nn.Module):
     num_inputs: int = 1
     use_bias: bool = True
     zero: bool = False
-    dtype: DTypeLike = jnp.float32
-    param_dtype: DTypeLike = jnp.float32
 
     @nn.compact
     def __call__(self, x: Num[Array, "..."]) -> Num[Array, "..."]:
@@ -120,27 +157,24 @@ class Linear(nn.Module):
         inputs = x.shape[x.ndim - n :]
         init = zeros if self.zero else uniform_fan_in(math.prod(inputs))
         shape = (*inputs, *self.features)
-        kernel = self.param("kernel", declare(init, self.names), shape, self.param_dtype)
+        kernel = self.parameter("kernel", init, shape, self.names)
         axes = (tuple(range(x.ndim - n, x.ndim)), tuple(range(n)))
-        y = jax.lax.dot_general(
-            x.astype(self.dtype), jnp.asarray(kernel, self.dtype), (axes, ((), ()))
-        )
+        y = jax.lax.dot_general(x.astype(self.dtype), kernel.astype(self.dtype), (axes, ((), ())))
         if self.use_bias:
-            names = self.names[n:]
-            bias = self.param("bias", declare(init, names), self.features, self.param_dtype)
-            y += _expand(jnp.asarray(bias, self.dtype), y.ndim)
+            bias = self.parameter("bias", init, self.features, self.names[n:])
+            y += _expand(bias.astype(self.dtype), y.ndim)
         return y
 
 
-class Conv(nn.Module):
+class Conv(Module):
     """A 2-D convolution over `(..., h, w, c)`.
 
     Attributes:
-      features: Output channels.
-      kernel_size: Side of the square kernel.
-      stride: Step along both axes.
-      padding: Zeros before and after each axis; half the kernel by default.
-      zero: Whether kernel and bias start at zero.
+        features: Output channels.
+        kernel_size: Side of the square kernel.
+        stride: Step along both axes.
+        padding: Zeros before and after each axis; half the kernel by default.
+        zero: Whether kernel and bias start at zero.
     """
 
     features: int
@@ -149,8 +183,6 @@ class Conv(nn.Module):
     padding: tuple[int, int] | None = None
     use_bias: bool = True
     zero: bool = False
-    dtype: DTypeLike = jnp.float32
-    param_dtype: DTypeLike = jnp.float32
 
     @nn.compact
     def __call__(self, x: Float[Array, "... h w c"]) -> Float[Array, "... h2 w2 d"]:
@@ -158,25 +190,24 @@ class Conv(nn.Module):
         init = zeros if self.zero else uniform_fan_in(k * k * channels)
         names = (None, None, "channels_in", "channels_out")
         shape = (k, k, channels, self.features)
-        kernel = self.param("kernel", declare(init, names), shape, self.param_dtype)
+        kernel = self.parameter("kernel", init, shape, names)
         padding = (k // 2, k // 2) if self.padding is None else self.padding
         leading = x.shape[:-3]
         y = jax.lax.conv_general_dilated(
             x.astype(self.dtype).reshape(math.prod(leading), *x.shape[-3:]),
-            jnp.asarray(kernel, self.dtype),
+            kernel.astype(self.dtype),
             (self.stride, self.stride),
             (padding, padding),
             dimension_numbers=("NHWC", "HWIO", "NHWC"),
         )
         y = y.reshape(*leading, *y.shape[1:])
         if self.use_bias:
-            bias_init = declare(init, ("channels_out",))
-            bias = self.param("bias", bias_init, (self.features,), self.param_dtype)
-            y += _expand(jnp.asarray(bias, self.dtype), y.ndim)
+            bias = self.parameter("bias", init, (self.features,), ("channels_out",))
+            y += _expand(bias.astype(self.dtype), y.ndim)
         return y
 
 
-class TemporalConv(nn.Module):
+class TemporalConv(Module):
     """A convolution of three frames along `t`, zero-padded: the release's (3, 1, 1) kernel.
 
     It is three matrix products of shifted frames, which every backend runs at full speed, where
@@ -185,8 +216,6 @@ class TemporalConv(nn.Module):
 
     features: int
     zero: bool = False
-    dtype: DTypeLike = jnp.float32
-    param_dtype: DTypeLike = jnp.float32
 
     @nn.compact
     def __call__(self, x: Float[Array, "b t h w c"]) -> Float[Array, "b t h w d"]:
@@ -194,39 +223,34 @@ class TemporalConv(nn.Module):
         init = zeros if self.zero else uniform_fan_in(taps * channels)
         names = (None, "channels_in", "channels_out")
         shape = (taps, channels, self.features)
-        kernel = self.param("kernel", declare(init, names), shape, self.param_dtype)
-        bias_init = declare(init, ("channels_out",))
-        bias = self.param("bias", bias_init, (self.features,), self.param_dtype)
+        kernel = self.parameter("kernel", init, shape, names)
+        bias = self.parameter("bias", init, (self.features,), ("channels_out",))
         padded = jnp.pad(x.astype(self.dtype), ((0, 0), (1, 1), (0, 0), (0, 0), (0, 0)))
         y = sum(
             jnp.einsum("bthwc,cd->bthwd", padded[:, i : i + frames], tap)
-            for i, tap in enumerate(jnp.asarray(kernel, self.dtype))
+            for i, tap in enumerate(kernel.astype(self.dtype))
         )
-        return y + _expand(jnp.asarray(bias, self.dtype), x.ndim)
+        return y + _expand(bias.astype(self.dtype), x.ndim)
 
 
-class GroupNorm(nn.Module):
+class GroupNorm(Module):
     """Group normalisation with statistics over the trailing `axes` spatial axes.
 
     Attributes:
-      axes: 2 normalises each frame over (h, w); 3 normalises a clip over (t, h, w).
-      epsilon: Added to the variance.
-      groups: Number of channel groups.
+        axes: 2 normalises each frame over (h, w); 3 normalises a clip over (t, h, w).
+        epsilon: Added to the variance.
+        groups: Number of channel groups.
     """
 
     axes: int = 2
     epsilon: float = 1e-5
     groups: int = 32
-    dtype: DTypeLike = jnp.float32
-    param_dtype: DTypeLike = jnp.float32
 
     @nn.compact
     def __call__(self, x: Float[Array, "... c"]) -> Float[Array, "... c"]:
         channels = x.shape[-1]
-        scale, bias = _scale_and_bias(self, channels, self.param_dtype)
-        grouped = x.astype(jnp.float32).reshape(
-            *x.shape[:-1], self.groups, channels // self.groups
-        )
+        scale, bias = _scale_and_bias(self, channels)
+        grouped = x.astype(jnp.float32).reshape(*x.shape[:-1], self.groups, channels // self.groups)
         over = (*range(x.ndim - 1 - self.axes, x.ndim - 1), x.ndim)
         mean = grouped.mean(over, keepdims=True)
         variance = jnp.square(grouped - mean).mean(over, keepdims=True)
@@ -234,16 +258,14 @@ class GroupNorm(nn.Module):
         return (normed * _expand(scale, x.ndim) + _expand(bias, x.ndim)).astype(self.dtype)
 
 
-class LayerNorm(nn.Module):
+class LayerNorm(Module):
     """Layer normalisation over the last axis (arXiv 1607.06450)."""
 
     epsilon: float = 1e-5
-    dtype: DTypeLike = jnp.float32
-    param_dtype: DTypeLike = jnp.float32
 
     @nn.compact
     def __call__(self, x: Float[Array, "... d"]) -> Float[Array, "... d"]:
-        scale, bias = _scale_and_bias(self, x.shape[-1], self.param_dtype)
+        scale, bias = _scale_and_bias(self, x.shape[-1])
         y = x.astype(jnp.float32)
         y -= y.mean(-1, keepdims=True)
         y *= jax.lax.rsqrt(jnp.square(y).mean(-1, keepdims=True) + self.epsilon)
@@ -254,8 +276,8 @@ def sinusoid(position: Num[Array, " b"], width: int) -> Float[Array, "b {width}"
     """Sinusoidal embedding of timesteps: cosines, then sines (arXiv 1706.03762, section 3.5).
 
     Args:
-      position: Timesteps, frame strides or FPS.
-      width: Even width of the embedding.
+        position: Timesteps, frame strides or FPS.
+        width: Even width of the embedding.
     """
     half = width // 2
     frequency = jnp.exp(-math.log(10000.0) * jnp.arange(half, dtype=jnp.float32) / half)
@@ -272,14 +294,14 @@ def upsample_nearest(x: Float[Array, "... h w c"]) -> Float[Array, "... h2 w2 c"
 
 def constrain(x: Array, names: Names) -> Array:
     """Names the logical axes of an activation; a no-op until rules and a mesh are in force."""
-    return nn.with_logical_constraint(x, names)
+    return nn.spmd.with_logical_constraint(x, names)
 
 
-def _scale_and_bias(module: nn.Module, width: int, dtype: DTypeLike) -> tuple[Array, Array]:
+def _scale_and_bias(module: Module, width: int) -> tuple[Array, Array]:
     """The float32 affine parameters of a norm."""
-    scale = module.param("scale", declare(ones, ("norm",)), (width,), dtype)
-    bias = module.param("bias", declare(zeros, ("norm",)), (width,), dtype)
-    return jnp.asarray(scale, jnp.float32), jnp.asarray(bias, jnp.float32)
+    scale = module.parameter("scale", ones, (width,), ("norm",))
+    bias = module.parameter("bias", zeros, (width,), ("norm",))
+    return scale.astype(jnp.float32), bias.astype(jnp.float32)
 
 
 def _expand(x: Array, ndim: int) -> Array:

@@ -5,7 +5,6 @@ import functools
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Num
 
 from dynamicrafter_jax.models.attention import (
@@ -20,6 +19,7 @@ from dynamicrafter_jax.models.layers import (
     Conv,
     GroupNorm,
     Linear,
+    Module,
     TemporalConv,
     constrain,
     sinusoid,
@@ -27,25 +27,23 @@ from dynamicrafter_jax.models.layers import (
 )
 
 
-class UNet(nn.Module):
+class UNet(Module):
     """DynamiCrafter's denoiser (arXiv 2310.12190, on the backbone of VideoCrafter).
 
     Attributes:
-      in_channels: Channels of the input: noisy latent and concatenated image latent.
-      out_channels: Channels of the prediction.
-      model_channels: Width of the first level.
-      channel_mult: Width of each level, as a multiple of `model_channels`.
-      num_res_blocks: Res-blocks a level on the way down; one more on the way up.
-      attention_resolutions: Downsampling factors at which transformers follow res-blocks.
-      num_head_channels: Width of an attention head.
-      context_dim: Width of text and image tokens.
-      temporal_length: Frames of the clips it was trained on. Any other number runs.
-      dropout: Rate in res-blocks and temporal convolutions, in training.
-      image_cross_attention_scale_learnable: Whether image attention has a learned scale.
-      default_fs: The `fs` condition it expects when none is chosen.
-      attention: The attention kernel.
-      dtype: Type computed in.
-      param_dtype: Type of the parameters.
+        in_channels: Channels of the input: noisy latent and concatenated image latent.
+        out_channels: Channels of the prediction.
+        model_channels: Width of the first level.
+        channel_mult: Width of each level, as a multiple of `model_channels`.
+        num_res_blocks: Res-blocks a level on the way down; one more on the way up.
+        attention_resolutions: Downsampling factors at which transformers follow res-blocks.
+        num_head_channels: Width of an attention head.
+        context_dim: Width of text and image tokens.
+        temporal_length: Frames of the clips it was trained on. Any other number runs.
+        dropout: Rate in res-blocks and temporal convolutions, in training.
+        image_cross_attention_scale_learnable: Whether image attention has a learned scale.
+        default_fs: The `fs` condition it expects when none is chosen.
+        attention: The attention kernel.
     """
 
     in_channels: int = 8
@@ -61,8 +59,6 @@ class UNet(nn.Module):
     image_cross_attention_scale_learnable: bool = False
     default_fs: int = 24
     attention: AttentionFn = plain_attention
-    dtype: DTypeLike = jnp.float32
-    param_dtype: DTypeLike = jnp.float32
 
     @property
     def size_multiple(self) -> int:
@@ -82,18 +78,17 @@ class UNet(nn.Module):
         """Returns the prediction for noisy latents.
 
         Args:
-          x: Noisy latents and image latent, concatenated on channels.
-          timestep: Diffusion timesteps, 0 to 999.
-          text: Text tokens.
-          image: Image tokens of each frame.
-          fs: Frame stride (256) or FPS (512, 1024).
-          deterministic: False turns dropout on and needs the rng `dropout`.
+            x: Noisy latents and image latent, concatenated on channels.
+            timestep: Diffusion timesteps, 0 to 999.
+            text: Text tokens.
+            image: Image tokens of each frame.
+            fs: Frame stride (256) or FPS (512, 1024).
+            deterministic: False turns dropout on and needs the rng `dropout`.
 
         Raises:
-          ValueError: If channels or sides of `x` do not fit this network.
+            ValueError: If channels or sides of `x` do not fit this network.
         """
         self._check(x, text)
-        types = {"dtype": self.dtype, "param_dtype": self.param_dtype}
         block = functools.partial(
             UNetBlock,
             num_head_channels=self.num_head_channels,
@@ -101,16 +96,16 @@ class UNet(nn.Module):
             deterministic=deterministic,
             learnable_image_scale=self.image_cross_attention_scale_learnable,
             attention=self.attention,
-            **types,
+            **self.types,
         )
-        emb = Embedding(self.model_channels, name="time_embed", **types)(timestep)
-        emb += Embedding(self.model_channels, zero=True, name="fs_embed", **types)(fs)
+        emb = Embedding(self.model_channels, name="time_embed", **self.types)(timestep)
+        emb += Embedding(self.model_channels, zero=True, name="fs_embed", **self.types)(fs)
         condition = (jax.nn.silu(emb), text.astype(self.dtype), image.astype(self.dtype))
         last_level = len(self.channel_mult) - 1
 
-        h = Conv(self.model_channels, name="input_0", **types)(x.astype(self.dtype))
+        h = Conv(self.model_channels, name="input_0", **self.types)(x.astype(self.dtype))
         h = TemporalTransformer(
-            8, self.num_head_channels, self.attention, name="init_attn", **types
+            8, self.num_head_channels, self.attention, name="init_attn", **self.types
         )(h)
         skips = [h]
         for level, multiplier in enumerate(self.channel_mult):
@@ -120,7 +115,7 @@ class UNet(nn.Module):
                 h = block(multiplier * self.model_channels, attends, name=name)(h, *condition)
                 skips.append(h)
             if level != last_level:
-                h = Downsample(name=f"input_{len(skips)}", **types)(h)
+                h = Downsample(name=f"input_{len(skips)}", **self.types)(h)
                 skips.append(h)
 
         h = block(h.shape[-1], attends=True, res_after=True, name="middle")(h, *condition)
@@ -135,8 +130,8 @@ class UNet(nn.Module):
                     name=f"output_{(last_level - level) * (self.num_res_blocks + 1) + i}",
                 )(jnp.concatenate([h, skips.pop()], axis=-1), *condition)
 
-        h = jax.nn.silu(GroupNorm(name="out_norm", **types)(h))
-        return Conv(self.out_channels, zero=True, name="out", **types)(h)
+        h = jax.nn.silu(GroupNorm(name="out_norm", **self.types)(h))
+        return Conv(self.out_channels, zero=True, name="out", **self.types)(h)
 
     def _check(self, x: Array, text: Array) -> None:
         if x.shape[-1] != self.in_channels:
@@ -149,31 +144,30 @@ class UNet(nn.Module):
             raise ValueError(f"text tokens must be {self.context_dim} wide, got {text.shape[-1]}")
 
 
-class Embedding(nn.Module):
+class Embedding(Module):
     """Sinusoid of a scalar condition, then a two-layer perceptron to four times the width."""
 
     width: int
     zero: bool = False
-    dtype: DTypeLike = jnp.float32
-    param_dtype: DTypeLike = jnp.float32
 
     @nn.compact
     def __call__(self, position: Num[Array, " b"]) -> Float[Array, "b d"]:
-        types = {"dtype": self.dtype, "param_dtype": self.param_dtype}
         width = 4 * self.width
-        y = Linear((width,), ("embed", "mlp"), name="in", **types)(sinusoid(position, self.width))
+        y = Linear((width,), ("embed", "mlp"), name="in", **self.types)(
+            sinusoid(position, self.width)
+        )
         y = jax.nn.silu(y)
-        return Linear((width,), ("mlp", "embed"), zero=self.zero, name="out", **types)(y)
+        return Linear((width,), ("mlp", "embed"), zero=self.zero, name="out", **self.types)(y)
 
 
-class UNetBlock(nn.Module):
+class UNetBlock(Module):
     """Res-block, then spatial and temporal transformers, then what the level ends with.
 
     Attributes:
-      channels: Width of the output.
-      attends: Whether the two transformers follow the res-block.
-      res_after: Whether a second res-block follows (the middle block).
-      upsample: Whether the block ends by doubling height and width.
+        channels: Width of the output.
+        attends: Whether the two transformers follow the res-block.
+        res_after: Whether a second res-block follows (the middle block).
+        upsample: Whether the block ends by doubling height and width.
     """
 
     channels: int
@@ -185,8 +179,6 @@ class UNetBlock(nn.Module):
     deterministic: bool = True
     learnable_image_scale: bool = False
     attention: AttentionFn = plain_attention
-    dtype: DTypeLike = jnp.float32
-    param_dtype: DTypeLike = jnp.float32
 
     @nn.compact
     def __call__(
@@ -196,9 +188,8 @@ class UNetBlock(nn.Module):
         text: Float[Array, "b m d"],
         image: Float[Array, "b t n d"],
     ) -> Float[Array, "b t h2 w2 c2"]:
-        types = {"dtype": self.dtype, "param_dtype": self.param_dtype}
         res_block = functools.partial(
-            ResBlock, self.channels, self.dropout, self.deterministic, **types
+            ResBlock, self.channels, self.dropout, self.deterministic, **self.types
         )
         heads = self.channels // self.num_head_channels
         x = res_block(name="res")(x, emb)
@@ -209,76 +200,68 @@ class UNetBlock(nn.Module):
                 self.learnable_image_scale,
                 self.attention,
                 name="spatial",
-                **types,
+                **self.types,
             )(x, text, image)
             x = TemporalTransformer(
-                heads, self.num_head_channels, self.attention, name="temporal", **types
+                heads, self.num_head_channels, self.attention, name="temporal", **self.types
             )(x)
         if self.res_after:
             x = res_block(name="res_after")(x, emb)
         if self.upsample:
             x = constrain(upsample_nearest(x), WITHIN_FRAMES)
-            x = Conv(self.channels, name="upsample", **types)(x)
+            x = Conv(self.channels, name="upsample", **self.types)(x)
         return x
 
 
-class Downsample(nn.Module):
+class Downsample(Module):
     """Halves height and width by a strided convolution."""
-
-    dtype: DTypeLike = jnp.float32
-    param_dtype: DTypeLike = jnp.float32
 
     @nn.compact
     def __call__(self, x: Float[Array, "b t h w c"]) -> Float[Array, "b t h2 w2 c"]:
         x = constrain(x, WITHIN_FRAMES)
-        types = {"dtype": self.dtype, "param_dtype": self.param_dtype}
-        return Conv(x.shape[-1], stride=2, name="downsample", **types)(x)
+        return Conv(x.shape[-1], stride=2, name="downsample", **self.types)(x)
 
 
-class ResBlock(nn.Module):
+class ResBlock(Module):
     """Two convolutions within each frame, shifted by the embedding, then the temporal block."""
 
     channels: int
     dropout: float = 0.0
     deterministic: bool = True
-    dtype: DTypeLike = jnp.float32
-    param_dtype: DTypeLike = jnp.float32
 
     @nn.compact
     def __call__(
         self, x: Float[Array, "b t h w c"], emb: Float[Array, "b e"]
     ) -> Float[Array, "b t h w c2"]:
-        types = {"dtype": self.dtype, "param_dtype": self.param_dtype}
         x = constrain(x, WITHIN_FRAMES)
-        y = jax.nn.silu(GroupNorm(name="norm1", **types)(x))
-        y = Conv(self.channels, name="conv1", **types)(y)
-        shift = Linear((self.channels,), ("embed", "channels_out"), name="emb", **types)(emb)
+        y = jax.nn.silu(GroupNorm(name="norm1", **self.types)(x))
+        y = Conv(self.channels, name="conv1", **self.types)(y)
+        shift = Linear((self.channels,), ("embed", "channels_out"), name="emb", **self.types)(emb)
         y += shift[:, None, None, None]
-        y = jax.nn.silu(GroupNorm(name="norm2", **types)(y))
+        y = jax.nn.silu(GroupNorm(name="norm2", **self.types)(y))
         y = nn.Dropout(self.dropout)(y, self.deterministic)
-        y = Conv(self.channels, zero=True, name="conv2", **types)(y)
+        y = Conv(self.channels, zero=True, name="conv2", **self.types)(y)
         if x.shape[-1] != self.channels:
             names = ("channels_in", "channels_out")
-            x = Linear((self.channels,), names, name="skip", **types)(x)
-        return TemporalBlock(self.dropout, self.deterministic, name="temporal_conv", **types)(x + y)
+            x = Linear((self.channels,), names, name="skip", **self.types)(x)
+        return TemporalBlock(self.dropout, self.deterministic, name="temporal_conv", **self.types)(
+            x + y
+        )
 
 
-class TemporalBlock(nn.Module):
+class TemporalBlock(Module):
     """Four convolutions along time, added to the input; the last starts at zero."""
 
     dropout: float = 0.0
     deterministic: bool = True
-    dtype: DTypeLike = jnp.float32
-    param_dtype: DTypeLike = jnp.float32
 
     @nn.compact
     def __call__(self, x: Float[Array, "b t h w c"]) -> Float[Array, "b t h w c"]:
-        types = {"dtype": self.dtype, "param_dtype": self.param_dtype}
         x = constrain(x, ALONG_TIME)
         y = x
         for i in range(1, 5):
-            y = jax.nn.silu(GroupNorm(axes=3, name=f"norm{i}", **types)(y))
+            y = jax.nn.silu(GroupNorm(axes=3, name=f"norm{i}", **self.types)(y))
             if i > 1:
                 y = nn.Dropout(self.dropout)(y, self.deterministic)
-            y = TemporalConv(x.shape[-1], zero=i == 4, name=f"conv{i}", **types)(y)
+            y = TemporalConv(x.shape[-1], zero=i == 4, name=f"conv{i}", **self.types)(y)
         return x + y

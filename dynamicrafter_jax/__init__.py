@@ -1,0 +1,17 @@
+"""DynamiCrafter in JAX: animate open-domain images with video diffusion."""
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from dynamicrafter_jax.pipeline import ImageToVideo
+
+__all__ = ["ImageToVideo"]
+
+
+def __getattr__(name: str) -> object:
+    """Imports the pipeline when it is first asked for, so that small uses start fast."""
+    if name == "ImageToVideo":
+        from dynamicrafter_jax.pipeline import ImageToVideo
+
+        return ImageToVideo
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

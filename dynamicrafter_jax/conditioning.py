@@ -1,0 +1,114 @@
+"""The dual-stream image injection, written once for training and sampling.
+
+An image enters the U-Net twice (arXiv 2310.12190, sections 3.2 and 3.3): its CLIP tokens, through
+the projector, as a context beside the text; its VAE latent, concatenated to the noisy latents.
+"""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, Int, Num, PyTree
+
+from dynamicrafter_jax.models import Models
+from dynamicrafter_jax.models.clip import preprocess
+
+
+class Conditioning(NamedTuple):
+    """All that the U-Net is told beside the noisy latents and the timestep.
+
+    Attributes:
+        text: States of the text tokens.
+        image: Context tokens of the image, for each frame its own.
+        concat: Scaled image latents to concatenate, zero where a frame is free.
+        fs: Frame stride (256) or FPS (512, 1024).
+    """
+
+    text: Float[Array, "b l d"]
+    image: Float[Array, "b t n d"]
+    concat: Float[Array, "b t h w z"]
+    fs: Num[Array, " b"]
+
+
+def frame_queries(num_frames: int, video_length: int) -> Int[np.ndarray, " t"]:
+    """Returns which of the projector's `video_length` groups of queries each frame reads.
+
+    The first frame reads the first group and the last frame the last, frames between read the
+    nearest in proportion (halves upwards); a single frame reads the first. With `video_length`
+    frames every frame reads its own group, as in the release.
+    """
+    if num_frames == 1:
+        return np.zeros(1, int)
+    frame = np.arange(num_frames)
+    span = num_frames - 1
+    return (2 * frame * (video_length - 1) + span) // (2 * span)
+
+
+def text_context(models: Models, params: PyTree, ids: Int[Array, "b l"]) -> Float[Array, "b l d"]:
+    """Returns the text tower's states of token ids."""
+    return models.apply("text_encoder", params, ids)
+
+
+def image_context(
+    models: Models, params: PyTree, image: Float[Array, "b h w 3"], num_frames: int
+) -> Float[Array, "b t n d"]:
+    """Returns the context tokens that each of `num_frames` frames reads of an image in [-1, 1].
+
+    A zero image gives the unconditional context.
+    """
+    pixels = preprocess(image, models.image_encoder.image_size)
+    tokens = models.apply("image_encoder", params, pixels)
+    context = models.apply("projector", params, tokens)
+    return context[:, frame_queries(num_frames, models.projector.video_length)]
+
+
+def image_latents(
+    models: Models,
+    params: PyTree,
+    image: Float[Array, "*b h w 3"],
+    noise: Float[Array, "*b h2 w2 z"],
+) -> Float[Array, "*b h2 w2 z"]:
+    """Returns scaled latents sampled from the VAE's posterior of images in [-1, 1], float32.
+
+    Args:
+        models: The networks.
+        params: Their parameters.
+        image: Images in [-1, 1].
+        noise: Standard normal noise; the release samples the posterior also for conditions.
+    """
+    posterior = models.apply("vae", params, image, method="encode")
+    return models.vae.scale_factor * posterior.sample(noise)
+
+
+def concat_latents(
+    first: Float[Array, "b h w z"],
+    num_frames: int,
+    last: Float[Array, "b h w z"] | None = None,
+) -> Float[Array, "b t h w z"]:
+    """Returns the latents to concatenate to every frame's noise.
+
+    Args:
+        first: Latents of the image; without `last`, every frame gets them.
+        num_frames: Frames of the clip.
+        last: Latents of the end image, for interpolation and looping: then the first frame gets
+            `first`, the last frame `last`, and the frames between zeros.
+    """
+    b, h, w, z = first.shape
+    if last is None:
+        return jnp.broadcast_to(first[:, None], (b, num_frames, h, w, z))
+    between = jnp.zeros((b, num_frames - 2, h, w, z), first.dtype)
+    return jnp.concatenate([first[:, None], between, last[:, None]], axis=1)
+
+
+def conditioned_unet(models: Models, params: PyTree) -> Callable[..., Array]:
+    """Returns the U-Net as a function of noisy latents, timestep and `Conditioning`."""
+
+    def predict(
+        x: Float[Array, "b t h w z"], timestep: Num[Array, " b"], condition: Conditioning
+    ) -> Float[Array, "b t h w z"]:
+        x = jnp.concatenate([x, condition.concat.astype(x.dtype)], axis=-1)
+        text, image, fs = condition.text, condition.image, condition.fs
+        return models.apply("unet", params, x, timestep, text, image, fs)
+
+    return predict

@@ -1,0 +1,72 @@
+"""Finding, reading and storing configs."""
+
+import importlib.util
+import json
+from pathlib import Path
+from typing import Any
+
+from ml_collections import ConfigDict
+
+from dynamicrafter_jax.errors import UserError
+
+
+def config_path(name_or_path: str | Path) -> Path:
+    """Returns the file of a config, given that file or the name of one that ships.
+
+    Raises:
+        UserError: If there is neither.
+    """
+    path = Path(name_or_path)
+    if path.suffix == ".py":
+        if path.is_file():
+            return path
+        path = Path(path.stem)
+    folder = _configs_folder()
+    shipped = folder / f"{path.name}.py"
+    if str(path) == path.name and path.name != "__init__" and shipped.is_file():
+        return shipped
+    names = sorted(file.stem for file in folder.glob("[!_]*.py"))
+    raise UserError(f"no config {str(name_or_path)!r}: give a file, or one of {', '.join(names)}")
+
+
+def load_config(config: ConfigDict | str | Path) -> ConfigDict:
+    """Returns a config from a `ConfigDict`, a config file, or the name of one that ships.
+
+    Config files are Python and are executed: they are code, like the rest of a project.
+
+    Raises:
+        UserError: If there is no such config, or the file has no `get_config`.
+    """
+    if isinstance(config, ConfigDict):
+        return config
+    path = config_path(config)
+    spec = importlib.util.spec_from_file_location(f"config_{path.stem}", path)
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    if not hasattr(module, "get_config"):
+        raise UserError(f"{path} has no function get_config()")
+    return module.get_config()
+
+
+def config_to_json(config: ConfigDict) -> dict[str, Any]:
+    """Returns the config as plain JSON types."""
+    return json.loads(config.to_json_best_effort())
+
+
+def config_from_json(values: dict[str, Any]) -> ConfigDict:
+    """Returns the config that `config_to_json` stored, lists as the tuples they were."""
+
+    def restore(value: Any) -> Any:
+        if isinstance(value, dict):
+            return {key: restore(item) for key, item in value.items()}
+        return tuple(value) if isinstance(value, list) else value
+
+    return ConfigDict(restore(values))
+
+
+def _configs_folder() -> Path:
+    """Where the configs that ship are, in a clone or installed."""
+    spec = importlib.util.find_spec("dynamicrafter_jax.configs")
+    assert spec is not None and spec.origin is not None
+    return Path(spec.origin).parent

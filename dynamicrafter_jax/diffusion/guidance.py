@@ -1,0 +1,171 @@
+"""Classifier-free guidance: several passes of one denoiser, combined.
+
+Scales are arrays, one for the batch or one a sample, so that changing one does not recompile.
+Arithmetic and results are float32, whatever dtype the denoiser answers in.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax import Array
+from jaxtyping import Float, Float32
+
+from dynamicrafter_jax.diffusion.loop import Carry, Denoiser
+from dynamicrafter_jax.diffusion.prediction import PerSample, float32, per_sample
+
+Condition = Any
+"""A pytree of arrays that lead with the batch axis."""
+
+ConditionalDenoiser = Callable[[Array, Array, Condition, Carry], tuple[Array, Carry]]
+"""(x (b, ...), timestep (b,), condition, carry) -> (prediction (b, ...), carry)."""
+
+Passes = Callable[[Array, Array, Carry], tuple[Array, Carry]]
+"""(x (b, ...), timestep (b,), carry) -> (predictions (k, b, ...), carry)."""
+
+
+def guide(
+    conditional: Float[Array, "b *shape"],
+    unconditional: Float[Array, "b *shape"],
+    guidance_scale: PerSample,
+) -> Float32[Array, "b *shape"]:
+    """Unconditional + scale (conditional - unconditional) (Eq. 6, arXiv 2207.12598, s = 1 + w)."""
+    conditional, unconditional = float32(conditional), float32(unconditional)
+    return unconditional + per_sample(guidance_scale, conditional) * (conditional - unconditional)
+
+
+def guide_two_scale(
+    conditional: Float[Array, "b *shape"],
+    image_only: Float[Array, "b *shape"],
+    unconditional: Float[Array, "b *shape"],
+    guidance_scale: PerSample,
+    image_guidance_scale: PerSample,
+) -> Float32[Array, "b *shape"]:
+    """Guidance with one scale for the text and one for the image (Eq. 3, arXiv 2211.09800).
+
+    Args:
+        conditional: prediction under text and image.
+        image_only: under the image and no text.
+        unconditional: under neither.
+        guidance_scale: how far to go from `image_only` to `conditional`.
+        image_guidance_scale: how far to go from `unconditional` to `image_only`.
+    """
+    toward_image = guide(image_only, unconditional, image_guidance_scale)
+    toward_text = float32(conditional) - float32(image_only)
+    return toward_image + per_sample(guidance_scale, conditional) * toward_text
+
+
+def rescale_guidance(
+    guided: Float[Array, "b *shape"],
+    conditional: Float[Array, "b *shape"],
+    guidance_rescale: PerSample,
+) -> Float32[Array, "b *shape"]:
+    """Pull each sample's standard deviation back to that of the conditional prediction.
+
+    Eq. 15 and 16 of arXiv 2305.08891, over all axes but the batch. A constant `guided` has no
+    spread to scale and stays as it is.
+
+    Args:
+        guided: combined prediction.
+        conditional: prediction under every condition.
+        guidance_rescale: phi, from 0 (leave `guided`) to 1 (the conditional's deviation).
+    """
+    guided = float32(guided)
+    axes = tuple(range(1, guided.ndim))
+    deviation = jnp.std(guided, axes, keepdims=True)
+    wanted = jnp.std(float32(conditional), axes, keepdims=True)
+    ratio = jnp.where(deviation > 0, wanted / jnp.where(deviation > 0, deviation, 1), 1)
+    phi = per_sample(guidance_rescale, guided)
+    return guided * (phi * ratio + (1 - phi))
+
+
+def guided_denoiser(
+    denoiser: ConditionalDenoiser,
+    conditions: Sequence[Condition],
+    *,
+    guidance_scale: PerSample,
+    image_guidance_scale: PerSample | None = None,
+    guidance_rescale: PerSample,
+    sequential: bool = False,
+) -> Denoiser:
+    """Bind conditions to a denoiser and guide it.
+
+    With k conditions, the leaves of the denoiser's carry must lead with an axis of k b, the
+    passes of one sample side by side. Both ways of running keep to that, so a carry made for
+    one serves the other.
+
+    Args:
+        denoiser: one pass.
+        conditions: k of one structure and shape: (conditional,) is neither guided nor rescaled;
+            (conditional, unconditional); or (conditional, image_only, unconditional).
+        guidance_scale: of the condition, or of its text when there are three.
+        image_guidance_scale: of the image; needed with three conditions, unused with fewer.
+        guidance_rescale: phi of `rescale_guidance`.
+        sequential: run the passes one after another, which needs the memory of one, rather than
+            as one batch.
+
+    Raises:
+        ValueError: the number of conditions is not 1, 2 or 3, or a scale is missing.
+    """
+    if len(conditions) not in (1, 2, 3):
+        raise ValueError(f"guidance takes 1, 2 or 3 conditions, not {len(conditions)}")
+    if len(conditions) == 1:
+        (condition,) = conditions
+        return lambda x, timestep, carry: denoiser(x, timestep, condition, carry)
+    if len(conditions) == 3 and image_guidance_scale is None:
+        raise ValueError("guidance under three conditions needs an image_guidance_scale")
+    passes = (_sequential_passes if sequential else _batched_passes)(denoiser, conditions)
+
+    def guided_pass(x: Array, timestep: Array, carry: Carry) -> tuple[Array, Carry]:
+        predictions, carry = passes(x, timestep, carry)
+        conditional, unconditional = predictions[0], predictions[-1]
+        if image_guidance_scale is None or len(conditions) == 2:
+            guided = guide(conditional, unconditional, guidance_scale)
+        else:
+            guided = guide_two_scale(
+                conditional, predictions[1], unconditional, guidance_scale, image_guidance_scale
+            )
+        return rescale_guidance(guided, conditional, guidance_rescale), carry
+
+    return guided_pass
+
+
+def _batched_passes(denoiser: ConditionalDenoiser, conditions: Sequence[Condition]) -> Passes:
+    """All passes in one call, with a batch of k b."""
+    k = len(conditions)
+    stacked = jax.tree.map(lambda *leaves: _merge(jnp.stack(leaves)), *conditions)
+
+    def run(x: Array, timestep: Array, carry: Carry) -> tuple[Array, Carry]:
+        prediction, carry = denoiser(
+            jnp.repeat(x, k, 0), jnp.repeat(timestep, k, 0), stacked, carry
+        )
+        return _split(prediction, k), carry
+
+    return run
+
+
+def _sequential_passes(denoiser: ConditionalDenoiser, conditions: Sequence[Condition]) -> Passes:
+    """One pass after another, in a loop that compiles the denoiser once."""
+    k = len(conditions)
+    stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves), *conditions)
+
+    def run(x: Array, timestep: Array, carry: Carry) -> tuple[Array, Carry]:
+        carries = jax.tree.map(lambda leaf: _split(leaf, k), carry)
+        predictions, carries = jax.lax.map(
+            lambda condition_and_carry: denoiser(x, timestep, *condition_and_carry),
+            (stacked, carries),
+        )
+        return predictions, jax.tree.map(_merge, carries)
+
+    return run
+
+
+def _merge(passes: Array) -> Array:
+    """(k, b, ...) -> (b k, ...). Sample-major, so a batch split over devices stays in place."""
+    return jnp.moveaxis(passes, 0, 1).reshape(-1, *passes.shape[2:])
+
+
+def _split(batch: Array, k: int) -> Array:
+    """(b k, ...) -> (k, b, ...): undoes `_merge`."""
+    return jnp.moveaxis(batch.reshape(-1, k, *batch.shape[1:]), 1, 0)

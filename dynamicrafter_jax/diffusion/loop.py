@@ -1,0 +1,95 @@
+"""All the steps of a sampler, as one compiled loop."""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple, TypeVar
+
+import jax
+import jax.numpy as jnp
+from jax import Array
+from jaxtyping import Float, Float32, Int
+
+from dynamicrafter_jax.diffusion.prediction import float32
+from dynamicrafter_jax.diffusion.solver import Coefficients, Solver, State
+
+Carry = Any
+"""What a denoiser remembers from one step to the next: any pytree, () for nothing."""
+
+Denoiser = Callable[[Array, Array, Carry], tuple[Array, Carry]]
+"""(x (b, ...), timestep (b,), carry) -> (prediction (b, ...), carry)."""
+
+CoefficientsT = TypeVar("CoefficientsT", bound=Coefficients)
+
+
+class LoopState(NamedTuple):
+    """What passes from step to step.
+
+    Attributes:
+        x: the sample so far, float32 whatever dtype the denoiser answers in.
+        solver: the solver's state.
+        carry: the denoiser's.
+    """
+
+    x: Float32[Array, "b *shape"]
+    solver: State
+    carry: Carry
+
+
+def initial_state(solver: Solver, x: Float[Array, "b *shape"], carry: Carry = ()) -> LoopState:
+    """Returns the state before the first step, from the noise to start from."""
+    x = float32(x)
+    return LoopState(x, solver.init(x), carry)
+
+
+def run_steps(
+    denoiser: Denoiser,
+    solver: Solver[CoefficientsT],
+    state: LoopState,
+    coefficients: CoefficientsT,
+    noise: Callable[[Array], Array],
+    start: int | Int[Array, ""],
+    stop: int | Int[Array, ""],
+) -> LoopState:
+    """Runs steps `start` to `stop` - 1 of a sampler; to be called under `jax.jit`.
+
+    The bounds may be traced: then one program runs all steps at once, or a few at a time to show
+    how far it has come or to save what there is.
+
+    Args:
+        denoiser: conditions bound; it is compiled once, whatever the number of steps.
+        solver: takes one step.
+        state: from `initial_state` or an earlier call.
+        coefficients: the solver's tables, in sampling order; pass them to the compiled function
+            as an argument, so that another eta does not recompile it.
+        noise: fresh noise like `x` for a step; the index is traced and 0 is the first step
+            (highest timestep). It draws from a key, or indexes a replayed array.
+        start: first step.
+        stop: one past the last.
+    """
+
+    def step(index: Array, state: LoopState) -> LoopState:
+        at_step = jax.tree.map(lambda table: jnp.asarray(table)[index], coefficients)
+        timestep = jnp.broadcast_to(at_step.timestep, state.x.shape[:1])
+        prediction, carry = denoiser(state.x, timestep, state.carry)
+        x, solver_state = solver.step(state.solver, state.x, prediction, at_step, noise(index))
+        return LoopState(x, solver_state, carry)
+
+    return jax.lax.fori_loop(start, stop, step, state)
+
+
+def sample(
+    denoiser: Denoiser,
+    solver: Solver[CoefficientsT],
+    x: Float[Array, "b *shape"],
+    coefficients: CoefficientsT,
+    noise: Callable[[Array], Array],
+    *,
+    carry: Carry = (),
+) -> tuple[Float32[Array, "b *shape"], Carry]:
+    """Runs all steps from noise `x`, and returns the sample and the denoiser's carry.
+
+    Arguments are those of `initial_state` and `run_steps`.
+    """
+    state = initial_state(solver, x, carry)
+    steps = jnp.shape(coefficients.timestep)[0]
+    state = run_steps(denoiser, solver, state, coefficients, noise, 0, steps)
+    return state.x, state.carry

@@ -1,0 +1,156 @@
+"""Noise schedules and the timesteps a sampler visits: float64 NumPy, on the host.
+
+Everything here is computed once, so it costs nothing to do it in float64: near a zero terminal
+signal-to-noise ratio float32 differences lose every digit.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+from jaxtyping import Float64, Int64
+
+from dynamicrafter_jax.diffusion.prediction import Parameterization
+from dynamicrafter_jax.errors import UserError
+
+RESCALE_RAMP = 400
+"""Timesteps over which the dynamic rescale falls from 1 to its base scale."""
+
+
+@dataclass(frozen=True, eq=False)
+class Schedule:
+    """How much signal and noise each timestep holds, and what the denoiser predicts of them.
+
+    Attributes:
+        alpha_bar: cumulative product of 1 - beta: the signal's share of the variance.
+        scale: s_t, the factor on x0 at each timestep (dynamic rescale); ones without one.
+        parameterization: "eps" or "v".
+    """
+
+    alpha_bar: Float64[np.ndarray, "timesteps"]
+    scale: Float64[np.ndarray, "timesteps"]
+    parameterization: Parameterization
+
+
+def make_schedule(
+    *,
+    timesteps: int,
+    linear_start: float,
+    linear_end: float,
+    parameterization: str,
+    rescale_betas_zero_snr: bool,
+    use_dynamic_rescale: bool,
+    base_scale: float | None = None,
+) -> Schedule:
+    """Build the schedule of a model; the arguments are the config section `diffusion`.
+
+    Args:
+        timesteps: length of the diffusion process, at least 2.
+        linear_start: first beta, above 0.
+        linear_end: last beta, below 1 and not below `linear_start`.
+        parameterization: "eps" or "v".
+        rescale_betas_zero_snr: make the last timestep pure noise.
+        use_dynamic_rescale: shrink x0 at noisy timesteps.
+        base_scale: where the dynamic rescale ends; needed with `use_dynamic_rescale` only.
+
+    Raises:
+        UserError: a value is out of range, or eps is combined with zero terminal SNR.
+    """
+    if parameterization not in ("eps", "v"):
+        raise UserError(
+            f"diffusion.parameterization is {parameterization!r}: choose 'eps' (the denoiser "
+            "predicts the noise) or 'v' (it predicts the velocity)."
+        )
+    if parameterization == "eps" and rescale_betas_zero_snr:
+        raise UserError(
+            "diffusion.parameterization 'eps' does not go with rescale_betas_zero_snr: the last "
+            "timestep is then pure noise (alpha_bar = 0), where knowing the noise says nothing "
+            "about x0. Use parameterization 'v', or set rescale_betas_zero_snr to False."
+        )
+    if timesteps < 2:
+        raise UserError(f"diffusion.timesteps is {timesteps}: it must be at least 2.")
+    if not 0 < linear_start <= linear_end < 1:
+        raise UserError(
+            f"diffusion.linear_start and linear_end are {linear_start} and {linear_end}: "
+            "betas must satisfy 0 < linear_start <= linear_end < 1."
+        )
+    betas = linear_betas(timesteps, linear_start, linear_end)
+    if rescale_betas_zero_snr:
+        betas = zero_terminal_snr(betas)
+    scale = np.ones(timesteps)
+    if use_dynamic_rescale:
+        if base_scale is None or not base_scale > 0:
+            raise UserError(
+                f"diffusion.base_scale is {base_scale}: use_dynamic_rescale needs one above 0."
+            )
+        scale = rescale_schedule(timesteps, base_scale)
+    return Schedule(np.cumprod(1 - betas), scale, parameterization)
+
+
+def linear_betas(
+    timesteps: int, linear_start: float, linear_end: float
+) -> Float64[np.ndarray, "timesteps"]:
+    """Betas whose square roots are evenly spaced, as in latent diffusion (arXiv 2112.10752)."""
+    return np.linspace(np.sqrt(linear_start), np.sqrt(linear_end), timesteps) ** 2
+
+
+def zero_terminal_snr(
+    betas: Float64[np.ndarray, "timesteps"],
+) -> Float64[np.ndarray, "timesteps"]:
+    """Shift and stretch sqrt(alpha_bar) so that it ends at exactly 0 and starts where it did.
+
+    Algorithm 1 of arXiv 2305.08891.
+    """
+    root = np.sqrt(np.cumprod(1 - betas))
+    root = (root - root[-1]) * root[0] / (root[0] - root[-1])
+    alpha_bar = root**2
+    return 1 - np.concatenate([alpha_bar[:1], alpha_bar[1:] / alpha_bar[:-1]])
+
+
+def rescale_schedule(timesteps: int, base_scale: float) -> Float64[np.ndarray, "timesteps"]:
+    """s_t of the dynamic rescale: from 1 down to `base_scale` in a straight line, then flat.
+
+    A smaller x0 under the same noise makes noisy timesteps noisier still, as high resolutions
+    need (Section 2.2 of arXiv 2301.10972 does it by a constant; this shape is the release's).
+    """
+    ramp = np.linspace(1, base_scale, RESCALE_RAMP)
+    return np.concatenate([ramp, np.full(timesteps, ramp[-1])])[:timesteps]
+
+
+def spaced_timesteps(
+    spacing: str, steps: int, timesteps: int = 1000
+) -> Int64[np.ndarray, "chosen"]:
+    """Choose the timesteps a sampler visits, ascending, each in 0 .. timesteps - 1 and once.
+
+    - `uniform` starts at timestep 1 and goes up in strides of timesteps // steps while it can
+      ("leading" in Section 3.3 of arXiv 2305.08891, plus 1). That is ceil(timesteps / stride)
+      entries, which is more than `steps` where the stride falls short: 31 for 30 of 1000. Where
+      the last would be `timesteps` itself, which does not exist, entries are lowered just enough
+      to stay in range and apart: the last alone, or all by one when the stride is 1.
+    - `uniform_trailing` is exactly `steps` entries down from timesteps - 1 in fractional strides
+      ("trailing", same section), rounded half to even. It always visits the last timestep, and
+      so is the one for a zero terminal SNR.
+
+    Args:
+        spacing: "uniform" or "uniform_trailing".
+        steps: 1 .. timesteps.
+        timesteps: length of the diffusion process.
+
+    Raises:
+        UserError: unknown spacing, or steps out of range.
+    """
+    if not 1 <= steps <= timesteps:
+        raise UserError(f"sampling.steps is {steps}: choose from 1 to {timesteps}.")
+    match spacing:
+        case "uniform":
+            chosen = np.arange(0, timesteps, timesteps // steps) + 1
+            # An entry may be no higher than leaves room for those above it.
+            return np.minimum(chosen, timesteps - len(chosen) + np.arange(len(chosen)))
+        case "uniform_trailing":
+            # np.arange's own rounding decides the ties that published videos were made with;
+            # the same rounding lets it run one entry too far, below 0, for some steps.
+            descending = np.arange(timesteps, 0, -timesteps / steps)[:steps]
+            return np.round(descending).astype(np.int64)[::-1] - 1
+        case _:
+            raise UserError(
+                f"sampling.spacing is {spacing!r}: choose 'uniform' or 'uniform_trailing'."
+            )

@@ -1,0 +1,35 @@
+"""Ahead-of-time compilation, so that compiling can be seen, timed and reused."""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+
+
+class Program:
+    """A jitted function whose compilations can be watched.
+
+    Arguments by position are traced; keyword arguments are static and must be hashable.
+    """
+
+    def __init__(self, function: Callable[..., Any]) -> None:
+        """Wraps a pure `function`."""
+        self._function = function
+        self._compiled: dict[Any, Any] = {}
+
+    def compile(self, *args: Any, **static: Any) -> Callable[..., Any]:
+        """Returns the executable for arguments like these, compiling it the first time."""
+        leaves, structure = jax.tree.flatten(args)
+        kinds = tuple((leaf.shape, leaf.dtype, leaf.sharding) for leaf in leaves)
+        key = (structure, kinds, tuple(sorted(static.items())))
+        if key not in self._compiled:
+
+            def bound(*args: Any) -> Any:
+                return self._function(*args, **static)
+
+            self._compiled[key] = jax.jit(bound).lower(*args).compile()
+        return self._compiled[key]
+
+    def __call__(self, *args: Any, **static: Any) -> Any:
+        """Runs the function, compiling it first where needed."""
+        return self.compile(*args, **static)(*args)

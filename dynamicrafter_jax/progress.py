@@ -1,0 +1,52 @@
+"""A progress bar over compilation and steps that also keeps the time."""
+
+import sys
+import time
+from statistics import median
+from typing import Self
+
+from tqdm import tqdm
+
+
+class ProgressBar:
+    """Shows `pipeline.Progress` reports on stderr, and remembers how long each stage took.
+
+    Attributes:
+        step_seconds: Wall seconds of each solver step seen, the first without compilation.
+    """
+
+    def __init__(self) -> None:
+        """Starts the clock."""
+        self.step_seconds: list[float] = []
+        self._bar: tqdm | None = None
+        self._last = time.perf_counter()
+
+    def __call__(self, stage: str, done: int, total: int) -> None:
+        """See `pipeline.Progress`."""
+        now = time.perf_counter()
+        if stage == "denoise":
+            self.step_seconds.append(now - self._last)
+        self._last = now
+        if self._bar is None or self._bar.desc != f"{stage}: ":
+            self.close()
+            self._bar = tqdm(total=total, desc=stage, file=sys.stderr, leave=False)
+        self._bar.update(done - self._bar.n)
+
+    @property
+    def seconds_per_step(self) -> float:
+        """Median seconds of a solver step."""
+        return median(self.step_seconds) if self.step_seconds else float("nan")
+
+    def close(self) -> None:
+        """Clears the bar."""
+        if self._bar is not None:
+            self._bar.close()
+            self._bar = None
+
+    def __enter__(self) -> Self:
+        """Returns the bar itself."""
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Clears the bar."""
+        self.close()

@@ -1,0 +1,70 @@
+"""What made a video: enough to make it again."""
+
+import hashlib
+import importlib.metadata
+import platform
+import resource
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import jax
+from etils import epath
+
+_PACKAGES = ("dynamicrafter-jax", "jax", "jaxlib", "flax", "numpy", "pillow", "av", "transformers")
+
+
+def environment() -> dict[str, Any]:
+    """Returns package versions, the git revision of the code, and the devices."""
+    return {
+        "versions": {"python": platform.python_version()} | _versions(),
+        "git_revision": git_revision(),
+        "devices": [f"{device.platform}:{device.device_kind}" for device in jax.local_devices()],
+        "platform": platform.platform(),
+    }
+
+
+def sha256_of(path: str | epath.Path) -> str:
+    """Returns the SHA-256 of a file, read in pieces."""
+    digest = hashlib.sha256()
+    with epath.Path(path).open("rb") as file:
+        while block := file.read(1 << 24):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def git_revision() -> str | None:
+    """Returns the commit of the clone this code runs from, marked if it was changed."""
+    root = Path(__file__).parent.parent
+    command = ["git", "-C", str(root), "describe", "--always", "--dirty", "--abbrev=40"]
+    if not (root / ".git").exists():
+        return None
+    try:
+        found = subprocess.run(command, capture_output=True, text=True, check=True, timeout=10)
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return found.stdout.strip()
+
+
+def peak_memory() -> int:
+    """Returns the most bytes used so far: of a device where it tells, else of this process."""
+    in_use = [
+        stats["peak_bytes_in_use"]
+        for device in jax.local_devices()
+        if (stats := device.memory_stats()) and "peak_bytes_in_use" in stats
+    ]
+    if in_use:
+        return max(in_use)
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024
+
+
+def _versions() -> dict[str, str]:
+    found = {}
+    for package in _PACKAGES:
+        try:
+            found[package] = importlib.metadata.version(package)
+        except importlib.metadata.PackageNotFoundError:
+            found[package] = "not installed"
+    return found

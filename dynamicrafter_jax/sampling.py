@@ -1,0 +1,244 @@
+"""The three stages of a sample as pure functions: encode, denoise, decode; and their settings."""
+
+import dataclasses
+import math
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Float32, Int, PyTree
+from ml_collections import ConfigDict
+
+from dynamicrafter_jax import conditioning
+from dynamicrafter_jax.conditioning import Conditioning
+from dynamicrafter_jax.diffusion.guidance import guided_denoiser
+from dynamicrafter_jax.diffusion.loop import LoopState, run_steps
+from dynamicrafter_jax.diffusion.solver import Coefficients, Solver
+from dynamicrafter_jax.errors import UserError
+from dynamicrafter_jax.models import Models
+from dynamicrafter_jax.noise import Noise
+
+
+@dataclasses.dataclass(frozen=True)
+class SamplingSettings:
+    """The config section `sampling`, checked.
+
+    Attributes:
+        height: Pixels of the video; any number, padded inside to what the networks need.
+        width: Pixels of the video.
+        num_frames: Frames of the video.
+        steps: Solver steps, 1 to 1000.
+        eta: 0 (deterministic) to 1.
+        guidance_scale: Of text and image together, or of the text alone where
+            `image_guidance_scale` is set. 1 without the latter means no guidance.
+        image_guidance_scale: Of the image; None for one scale.
+        guidance_rescale: 0 to 1.
+        spacing: "uniform" or "uniform_trailing".
+        negative_prompt: What the unconditional pass reads.
+        fps: The model's `fs` condition: frame stride (256) or FPS (512, 1024).
+        video_fps: Frames a second of the written file.
+        seed: Of all random draws.
+        sequential_guidance: One guided pass after another, to save memory.
+        vae_frames: Frames that the VAE works on at once.
+    """
+
+    height: int
+    width: int
+    num_frames: int
+    steps: int
+    eta: float
+    guidance_scale: float
+    image_guidance_scale: float | None
+    guidance_rescale: float
+    spacing: str
+    negative_prompt: str
+    fps: float
+    video_fps: float
+    seed: int
+    sequential_guidance: bool
+    vae_frames: int
+
+    def __post_init__(self) -> None:
+        at_least = {"height": 8, "width": 8, "num_frames": 1, "vae_frames": 1, "seed": 0, "fps": 0}
+        for name, least in at_least.items():
+            if getattr(self, name) < least:
+                raise UserError(f"sampling.{name} is {getattr(self, name)}: at least {least}")
+        if not 1 <= self.steps <= 1000:
+            raise UserError(f"sampling.steps is {self.steps}: choose from 1 to 1000")
+        if self.seed >= 2**32:
+            raise UserError(f"sampling.seed is {self.seed}: choose one below 2^32")
+        if self.video_fps <= 0:
+            raise UserError(f"sampling.video_fps is {self.video_fps}: it must be above 0")
+        if not 0 <= self.guidance_rescale <= 1:
+            raise UserError(f"sampling.guidance_rescale is {self.guidance_rescale}: 0 to 1")
+        for name in ("guidance_scale", "image_guidance_scale"):
+            if not math.isfinite(getattr(self, name) or 0.0):
+                raise UserError(f"sampling.{name} is not a finite number")
+
+    @classmethod
+    def from_config(cls, section: ConfigDict, **overrides: object) -> "SamplingSettings":
+        """Builds settings from a config section, some of them overridden.
+
+        Raises:
+            UserError: If a name is unknown or missing, or a value out of range.
+        """
+        values = {**section.to_dict(), **overrides}
+        known = [field.name for field in dataclasses.fields(cls)]
+        if unknown := set(values) - set(known):
+            raise UserError(
+                f"unknown sampling setting {', '.join(sorted(unknown))}: choose of {known}"
+            )
+        if missing := set(known) - set(values):
+            raise UserError(f"the config's sampling section lacks {', '.join(sorted(missing))}")
+        return cls(**values)
+
+    @property
+    def num_passes(self) -> int:
+        """Passes of the U-Net a step: 1 without guidance, 2, or 3 with two scales."""
+        if self.image_guidance_scale is not None:
+            return 3
+        return 1 if self.guidance_scale == 1 else 2
+
+
+class GuidanceScales(NamedTuple):
+    """Traced scales: changing one does not recompile."""
+
+    text: Float32[Array, ""]
+    image: Float32[Array, ""]
+    rescale: Float32[Array, ""]
+
+    @classmethod
+    def from_settings(cls, settings: SamplingSettings) -> "GuidanceScales":
+        """Takes the scales of `settings`."""
+        values = (
+            settings.guidance_scale,
+            settings.image_guidance_scale or 0.0,
+            settings.guidance_rescale,
+        )
+        return cls(*(jnp.asarray(value, jnp.float32) for value in values))
+
+
+def latent_shape(models: Models, settings: SamplingSettings) -> tuple[int, int, int, int]:
+    """Returns (t, h, w, z) of a clip's latents; sides are rounded up to what the U-Net takes."""
+    multiple = models.vae.downsampling * models.unet.size_multiple
+    h, w = (math.ceil(side / multiple) * multiple for side in (settings.height, settings.width))
+    f = models.vae.downsampling
+    return settings.num_frames, h // f, w // f, models.vae.z_channels
+
+
+def encode(
+    models: Models,
+    params: PyTree,
+    first: Float[Array, "b h w 3"],
+    last: Float[Array, "b h w 3"] | None,
+    ids: Int[Array, "b l"],
+    negative_ids: Int[Array, "1 l"],
+    fs: Float[Array, " b"],
+    noise: Noise,
+    *,
+    shape: tuple[int, int, int, int],
+    num_passes: int,
+) -> tuple[Conditioning, ...]:
+    """Returns what each guided pass is conditioned on.
+
+    Args:
+        models: The networks.
+        params: Their parameters.
+        first: Images in [-1, 1].
+        last: End images for interpolation, the same images for looping, or None.
+        ids: Token ids of the prompts.
+        negative_ids: Token ids that the unconditional pass reads.
+        fs: The model's frame stride or FPS condition.
+        noise: Where the posterior's noise comes from.
+        shape: Latents of one clip, (t, h, w, z); images are padded to it by their borders.
+        num_passes: 1 for (conditional,); 2 for (conditional, unconditional); 3 for
+            (conditional, image only, unconditional).
+    """
+    num_frames, *frame = shape
+
+    def latents(image: Array, is_last: bool) -> Array:
+        padded = _pad_to(
+            image, frame[0] * models.vae.downsampling, frame[1] * models.vae.downsampling
+        )
+        drawn = noise.posterior(is_last, tuple(frame))
+        return conditioning.image_latents(models, params, padded, drawn)
+
+    concat = conditioning.concat_latents(
+        latents(first, False), num_frames, None if last is None else latents(last, True)
+    )
+    image = conditioning.image_context(models, params, first, num_frames)
+    text = conditioning.text_context(models, params, ids)
+    conditional = Conditioning(text=text, image=image, concat=concat, fs=fs)
+    if num_passes == 1:
+        return (conditional,)
+
+    negative = conditioning.text_context(models, params, negative_ids)
+    negative = jnp.broadcast_to(negative, text.shape)
+    side = models.image_encoder.image_size
+    grey = jnp.zeros((1, side, side, 3), first.dtype)
+    no_image = conditioning.image_context(models, params, grey, num_frames)
+    no_image = jnp.broadcast_to(no_image, image.shape)
+    unconditional = conditional._replace(text=negative, image=no_image)
+    if num_passes == 2:
+        return conditional, unconditional
+    return conditional, conditional._replace(text=negative), unconditional
+
+
+def denoise(
+    models: Models,
+    params: PyTree,
+    conditions: tuple[Conditioning, ...],
+    coefficients: Coefficients,
+    scales: GuidanceScales,
+    state: LoopState,
+    noise: Noise,
+    start: Int[Array, ""],
+    stop: Int[Array, ""],
+    *,
+    solver: Solver,
+    sequential: bool,
+) -> LoopState:
+    """Runs solver steps `start` to `stop` of one compiled loop on a clip's latents.
+
+    The bounds are traced: running all steps at once or a few at a time, to show progress, is
+    the same program.
+    """
+    unet = conditioning.conditioned_unet(models, params)
+    denoiser = guided_denoiser(
+        lambda x, timestep, condition, carry: (unet(x, timestep, condition), carry),
+        conditions,
+        guidance_scale=scales.text,
+        image_guidance_scale=scales.image,
+        guidance_rescale=scales.rescale,
+        sequential=sequential,
+    )
+    shape = state.x.shape[1:]
+    return run_steps(
+        denoiser, solver, state, coefficients, lambda i: noise.step(i, shape), start, stop
+    )
+
+
+def decode(
+    models: Models,
+    params: PyTree,
+    latents: Float[Array, "b t h w z"],
+    *,
+    height: int,
+    width: int,
+    vae_frames: int,
+) -> Float32[Array, "b t {height} {width} 3"]:
+    """Returns the video, unclipped, of scaled latents; a few frames are decoded at a time."""
+
+    def decode_frame(frame: Array) -> Array:
+        z = frame / models.vae.scale_factor
+        return models.apply("vae", params, z, method="decode")[:, :height, :width]
+
+    frames = jnp.moveaxis(latents, 1, 0)
+    video = jax.lax.map(decode_frame, frames, batch_size=min(vae_frames, len(frames)))
+    return jnp.moveaxis(video, 0, 1).astype(jnp.float32)
+
+
+def _pad_to(image: Float[Array, "b h w 3"], height: int, width: int) -> Float[Array, "b h2 w2 3"]:
+    """Repeats the last row and column up to (height, width)."""
+    _, h, w, _ = image.shape
+    return jnp.pad(image, ((0, 0), (0, height - h), (0, width - w), (0, 0)), mode="edge")
