@@ -5,7 +5,7 @@ Both kinds lead with the batch axis, so that a batch can be split over devices.
 
 import math
 from collections.abc import Sequence
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
@@ -19,6 +19,7 @@ from dynamicrafter_jax.errors import UserError
 _POSTERIOR_FIRST, _POSTERIOR_LAST, _INITIAL, _STEP = range(4)
 
 
+@runtime_checkable
 class Noise(Protocol):
     """Standard normal draws of a batch; `shape` is one sample's, without the batch axis."""
 

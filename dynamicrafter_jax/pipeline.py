@@ -3,7 +3,7 @@
 import dataclasses
 import functools
 from collections.abc import Mapping, Sequence
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
@@ -30,6 +30,7 @@ from dynamicrafter_jax.tokenizer import tokenize
 ImageLike = str | epath.Path | Image.Image | np.ndarray
 
 
+@runtime_checkable
 class Progress(Protocol):
     """Is told how far a call has come, as it goes."""
 

@@ -1,7 +1,7 @@
 """Attention: the callable given to every model, and the U-Net's two transformers."""
 
 import functools
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import flax.linen as nn
 import jax
@@ -20,6 +20,7 @@ from dynamicrafter_jax.models.layers import (
 )
 
 
+@runtime_checkable
 class AttentionFn(Protocol):
     """Softmax attention of `query` to `key` and `value`, scaled by 1/sqrt(d)."""
 
@@ -40,7 +41,8 @@ def plain_attention(
 ) -> Float[Array, "b l heads d"]:
     """The default `AttentionFn`: two einsums around a float32 softmax."""
     mask = None if mask is None else mask[None, None]
-    return jax.nn.dot_product_attention(query, key, value, mask=mask)
+    with jax.numpy_dtype_promotion("standard"):  # the library promotes bfloat16 inside
+        return jax.nn.dot_product_attention(query, key, value, mask=mask)
 
 
 class SelfAttention(Module):

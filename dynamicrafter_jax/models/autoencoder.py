@@ -57,7 +57,7 @@ class Autoencoder(Module):
         self.quant = Linear((2 * self.z_channels,), names, **self.types)
         self.post_quant = Linear((self.z_channels,), names, **self.types)
 
-    def moments(self, image: Float[Array, "... h w 3"]) -> Float[Array, "... h2 w2 2*z"]:
+    def moments(self, image: Float[Array, "... h w 3"]) -> Float[Array, "... h2 w2 moments"]:
         """Returns the posterior's mean and log-variance, unscaled, on the channel axis."""
         return self.quant(self.encoder(image))
 

@@ -1,0 +1,27 @@
+"""Pictures in, video out."""
+
+from dynamicrafter_jax.media.cropping import cover_and_crop
+from dynamicrafter_jax.media.pictures import (
+    MAX_PIXELS,
+    MIN_SIDE,
+    ImageInput,
+    load_image,
+    read_picture,
+)
+from dynamicrafter_jax.media.sheet import contact_sheet, write_png
+from dynamicrafter_jax.media.video import CODECS, check_output, read_video, write_video
+
+__all__ = [
+    "CODECS",
+    "MAX_PIXELS",
+    "MIN_SIDE",
+    "ImageInput",
+    "check_output",
+    "contact_sheet",
+    "cover_and_crop",
+    "load_image",
+    "read_picture",
+    "read_video",
+    "write_png",
+    "write_video",
+]

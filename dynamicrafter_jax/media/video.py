@@ -1,0 +1,259 @@
+"""Video: frames to `.mp4`, `.gif`, `.webp` or a folder of PNGs, and files back to frames."""
+
+import io
+import os
+import tempfile
+import typing
+from fractions import Fraction
+
+import av
+import numpy as np
+from av.error import FFmpegError
+from av.video.reformatter import ColorPrimaries, ColorRange, Colorspace, ColorTrc, Interpolation
+from etils import epath
+from jaxtyping import UInt8
+from PIL import Image
+
+from dynamicrafter_jax import files
+from dynamicrafter_jax.errors import UserError
+from dynamicrafter_jax.media.sheet import encode_png
+
+CODECS = {"libx264": 51, "libx265": 51, "libvpx-vp9": 63}
+"""Encoders for `.mp4` (H.264, H.265, VP9), each with the largest `crf` it takes."""
+
+_EXTENSIONS = (".mp4", ".gif", ".webp")
+_FOLDER = "folder"
+_LOWEST_FPS = 0.1
+# GIF counts hundredths of a second, and players slow a frame down that lasts only one of them.
+_HIGHEST_FPS = {".mp4": 240, ".gif": 50, ".webp": 240, _FOLDER: 240}
+
+# Without these, conversion between RGB and YUV rounds down and darkens a picture by one level.
+_ACCURATE = (
+    Interpolation.BICUBIC
+    | Interpolation.ACCURATE_RND
+    | Interpolation.FULL_CHR_H_INT
+    | Interpolation.FULL_CHR_H_INP
+)
+
+
+def check_output(
+    path: epath.PathLike, fps: float | int = 8.0, *, codec: str = "libx264", crf: int = 18
+) -> None:
+    """Makes sure, before a long computation, that `write_video` will accept its arguments.
+
+    Raises:
+        UserError: The extension or codec is unknown, a number is out of range, or the path can't
+            be written (`files.check_writable`).
+    """
+    kind = _kind(path)
+    _check_settings(kind, fps, codec, crf)
+    files.check_writable(path, folder=kind == _FOLDER)
+
+
+def write_video(
+    path: epath.PathLike,
+    video: UInt8[np.ndarray, "t h w 3"],
+    fps: float | int,
+    *,
+    codec: str = "libx264",
+    crf: int = 18,
+) -> None:
+    """Writes frames in the format that the extension of `path` names, whole or not at all.
+
+    - `.mp4`: `codec` in yuv420p, with colours converted and tagged as BT.709, and the index in
+      front so that it plays while it loads. yuv420p has one colour sample for 2 x 2 pixels, so
+      of an odd side the last row or column is repeated once.
+    - `.gif`: 256 colours a frame, chosen for it, dithered; repeats for ever.
+    - `.webp`: lossy at quality 95; repeats for ever.
+    - No extension, or a slash at the end: a folder of `frame_0000.png`, ..., lossless and without
+      `fps`. The folder must be new or empty: one that holds anything is never touched.
+
+    Consecutive frames that are equal may be stored as one that lasts longer in `.gif` and `.webp`.
+
+    Args:
+        path: Where to, local or remote. An older file is replaced, missing parents are made.
+        video: The frames, one or more.
+        fps: Frames a second, fractions too (23.976), from 0.1 to 240; to 50 for `.gif`.
+        codec: One of `CODECS`, for `.mp4`.
+        crf: Constant rate factor for `.mp4`: the lower, the better and larger. 18 looks lossless.
+
+    Raises:
+        UserError: Any of these is not as described, the encoder refused, or the disk did.
+    """
+    kind = _kind(path)
+    _check_settings(kind, fps, codec, crf)
+    if not len(video):
+        raise UserError(f"{os.fspath(path)} can't be written: the video has no frames")
+    if kind == _FOLDER:
+        _write_folder(path, video)
+    elif kind == ".mp4":
+        files.write_bytes(path, _encode_mp4(video, fps, codec, crf))
+    elif kind == ".gif":
+        files.write_bytes(path, _encode_gif(video, fps))
+    else:
+        files.write_bytes(path, _encode_webp(video, fps))
+
+
+def read_video(path: epath.PathLike) -> tuple[UInt8[np.ndarray, "t h w 3"], float]:
+    """Reads all frames of a video file that ffmpeg knows.
+
+    Returns:
+        The frames, and how many there are a second (on average).
+
+    Raises:
+        UserError: The file is missing, truncated, or holds no video.
+    """
+    data = files.read_bytes(path)
+    name = os.fspath(path)
+    try:
+        with av.open(io.BytesIO(data), "r") as container:
+            if not container.streams.video:
+                raise UserError(f"{name} holds no video: give a video file")
+            stream = container.streams.video[0]
+            rate = stream.average_rate or stream.guessed_rate
+            frames = [
+                frame.to_ndarray(
+                    format="rgb24",
+                    width=stream.width,
+                    height=stream.height,
+                    interpolation=_ACCURATE,
+                )
+                for frame in container.decode(stream)
+            ]
+    except FFmpegError as error:
+        raise UserError(
+            f"{name} is truncated or not a video ({error.strerror}): make or copy it again"
+        ) from error
+    if not frames or not rate:
+        raise UserError(f"{name} holds no frames or no frame rate: make or copy it again")
+    return np.stack(frames), float(rate)
+
+
+def _kind(path: epath.PathLike) -> str:
+    """Returns the extension in lower case, or `_FOLDER`."""
+    name = os.fspath(path)
+    suffix = files.as_path(path).suffix.lower()
+    known = f"give .mp4, .gif, .webp, or a folder of PNGs by a slash at the end ({name}/)"
+    if os.path.basename(name).lower() in _EXTENSIONS:
+        raise UserError(f"{name} has an extension but no name: give one, such as video{name}")
+    if not name:
+        raise UserError("the output path is empty: give one, such as video.mp4")
+    if name.endswith("/") or not suffix:
+        return _FOLDER
+    if suffix not in _EXTENSIONS:
+        raise UserError(f"{name} has the unknown extension {suffix}: {known}")
+    return suffix
+
+
+def _check_settings(kind: str, fps: float | int, codec: str, crf: int) -> None:
+    highest = _HIGHEST_FPS[kind]
+    if not _LOWEST_FPS <= fps <= highest:
+        raise UserError(
+            f"{fps:g} frames a second is out of range for a {kind}: "
+            f"give {_LOWEST_FPS:g} to {highest}"
+        )
+    if kind != ".mp4":
+        return
+    known = [name for name in CODECS if name in av.codecs_available]
+    if codec not in known:
+        raise UserError(f"{codec!r} is not a known codec: give one of {', '.join(known)}")
+    if not 0 <= crf <= CODECS[codec]:
+        raise UserError(f"crf {crf} is out of range for {codec}: give 0 to {CODECS[codec]}")
+
+
+def _write_folder(path: epath.PathLike, video: UInt8[np.ndarray, "t h w 3"]) -> None:
+    with files.atomic(path) as folder:
+        folder.mkdir()
+        for i, frame in enumerate(video):
+            (folder / f"frame_{i:04d}.png").write_bytes(encode_png(frame))
+
+
+def _encode_mp4(
+    video: UInt8[np.ndarray, "t h w 3"], fps: float | int, codec: str, crf: int
+) -> bytes:
+    h, w = video.shape[1:3]
+    even = np.pad(video, ((0, 0), (0, h % 2), (0, w % 2), (0, 0)), mode="edge")
+    try:
+        # To move the index to the front, ffmpeg opens the file again by its name.
+        with tempfile.TemporaryDirectory() as folder:
+            file = os.path.join(folder, "video.mp4")
+            _encode_mp4_file(file, even, fps, codec, crf)
+            with open(file, "rb") as stream:
+                return stream.read()
+    except OSError as error:
+        raise UserError(
+            f"{tempfile.gettempdir()}, where the video is made, can't be written: "
+            f"{error.strerror}; make room, or set TMPDIR to another directory"
+        ) from error
+    except FFmpegError as error:
+        raise UserError(
+            f"{codec} can't encode {w} x {h} pixels at {fps:g} frames a second "
+            f"({error.strerror}): try libx264 or another size"
+        ) from error
+
+
+def _encode_mp4_file(
+    file: str, video: UInt8[np.ndarray, "t h w 3"], fps: float | int, codec: str, crf: int
+) -> None:
+    options = {"crf": str(crf)}
+    if codec == "libx265":
+        options["x265-params"] = "log-level=error"
+    rate = Fraction(fps).limit_denominator(1001)  # 24000/1001 and its like stay exact
+    with av.open(file, "w", options={"movflags": "+faststart"}) as container:
+        stream = typing.cast(
+            av.VideoStream, container.add_stream(codec, rate=rate, options=options)
+        )
+        context = stream.codec_context
+        context.height, context.width = video.shape[1:3]
+        context.pix_fmt = "yuv420p"
+        context.colorspace = Colorspace.ITU709
+        context.color_primaries = ColorPrimaries.BT709
+        context.color_trc = ColorTrc.BT709
+        context.color_range = ColorRange.MPEG
+        if codec == "libx265":
+            context.codec_tag = "hvc1"  # Apple's players pass over the default, hev1
+        for pixels in video:
+            frame = av.VideoFrame.from_ndarray(pixels, format="rgb24")
+            frame = frame.reformat(
+                format="yuv420p", dst_colorspace=Colorspace.ITU709, interpolation=_ACCURATE
+            )
+            container.mux(stream.encode(frame))
+        container.mux(stream.encode())
+
+
+def _encode_gif(video: UInt8[np.ndarray, "t h w 3"], fps: float | int) -> bytes:
+    return _animation("GIF", [_with_palette(frame) for frame in video], _durations(video, fps, 10))
+
+
+def _with_palette(frame: UInt8[np.ndarray, "h w 3"]) -> Image.Image:
+    """Reduces a frame to the 256 colours that suit it, dithered by Floyd and Steinberg."""
+    picture = Image.fromarray(frame)
+    palette = picture.quantize(256, method=Image.Quantize.FASTOCTREE)
+    return picture.quantize(palette=palette, dither=Image.Dither.FLOYDSTEINBERG)
+
+
+def _encode_webp(video: UInt8[np.ndarray, "t h w 3"], fps: float | int) -> bytes:
+    pictures = [Image.fromarray(frame) for frame in video]
+    return _animation("WEBP", pictures, _durations(video, fps, 1), quality=95)
+
+
+def _animation(
+    format: str, pictures: list[Image.Image], durations: list[int], **options: int
+) -> bytes:
+    buffer = io.BytesIO()
+    pictures[0].save(
+        buffer,
+        format=format,
+        save_all=True,
+        append_images=pictures[1:],
+        duration=durations,
+        loop=0,
+        **options,
+    )
+    return buffer.getvalue()
+
+
+def _durations(video: UInt8[np.ndarray, "t h w 3"], fps: float | int, unit: int) -> list[int]:
+    """Milliseconds of each frame in whole units, rounded so that the errors do not add up."""
+    ends = np.rint(np.arange(len(video) + 1) * (1000 / (fps * unit))).astype(int)
+    return (np.diff(ends) * unit).tolist()

@@ -1,0 +1,47 @@
+"""Settings under which every test runs, and the measure of parity.
+
+JAX reads the environment when it is first imported. The settings are environment variables
+rather than `jax.config` calls so that the commands that tests start inherit them.
+
+The import hook checks shapes and types at every call of the package, and whenever one of its
+dataclasses is built. JAX builds a registered dataclass anew around whatever a tree map returns, so
+a pytree whose fields are annotated with shapes must be a `NamedTuple`, which is not checked so.
+"""
+
+import os
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from jaxtyping import install_import_hook
+from numpy.typing import ArrayLike
+
+assert "jax" not in sys.modules, "something imported jax before its settings were made"
+os.environ["JAX_PLATFORMS"] = "cpu"
+os.environ["XLA_FLAGS"] = (
+    os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=8"
+)
+os.environ["JAX_NUMPY_RANK_PROMOTION"] = "raise"
+os.environ["JAX_NUMPY_DTYPE_PROMOTION"] = "strict"
+os.environ["JAX_DEFAULT_MATMUL_PRECISION"] = "highest"
+install_import_hook("dynamicrafter_jax", "beartype.beartype")
+
+
+@pytest.fixture(scope="session")
+def golden() -> Path:
+    """The folder of golden files: numbers computed by the PyTorch release."""
+    return Path(__file__).parent / "data"
+
+
+@pytest.fixture(scope="session")
+def relative_error() -> Callable[[ArrayLike, ArrayLike], float]:
+    """A function: max|ours - golden| / max|golden|, and NaN where ours has a NaN."""
+
+    def measure(ours: ArrayLike, golden: ArrayLike) -> float:
+        ours, golden = np.asarray(ours, np.float64), np.asarray(golden, np.float64)
+        assert ours.shape == golden.shape, f"shape {ours.shape}, but golden {golden.shape}"
+        return float(np.abs(ours - golden).max() / np.abs(golden).max())
+
+    return measure

@@ -1,0 +1,71 @@
+"""The two small models of the golden files, with their weights rebuilt from names."""
+
+import functools
+import json
+from pathlib import Path
+from typing import Any
+
+import golden_weights
+import jax.numpy as jnp
+import numpy as np
+from flax import traverse_util
+from ml_collections import ConfigDict
+
+from dynamicrafter_jax.config import load_config
+from dynamicrafter_jax.models import Models, abstract_models, build_models
+from dynamicrafter_jax.pipeline import ImageToVideo
+from dynamicrafter_jax.release import release_tensors
+
+DATA = Path(__file__).parent / "data"
+
+
+def config(kind: str) -> ConfigDict:
+    """The config of `tiny_v` or `tiny_eps`, by the part behind the underscore."""
+    return load_config(Path(__file__).parent / "configs" / f"tiny_{kind}.py")
+
+
+def models(kind: str, **types: Any) -> Models:
+    """The networks."""
+    hyperparameters = config(kind)
+    return build_models({name: hyperparameters[name].to_dict() for name in Models._fields}, **types)
+
+
+@functools.cache
+def params(kind: str, section: str) -> Any:
+    """The golden weights of one network."""
+    boxed = abstract_models(models(kind))
+    return traverse_util.unflatten_dict(
+        {
+            tensor.path[1:]: jnp.asarray(
+                tensor.from_release(np.asarray(golden_weights.tensor(name, tensor.shape)))
+            )
+            for name, tensor in release_tensors({section: boxed[section]}).items()
+        }
+    )
+
+
+@functools.cache
+def animate(kind: str, base_scale: float | None = None) -> ImageToVideo:
+    """The whole model, ready to sample."""
+    chosen = config(kind)
+    if base_scale is not None:
+        chosen.diffusion.base_scale = base_scale
+    return ImageToVideo(chosen, {name: params(kind, name) for name in Models._fields})
+
+
+@functools.cache
+def golden(name: str) -> dict[str, np.ndarray]:
+    """The arrays of a golden file."""
+    with np.load(DATA / f"{name}.npz") as arrays:
+        return dict(arrays)
+
+
+def pictures() -> np.ndarray:
+    """The pictures that the VAE and the towers of `tiny_v` were shown."""
+    seeds = golden("tiny_v_modules")["picture_seeds"]
+    return np.stack([golden_weights.picture(int(seed), 64, 96) for seed in seeds])
+
+
+def token_ids() -> np.ndarray:
+    """All golden token ids."""
+    return np.asarray(json.loads((DATA / "tokens.json").read_text())["ids"], np.int32)
