@@ -17,12 +17,14 @@ from ml_collections import ConfigDict
 
 from dynamicrafter_jax import cli, files, media, provenance
 from dynamicrafter_jax.bulk import Request, read_requests
+from dynamicrafter_jax.checkpoint import read_config
 from dynamicrafter_jax.config import config_to_json
 from dynamicrafter_jax.errors import UserError
 from dynamicrafter_jax.noise import read_noise
 from dynamicrafter_jax.pipeline import Clips, ImageToVideo
 from dynamicrafter_jax.progress import ProgressBar
 from dynamicrafter_jax.sampling import SamplingSettings
+from dynamicrafter_jax.weights import origin
 
 CONFIG = cli.define_config()
 CHECKPOINT = flags.DEFINE_string("checkpoint", None, "Converted directory, .ckpt or .safetensors.")
@@ -45,20 +47,16 @@ SAVE_VIDEO = flags.DEFINE_string("save_video", None, "Also write the unclipped f
 
 def main(_: Sequence[str]) -> None:
     """Checks everything cheap, loads the model, then samples and writes each request."""
-    if CHECKPOINT.value is None:
-        raise UserError("no --checkpoint: give a converted directory, .ckpt or .safetensors file")
-    config = CONFIG.value
-    if config is not None and SEED.value is not None:
-        config.sampling.seed = SEED.value
     requests = read_flags()
+    config = choose_config()
     check_early(config, requests)
     noise = None if NOISE.value is None else read_noise(NOISE.value)
 
     animate = ImageToVideo.from_pretrained(CHECKPOINT.value, config=config, towers=TOWERS.value)
     made_with = {
         "checkpoint": CHECKPOINT.value,
-        "weights_sha256": provenance.weights_hash(CHECKPOINT.value),
-        "config": config_to_json(animate.config),
+        "weights": origin(CHECKPOINT.value),
+        "config": config_to_json(config),
         **provenance.environment(),
     }
     for request in requests:
@@ -75,7 +73,7 @@ def main(_: Sequence[str]) -> None:
                 progress=progress,
                 **settings,
             )
-        paths = write(request, clips, animate.config, made_with)
+        paths = write(request, clips, config, made_with)
         seconds = time.perf_counter() - started
         print(
             f"{', '.join(paths)}: {seconds:.1f} s, {progress.seconds_per_step:.3f} s a step, "
@@ -100,23 +98,34 @@ def read_flags() -> list[Request]:
     return [Request(IMAGE.value, OUTPUT.value, PROMPT.value, END_IMAGE.value, SEED.value)]
 
 
-def check_early(config: ConfigDict | None, requests: Sequence[Request]) -> None:
-    """Finds what would fail later, before the model is loaded."""
-    for request in requests:
-        for path in output_paths(request.output):
-            media.check_output(path)
-        if LOOP.value and request.end_image is not None:
-            raise UserError("--end_image and --loop exclude each other: a loop ends as it began")
-    for flag in (SAVE_LATENTS, SAVE_VIDEO):
-        if flag.value is not None:
-            files.check_writable(flag.value)
+def choose_config() -> ConfigDict:
+    """Returns the config of the flags, else that of the converted directory."""
+    if CHECKPOINT.value is None:
+        raise UserError("no --checkpoint: give a converted directory, .ckpt or .safetensors file")
+    config = CONFIG.value
     if config is None:
-        return
+        if not files.as_path(CHECKPOINT.value).is_dir():
+            raise UserError("no --config: a file does not say which model it is, as i2v_1024")
+        config = read_config(CHECKPOINT.value)
+    if SEED.value is not None:
+        config.sampling.seed = SEED.value
+    return config
+
+
+def check_early(config: ConfigDict, requests: Sequence[Request]) -> None:
+    """Finds what would fail later, before the model is loaded."""
     settings = SamplingSettings.from_config(config.sampling)
     for request in requests:
+        for path in output_paths(request.output):
+            media.check_output(path, settings.video_fps, codec=CODEC.value, crf=CRF.value)
+        if LOOP.value and request.end_image is not None:
+            raise UserError("--end_image and --loop exclude each other: a loop ends as it began")
         for image in (request.image, request.end_image):
             if image is not None:
                 media.load_image(image, settings.height, settings.width)
+    for flag in (SAVE_LATENTS, SAVE_VIDEO):
+        if flag.value is not None:
+            files.check_writable(flag.value)
 
 
 def write(

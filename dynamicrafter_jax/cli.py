@@ -1,7 +1,9 @@
 """What the command lines share: flags, and one readable line for what the user got wrong."""
 
 import contextlib
+import os
 import sys
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
@@ -31,6 +33,7 @@ def run(main: Callable[[Sequence[str]], None]) -> None:
 
     def guarded(argv: Sequence[str]) -> None:
         enable_compilation_cache()
+        warnings.showwarning = _show_warning
         with _one_line_errors():
             main(argv)
 
@@ -42,9 +45,14 @@ def run(main: Callable[[Sequence[str]], None]) -> None:
 
 def enable_compilation_cache() -> None:
     """Keeps compiled programs on disk from run to run, unless JAX was told where already."""
-    if jax.config.read("jax_compilation_cache_dir") is None:
+    if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
         cache = epath.Path("~/.cache/dynamicrafter_jax").expanduser()
         jax.config.update("jax_compilation_cache_dir", str(cache))
+
+
+def _show_warning(message: Warning | str, *_: object, **__: object) -> None:
+    """One line for the person at the keyboard, without the line of code that raised it."""
+    sys.stderr.write(f"warning: {message}\n")
 
 
 def _resolve_config(argument: str) -> str:

@@ -111,7 +111,7 @@ class ImageToVideo:
             UserError: If the source is missing, broken, or does not fit the config.
         """
         # Orbax and its storage take seconds to import, which sampling itself does not need.
-        from dynamicrafter_jax.convert import load_pretrained
+        from dynamicrafter_jax.weights import load_pretrained
 
         loaded = None if config is None else load_config(config)
         return cls(*load_pretrained(source, config=loaded, towers=towers))

@@ -8,10 +8,12 @@ import dataclasses
 import math
 import re
 from collections.abc import Iterator, Mapping
+from typing import Any
 
 import numpy as np
-from jaxtyping import PyTree
+from jaxtyping import Float32, PyTree
 
+from dynamicrafter_jax.diffusion.schedule import RESCALE_RAMP, make_schedule
 from dynamicrafter_jax.models.layers import Parameter
 
 # Section of our parameter tree -> prefix of the release's names.
@@ -26,27 +28,54 @@ PREFIXES = {
 # Sections that the release freezes, and that some published files leave out.
 FROZEN_SECTIONS = ("vae", "text_encoder", "image_encoder")
 
-# The tensors in release files that are not parameters of ours, by full match. `carried` ones are
-# kept as they are, so that an export is again a complete release file; `rebuilt` ones follow
-# from the config; `dropped` ones are constants that only some files hold.
+# The tensors in release files that are not parameters of ours. `carried` ones are kept as they
+# are, so that an export is again a complete release file; `rebuilt` ones follow from the config;
+# `dropped` ones are constants that only some files hold. LAST is the text tower's last block.
 UNUSED_TENSORS: Mapping[str, tuple[str, ...]] = {
     "carried": (
-        r"cond_stage_model\.model\.transformer\.resblocks\.LAST\..+",
-        r"cond_stage_model\.model\.(text_projection|logit_scale)",
-        r"embedder\.model\.(text_projection|logit_scale|positional_embedding)",
-        r"embedder\.model\.(token_embedding\.weight|ln_final\.(weight|bias))",
-        r"embedder\.model\.visual\.(proj|ln_post\.(weight|bias))",
+        "cond_stage_model.model.transformer.resblocks.LAST.ln_1.weight",
+        "cond_stage_model.model.transformer.resblocks.LAST.ln_1.bias",
+        "cond_stage_model.model.transformer.resblocks.LAST.attn.in_proj_weight",
+        "cond_stage_model.model.transformer.resblocks.LAST.attn.in_proj_bias",
+        "cond_stage_model.model.transformer.resblocks.LAST.attn.out_proj.weight",
+        "cond_stage_model.model.transformer.resblocks.LAST.attn.out_proj.bias",
+        "cond_stage_model.model.transformer.resblocks.LAST.ln_2.weight",
+        "cond_stage_model.model.transformer.resblocks.LAST.ln_2.bias",
+        "cond_stage_model.model.transformer.resblocks.LAST.mlp.c_fc.weight",
+        "cond_stage_model.model.transformer.resblocks.LAST.mlp.c_fc.bias",
+        "cond_stage_model.model.transformer.resblocks.LAST.mlp.c_proj.weight",
+        "cond_stage_model.model.transformer.resblocks.LAST.mlp.c_proj.bias",
+        "cond_stage_model.model.text_projection",
+        "cond_stage_model.model.logit_scale",
+        "embedder.model.token_embedding.weight",
+        "embedder.model.positional_embedding",
+        "embedder.model.ln_final.weight",
+        "embedder.model.ln_final.bias",
+        "embedder.model.text_projection",
+        "embedder.model.logit_scale",
+        "embedder.model.visual.ln_post.weight",
+        "embedder.model.visual.ln_post.bias",
+        "embedder.model.visual.proj",
     ),
-    "rebuilt": (
-        r"betas",
-        r"(sqrt_)?alphas_cumprod",
-        r"alphas_cumprod_prev",
-        r"(sqrt|log)_one_minus_alphas_cumprod",
-        r"sqrt_recipm?1?_alphas_cumprod",
-        r"posterior_(variance|log_variance_clipped|mean_coef1|mean_coef2)",
-        r"scale_arr",
+    "rebuilt": (  # by `schedule_buffers`
+        "betas",
+        "alphas_cumprod",
+        "alphas_cumprod_prev",
+        "sqrt_alphas_cumprod",
+        "sqrt_one_minus_alphas_cumprod",
+        "log_one_minus_alphas_cumprod",
+        "sqrt_recip_alphas_cumprod",
+        "sqrt_recipm1_alphas_cumprod",
+        "posterior_variance",
+        "posterior_log_variance_clipped",
+        "posterior_mean_coef1",
+        "posterior_mean_coef2",
+        "scale_arr",
     ),
-    "dropped": (r"(cond_stage_model|embedder)\.model\.attn_mask",),
+    "dropped": (
+        "cond_stage_model.model.attn_mask",
+        "embedder.model.attn_mask",
+    ),
 }
 
 # The 256 release's older name for the `fs` embedding, and today's.
@@ -54,7 +83,7 @@ ALIASES = (("model.diffusion_model.framestride_embed.", "model.diffusion_model.f
 
 # Our module names -> the release's, level by level. Keys are regular expressions; the first that
 # matches a name wins, and a module without a row keeps its name.
-Table = Mapping[str, tuple[str, "Table"]]
+Table = Mapping[str, tuple[str, Any]]
 
 _KEEP: Table = {}
 _PERCEPTRON: Table = {"in": ("0", _KEEP), "out": ("2", _KEEP)}
@@ -142,7 +171,10 @@ _SECTIONS: Mapping[str, Table] = {
     "text_encoder": _CLIP,
     "image_encoder": _CLIP,
     "projector": {
-        r"attn_(\d+)": (r"layers.\1.0", {**_ATTENTION, "key_value": ("to_kv", _KEEP), "out": ("to_out", _KEEP)}),
+        r"attn_(\d+)": (
+            r"layers.\1.0",
+            {**_ATTENTION, "key_value": ("to_kv", _KEEP), "out": ("to_out", _KEEP)},
+        ),
         r"ff_(\d+)": (
             r"layers.\1.1",
             {"norm": ("0", _KEEP), "in": ("1", _KEEP), "out": ("3", _KEEP)},
@@ -157,10 +189,10 @@ class ReleaseTensor:
     """One parameter as the release stores it.
 
     Attributes:
-      name: Its name in the release.
-      shape: Its shape in the release, (out, in, *kernel) for kernels.
-      path: Its path in our tree, section first.
-      our_shape: Its shape with us, (*kernel, *in, *out).
+        name: Its name in the release.
+        shape: Its shape in the release, (out, in, *kernel) for kernels.
+        path: Its path in our tree, section first.
+        our_shape: Its shape with us, (*kernel, *in, *out).
     """
 
     name: str
@@ -192,7 +224,7 @@ def release_tensors(boxed: PyTree) -> dict[str, ReleaseTensor]:
     """Returns every parameter's place in the release, by release name.
 
     Args:
-      boxed: Abstract parameters by section, leaves boxed as `models.layers.Parameter`.
+        boxed: Abstract parameters by section, leaves boxed as `models.layers.Parameter`.
     """
     found = {}
     for section, tree in boxed.items():
@@ -202,18 +234,60 @@ def release_tensors(boxed: PyTree) -> dict[str, ReleaseTensor]:
     return found
 
 
-def classify_unused(name: str, text_layers: int) -> str | None:
-    """Returns `carried`, `rebuilt` or `dropped` for a tensor we do not use, else None.
+def unused_tensors(text_layers: int) -> dict[str, str]:
+    """Returns `carried`, `rebuilt` or `dropped` for each tensor that we do not use, by name.
 
     Args:
-      name: Name in the release.
-      text_layers: Blocks of the text tower, whose last is carried.
+        text_layers: Blocks of the text tower, whose last is carried.
     """
-    for fate, patterns in UNUSED_TENSORS.items():
-        for pattern in patterns:
-            if re.fullmatch(pattern.replace("LAST", str(text_layers - 1)), name):
-                return fate
-    return None
+    last = str(text_layers - 1)
+    return {
+        name.replace("LAST", last): fate for fate, names in UNUSED_TENSORS.items() for name in names
+    }
+
+
+def schedule_buffers(diffusion: Mapping[str, Any]) -> dict[str, Float32[np.ndarray, " _"]]:
+    """Returns the buffers that a release file holds of its noise schedule, by name.
+
+    They are alpha_bar, functions of it, and the coefficients of the posterior q(x_{t-1} | x_t, x0)
+    (arXiv 2006.11239, Eq. 6 and 7). `scale_arr` goes on for `timesteps` after its ramp, of which
+    only the first `timesteps` entries are ever read.
+
+    Args:
+        diffusion: The config section of that name.
+
+    Raises:
+        UserError: If the section is refused by `make_schedule`.
+    """
+    schedule = make_schedule(**diffusion)
+    alpha_bar = schedule.alpha_bar
+    previous = np.concatenate([[1.0], alpha_bar[:-1]])
+    alpha = alpha_bar / previous
+    beta, rest, rest_previous = 1 - alpha, 1 - alpha_bar, 1 - previous
+    variance = beta * rest_previous / rest
+    root_reciprocal = root_reciprocal_minus_1 = np.zeros_like(alpha_bar)
+    if schedule.parameterization == "eps":  # with v, alpha_bar may end at 0: the release has zeros
+        root_reciprocal = np.sqrt(1 / alpha_bar)
+        root_reciprocal_minus_1 = np.sqrt(1 / alpha_bar - 1)
+    buffers = {
+        "betas": beta,
+        "alphas_cumprod": alpha_bar,
+        "alphas_cumprod_prev": previous,
+        "sqrt_alphas_cumprod": np.sqrt(alpha_bar),
+        "sqrt_one_minus_alphas_cumprod": np.sqrt(rest),
+        "log_one_minus_alphas_cumprod": np.log(rest),
+        "sqrt_recip_alphas_cumprod": root_reciprocal,
+        "sqrt_recipm1_alphas_cumprod": root_reciprocal_minus_1,
+        "posterior_variance": variance,
+        "posterior_log_variance_clipped": np.log(np.maximum(variance, 1e-20)),
+        "posterior_mean_coef1": beta * np.sqrt(previous) / rest,
+        "posterior_mean_coef2": rest_previous * np.sqrt(alpha) / rest,
+    }
+    if diffusion["use_dynamic_rescale"]:
+        base_scale = diffusion["base_scale"]
+        ramp = np.linspace(1, base_scale, RESCALE_RAMP)
+        buffers["scale_arr"] = np.concatenate([ramp, np.full(diffusion["timesteps"], base_scale)])
+    return {name: table.astype(np.float32) for name, table in buffers.items()}
 
 
 def _walk(

@@ -2,7 +2,7 @@
 
 import dataclasses
 import math
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -90,7 +90,8 @@ class SamplingSettings:
             )
         if missing := set(known) - set(values):
             raise UserError(f"the config's sampling section lacks {', '.join(sorted(missing))}")
-        return cls(**values)
+        kinds = {field.name: field.type for field in dataclasses.fields(cls)}
+        return cls(**{name: _as_kind(name, kinds[name], value) for name, value in values.items()})
 
     @property
     def num_passes(self) -> int:
@@ -236,6 +237,18 @@ def decode(
     frames = jnp.moveaxis(latents, 1, 0)
     video = jax.lax.map(decode_frame, frames, batch_size=min(vae_frames, len(frames)))
     return jnp.moveaxis(video, 0, 1).astype(jnp.float32)
+
+
+def _as_kind(name: str, kind: Any, value: object) -> object:
+    """Returns a setting in the type of its field; whole numbers do for any number."""
+    if kind == float | None and value is None:
+        return None
+    if kind in (float, float | None) and isinstance(value, int) and not isinstance(value, bool):
+        return float(value)
+    if not isinstance(value, kind) or (isinstance(value, bool) and kind is not bool):
+        wanted = {int: "a whole number", bool: "True or False", str: "text"}.get(kind, "a number")
+        raise UserError(f"sampling.{name} is {value!r}: {wanted} is needed")
+    return value
 
 
 def _pad_to(image: Float[Array, "b h w 3"], height: int, width: int) -> Float[Array, "b h2 w2 3"]:

@@ -1,4 +1,4 @@
-"""The two small models of the golden files, with their weights rebuilt from names."""
+"""The two small models of the golden files, weights rebuilt from names, and a smaller one."""
 
 import functools
 import json
@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import golden_weights
+import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import traverse_util
@@ -51,6 +52,18 @@ def animate(kind: str, base_scale: float | None = None) -> ImageToVideo:
     if base_scale is not None:
         chosen.diffusion.base_scale = base_scale
     return ImageToVideo(chosen, {name: params(kind, name) for name in Models._fields})
+
+
+@functools.cache
+def micro() -> ImageToVideo:
+    """A model for tests of structure: no weight is zero, so every part of it acts."""
+    chosen = load_config(Path(__file__).parent / "configs" / "micro.py")
+    model = ImageToVideo.from_random(chosen)
+    draw = np.random.default_rng(0).standard_normal
+    params = jax.tree.map(
+        lambda leaf: leaf + 0.02 * jnp.asarray(draw(leaf.shape), jnp.float32), model.params
+    )
+    return ImageToVideo(chosen, params)
 
 
 @functools.cache

@@ -39,12 +39,7 @@ class Parameter(nn.LogicallyPartitioned):
 
 def declare(initializer: Initializer, names: Names) -> Callable[..., Parameter]:
     """Returns an init function for `Module.param` that boxes its value in a `Parameter`."""
-
-    def init(key: jax.Array, shape: Sequence[int], dtype: DTypeLike) -> Parameter:
-        value = initializer(key, shape, dtype)
-        return Parameter(value, names=names, initializer=initializer)
-
-    return init
+    return functools.partial(_boxed, initializer, names)
 
 
 def abstract_params(module: nn.Module, *inputs: Any, **kwargs: Any) -> PyTree:
@@ -91,12 +86,7 @@ def init_params(boxed: PyTree, key: jax.Array) -> PyTree[Array]:
 
 def uniform_fan_in(fan_in: int) -> Initializer:
     """U(-1/sqrt(fan_in), 1/sqrt(fan_in)): the default of the release's linear and conv layers."""
-    bound = 1.0 / math.sqrt(fan_in)
-
-    def init(key: jax.Array, shape: Sequence[int], dtype: DTypeLike) -> Array:
-        return jax.random.uniform(key, shape, dtype, -bound, bound)
-
-    return init
+    return functools.partial(_uniform, 1.0 / math.sqrt(fan_in))
 
 
 zeros: Initializer = nn.initializers.zeros
@@ -295,6 +285,16 @@ def upsample_nearest(x: Float[Array, "... h w c"]) -> Float[Array, "... h2 w2 c"
 def constrain(x: Array, names: Names) -> Array:
     """Names the logical axes of an activation; a no-op until rules and a mesh are in force."""
     return nn.spmd.with_logical_constraint(x, names)
+
+
+def _boxed(
+    initializer: Initializer, names: Names, key: jax.Array, shape: Sequence[int], dtype: DTypeLike
+) -> Parameter:
+    return Parameter(initializer(key, shape, dtype), names=names, initializer=initializer)
+
+
+def _uniform(bound: float, key: jax.Array, shape: Sequence[int], dtype: DTypeLike) -> Array:
+    return jax.random.uniform(key, shape, dtype, -bound, bound)
 
 
 def _scale_and_bias(module: Module, width: int) -> tuple[Array, Array]:

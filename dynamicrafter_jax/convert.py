@@ -1,0 +1,165 @@
+r"""Converts a release file into a directory of this package, and back.
+
+    python -m dynamicrafter_jax.convert --config=i2v_512 --input=model.ckpt --output=DIRECTORY
+    python -m dynamicrafter_jax.convert --export --input=DIRECTORY --output=model.safetensors
+
+Neither holds more than the parameters of one network at a time, however large the file.
+"""
+
+import functools
+import secrets
+import time
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import jax
+from absl import flags, logging
+from etils import epath
+from jaxtyping import PyTree
+from ml_collections import ConfigDict
+
+from dynamicrafter_jax import checkpoint, cli
+from dynamicrafter_jax.errors import UserError
+from dynamicrafter_jax.export import EXPORT_DTYPES, export
+from dynamicrafter_jax.files import as_path, atomic, check_writable
+from dynamicrafter_jax.provenance import sha256_of
+from dynamicrafter_jax.tensors import layout_of, write_tensors
+from dynamicrafter_jax.weights import PARAM_DTYPES, Summary, open_release
+
+
+def convert(
+    path: epath.PathLike,
+    directory: epath.PathLike,
+    config: ConfigDict,
+    *,
+    towers: epath.PathLike | None = None,
+    overwrite: bool = False,
+    progress: bool = False,
+) -> Summary:
+    """Writes a release file as a converted model; `checkpoint` says what is in one.
+
+    Args:
+        path: The release file, on this machine.
+        directory: Where to; may be remote. Nothing is there until everything is.
+        config: The config of the model; parameters become `precision.param_dtype`.
+        towers: As in `weights.load_release`.
+        overwrite: Whether a converted model there is replaced.
+        progress: Whether to show a progress bar, if stderr is a terminal.
+
+    Raises:
+        UserError: As in `weights.load_release`, or if the directory can't be written.
+    """
+    place = as_path(directory)
+    _check_free(place, overwrite)
+    retired = None
+    with (
+        open_release(path, config, towers=towers, progress=progress) as release,
+        atomic(place) as temporary,
+    ):
+        sizes: list[int] = []
+        for section, read in release.readers.items():
+            sizes += _save_section(checkpoint.section_path(temporary, section), read)
+        if release.carried:
+            with (temporary / checkpoint.CARRIED_FILE).open("wb") as file:
+                layout = layout_of(release.carried)
+                write_tensors(file, layout, ((n, release.carried[n].read()) for n in layout))
+        sources = [source for each in release.sources for source in _origin(each)]
+        checkpoint.write_description(temporary, config, sources)
+        if overwrite and place.exists():
+            retired = place.rename(place.parent / f".{place.name}.{secrets.token_hex(4)}.tmp")
+    if retired is not None:
+        retired.rmtree()
+    return Summary(len(sizes), sum(sizes), len(release.carried))
+
+
+def _check_free(place: epath.Path, overwrite: bool) -> None:
+    """Makes sure, before the work, that a converted model can be written at `place`."""
+    if not place.is_dir() or not any(place.iterdir()):
+        check_writable(place, folder=True)
+    elif not overwrite:
+        raise UserError(f"{place} exists: give another path, or say to overwrite it")
+    elif not (place / checkpoint.CONFIG_FILE).exists():
+        raise UserError(f"{place} is no converted model, and so is not overwritten")
+
+
+def _save_section(place: epath.Path, read: Callable[[], PyTree]) -> list[int]:
+    """Saves the parameters of a network and forgets them; returns the size of each."""
+    tree = read()
+    checkpoint.save_tree(place, tree)
+    return [leaf.size for leaf in jax.tree.leaves(tree)]
+
+
+def _origin(path: epath.PathLike) -> list[dict[str, Any]]:
+    """Returns name and hash of a file, or of those that a converted model was made from."""
+    file = as_path(path)
+    if file.is_dir():
+        return checkpoint.read_description(file)["sources"]
+    return [{"name": file.name, "sha256": sha256_of(file)}]
+
+
+def define_flags() -> dict[str, flags.FlagHolder]:
+    """Defines the flags of the command line, which other entry points must not inherit."""
+    return {
+        "config": cli.define_config(),
+        "input": flags.DEFINE_string("input", None, "Release file; with --export, a directory."),
+        "output": flags.DEFINE_string("output", None, "Directory; with --export, a file."),
+        "dtype": flags.DEFINE_enum("dtype", None, list(PARAM_DTYPES), "Type of parameters."),
+        "towers": flags.DEFINE_string("towers", None, "Where absent frozen networks come from."),
+        "overwrite": flags.DEFINE_bool("overwrite", False, "Replace what is at --output."),
+        "export": flags.DEFINE_bool("export", False, "Write a release file from a directory."),
+        "export_dtype": flags.DEFINE_enum(
+            "export_dtype", None, list(EXPORT_DTYPES), "Type of exported tensors."
+        ),
+    }
+
+
+def main(holders: Mapping[str, flags.FlagHolder], _: Sequence[str]) -> None:
+    """Converts or exports as flags say, and tells in one line what was done."""
+    run({name: holder.value for name, holder in holders.items()})
+
+
+def run(given: Mapping[str, Any]) -> None:
+    """Converts or exports, and tells in one line what was done.
+
+    Args:
+        given: The values of the flags of `define_flags`, None or False where not given.
+
+    Raises:
+        UserError: If they don't go together, or as in `convert` and `export`.
+    """
+    started = time.perf_counter()
+    for name in ("input", "output"):
+        if not given[name]:
+            raise UserError(f"no --{name}: give the file or directory")
+    logging.set_verbosity(logging.WARNING)  # Orbax reports every step
+    # Nothing is computed, and an accelerator may be smaller than a network.
+    jax.config.update("jax_platforms", "cpu")
+    common = {"overwrite": given["overwrite"], "progress": True}
+    if given["export"]:
+        _refuse(given, "config", "dtype", "towers", reason="does not go with --export")
+        dtype = given["export_dtype"]
+        summary = export(given["input"], given["output"], dtype=dtype, **common)
+    else:
+        _refuse(given, "export_dtype", reason="needs --export")
+        if as_path(given["input"]).is_dir():
+            raise UserError(f"{given['input']} is a directory: --export makes a file of it")
+        if given["config"] is None:
+            raise UserError("no --config: the config of the model in the file, such as i2v_1024")
+        config = given["config"]
+        if given["dtype"] is not None:
+            config.precision.param_dtype = given["dtype"]
+        summary = convert(given["input"], given["output"], config, towers=given["towers"], **common)
+    print(
+        f"{given['output']}: {summary.parameters:,} parameters in {summary.tensors} tensors, "
+        f"{summary.carried} more carried, {time.perf_counter() - started:.1f} s"
+    )
+
+
+def _refuse(given: Mapping[str, Any], *names: str, reason: str) -> None:
+    for name in names:
+        if given[name] is not None:
+            raise UserError(f"--{name} {reason}")
+
+
+if __name__ == "__main__":
+    cli.run(functools.partial(main, define_flags()))

@@ -1,0 +1,227 @@
+"""The whole path through the Python interface."""
+
+import json
+
+import golden_weights
+import numpy as np
+import pytest
+import tiny
+
+from dynamicrafter_jax.config import load_config
+from dynamicrafter_jax.errors import UserError
+from dynamicrafter_jax.pipeline import ImageToVideo
+
+SIZE = (16, 24)
+QUICK = {"steps": 2, "fps": 24}
+
+
+def picture(seed, size=SIZE):
+    """A smooth picture, as an 8-bit photograph would be."""
+    values = golden_weights.picture(seed, *size)
+    return np.round((np.clip(values, -1, 1) + 1) * 127.5).astype(np.uint8)
+
+
+def sample(image=None, prompt="two people dancing", **options):
+    image = picture(0) if image is None else image
+    return tiny.micro().sample(image, prompt, **(QUICK | options))
+
+
+def test_two_clips_at_once_are_the_release_s(relative_error):
+    golden = tiny.golden("sample_v1024_batch")
+    settings = json.loads(str(golden["settings"]))
+    clips = tiny.animate("v", base_scale=0.3).sample(
+        list(golden["first"]),
+        settings["prompts"],
+        noise=golden,
+        fps=settings["fs"],
+        **{
+            name: settings[name]
+            for name in ("steps", "eta", "guidance_scale", "guidance_rescale", "spacing")
+        },
+    )
+    assert relative_error(clips.latents, golden["latents"]) < 1e-4
+    assert relative_error(clips.video, golden["video"]) < 1e-4
+
+
+def test_a_clip_is_the_same_alone_in_a_batch_and_split_over_devices(relative_error):
+    pictures = [picture(seed) for seed in (1, 2, 3)]
+    prompts = ["a cat", "fireworks display", ""]
+    batch = sample(image=pictures, prompt=prompts).latents
+    assert not np.allclose(batch[0], batch[1])
+    for i in (0, 2):
+        alone = sample(image=pictures[i], prompt=prompts[i], first_index=i).latents
+        assert relative_error(alone[0], batch[i]) < 1e-5
+    config = tiny.micro().config.copy_and_resolve_references()
+    config.mesh.data = 8
+    split = ImageToVideo(config, tiny.micro().params)
+    on_devices = split.sample(pictures, prompts, **QUICK).latents
+    assert relative_error(on_devices, batch) < 1e-5
+
+
+def test_samples_of_one_prompt_differ_and_follow_their_index(relative_error):
+    three = sample(num_samples=3).latents
+    assert not np.allclose(three[0], three[1]) and not np.allclose(three[1], three[2])
+    assert relative_error(sample(first_index=1, num_samples=3).latents[:2], three[1:]) < 1e-5
+    assert not np.allclose(sample(num_samples=3, seed=1).latents, three)
+
+
+def test_no_setting_that_is_traced_recompiles():
+    animate = tiny.micro()
+    sample()
+    before = [len(p._compiled) for p in (animate._encode, animate._denoise, animate._decode)]
+    results = [
+        sample(**changed).latents
+        for changed in (
+            {"steps": 3},
+            {"eta": 0.0},
+            {"guidance_scale": 3.0},
+            {"guidance_rescale": 0.1},
+            {"fps": 5},
+            {"seed": 5},
+            {"spacing": "uniform"},
+            {"prompt": "a dog"},
+            {"negative_prompt": "blurry"},
+        )
+    ]
+    after = [len(p._compiled) for p in (animate._encode, animate._denoise, animate._decode)]
+    assert before == after
+    results.append(sample().latents)
+    for i, one in enumerate(results):
+        assert all(not np.array_equal(one, other) for other in results[:i]), i
+
+
+def test_passes_one_after_another_are_the_passes_at_once(relative_error):
+    at_once = sample(image_guidance_scale=2.0).latents
+    in_turn = sample(image_guidance_scale=2.0, sequential_guidance=True).latents
+    assert relative_error(in_turn, at_once) < 1e-5
+
+
+def test_progress_is_reported_and_changes_nothing():
+    told = []
+    watched = sample(progress=lambda *report: told.append(report)).latents
+    assert np.array_equal(watched, sample().latents)
+    assert [report for report in told if report[0] == "denoise"] == [
+        ("denoise", 1, 2),
+        ("denoise", 2, 2),
+    ]
+    assert {"compile", "decode"} < {stage for stage, _, _ in told}
+
+
+def test_interpolation_and_looping_condition_both_ends():
+    free = sample().latents
+    ends = sample(end_image=picture(7)).latents
+    loop = sample(loop=True)
+    assert not np.allclose(free, ends) and not np.allclose(ends, loop.latents)
+    same_ends = sample(end_image=picture(0))
+    assert np.array_equal(same_ends.latents, loop.latents)
+    assert loop.video.shape[1] == 3 and loop.frames().shape[1] == 2
+    assert same_ends.frames().shape[1] == 3
+
+
+@pytest.mark.parametrize("steps", [7, 14, 25])
+def test_steps_that_are_nan_in_the_release_are_finite(steps):
+    clips = sample(steps=steps, eta=1.0)
+    assert np.all(np.isfinite(clips.latents)) and np.all(np.isfinite(clips.video))
+
+
+def test_image_guidance_of_one_runs(relative_error):
+    """The release crashes here; the guided result is then text guidance from the image alone."""
+    clips = sample(image_guidance_scale=1.0)
+    assert np.all(np.isfinite(clips.latents))
+
+
+def test_sides_that_are_no_multiples_are_padded_inside_and_cropped_back():
+    clips = sample(image=picture(3, (17, 21)), height=17, width=21)
+    assert clips.video.shape == (1, 3, 17, 21, 3)
+    assert clips.latents.shape == (1, 3, 9, 11, 4)  # 18x22 pixels: multiples of 2
+    assert np.all(np.isfinite(clips.video))
+
+
+@pytest.mark.parametrize("num_frames", [1, 5])
+def test_other_numbers_of_frames_run(num_frames):
+    clips = sample(num_frames=num_frames)
+    assert clips.frames().shape == (1, num_frames, *SIZE, 3)
+
+
+def test_calling_gives_one_video_or_as_many_as_images():
+    animate = tiny.micro()
+    one = animate(picture(0), "a cat", **QUICK)
+    assert one.shape == (3, *SIZE, 3) and one.dtype == np.uint8
+    assert animate([picture(0)], "a cat", **QUICK).shape == (1, 3, *SIZE, 3)
+    assert np.array_equal(animate([picture(0)], "a cat", **QUICK)[0], one)
+    assert animate(picture(0), "a cat", num_samples=3, **QUICK).shape == (3, 3, *SIZE, 3)
+
+
+def test_bfloat16_is_finite_and_near(relative_error):
+    config = tiny.micro().config.copy_and_resolve_references()
+    config.precision.update(dtype="bfloat16", matmul="default")
+    rough = ImageToVideo(config, tiny.micro().params)
+    options = QUICK | {"guidance_scale": 1.0}
+    clips = rough.sample(picture(0), "two people dancing", **options)
+    exact = sample(guidance_scale=1.0)
+    assert clips.latents.dtype == np.float32 and clips.video.dtype == np.float32
+    assert 0 < relative_error(clips.latents, exact.latents) < 0.2
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"steps": 0}, "sampling.steps is 0: choose from 1 to 1000"),
+        ({"steps": 1001}, "sampling.steps is 1001"),
+        ({"eta": 1.5}, "sampling.eta is 1.5"),
+        ({"guidance_rescale": 2.0}, "sampling.guidance_rescale is 2.0"),
+        ({"guidance_scale": float("nan")}, "sampling.guidance_scale is not a finite number"),
+        ({"seed": -1}, "sampling.seed is -1"),
+        ({"seed": 2**32}, "choose one below 2\\^32"),
+        ({"spacing": "random"}, "sampling.spacing is 'random'"),
+        ({"height": 4}, "sampling.height is 4: at least 8"),
+        ({"steps": 2.5}, "sampling.steps is 2.5: a whole number is needed"),
+        ({"eta": "high"}, "sampling.eta is 'high': a number is needed"),
+        ({"step": 5}, "unknown sampling setting step"),
+        ({"num_samples": 0}, "num_samples is 0"),
+        ({"loop": True, "end_image": picture(1)}, "a loop ends as it began"),
+        ({"loop": True, "num_frames": 1}, "num_frames of at least 2"),
+        ({"prompt": ["a", "b"]}, "1 images but 2 prompts"),
+        ({"image": []}, "no image to animate"),
+        ({"noise": {}}, "the noise has no array 'posterior_noise'"),
+    ],
+)
+def test_what_cannot_be_done_says_why(options, message):
+    with pytest.raises(UserError, match=message):
+        sample(**options)
+
+
+def test_noise_of_the_wrong_shape_or_not_finite_is_refused():
+    latents = (3, 8, 12, 4)
+    noise = {
+        "posterior_noise": np.zeros(latents),
+        "x_T": np.zeros((1, *latents)),
+        "step_noise": np.zeros((5, 1, *latents)),
+    }
+    with pytest.raises(UserError, match=r"step_noise has shape \(5, 1, 3, 8, 12, 4\), but .* 7 st"):
+        sample(noise=noise, steps=7)
+    with pytest.raises(UserError, match="x_T is of type int64"):
+        sample(noise=noise | {"x_T": np.zeros((1, *latents), np.int64)}, steps=5)
+    with pytest.raises(UserError, match="x_T holds NaN"):
+        sample(noise=noise | {"x_T": np.full((1, *latents), np.nan)}, steps=5)
+
+
+@pytest.mark.parametrize(
+    ("section", "field", "value", "message"),
+    [
+        ("diffusion", "parameterization", "eps", "does not go with rescale_betas_zero_snr"),
+        ("precision", "dtype", "float64", "precision.dtype is 'float64'"),
+        ("mesh", "data", 99, "mesh.data is 99: choose from 1 to the 8 devices"),
+    ],
+)
+def test_configs_that_cannot_work_are_refused(section, field, value, message):
+    config = tiny.config("v")
+    config[section][field] = value
+    with pytest.raises(UserError, match=message):
+        ImageToVideo(config, {})
+
+
+def test_every_config_that_ships_describes_networks():
+    for name in ("i2v_256", "i2v_512", "i2v_1024", "interp_512", "demo"):
+        assert load_config(name).name == name
+        ImageToVideo(load_config(name), {})

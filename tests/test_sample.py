@@ -1,0 +1,262 @@
+"""`sample.py` as a person runs it."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import golden_weights
+import numpy as np
+import pytest
+import tiny
+from PIL import Image
+from safetensors.numpy import save_file
+
+from dynamicrafter_jax.media import read_video
+
+ROOT = Path(__file__).parent.parent
+CONFIGS = Path(__file__).parent / "configs"
+RUNS = ["v_cfg", "v_interp", "v_loop", "v_multi", "eps_cfg", "eps_nocfg"]
+
+
+def run(*arguments: object) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, str(ROOT / "sample.py"), *map(str, arguments)]
+    # Strictness is for our own tests; a person's session has none of it.
+    environment = {k: v for k, v in os.environ.items() if not k.startswith("JAX_NUMPY")}
+    environment["PYTHONPATH"] = str(ROOT)
+    return subprocess.run(command, capture_output=True, text=True, env=environment, timeout=500)
+
+
+@pytest.fixture(scope="module")
+def checkpoints(tmp_path_factory) -> dict[str, Path]:
+    """A file of golden weights for each small model, in the release's naming."""
+    folder = tmp_path_factory.mktemp("checkpoints")
+    files = {}
+    for kind in ("v", "eps"):
+        files[kind] = folder / f"{kind}.safetensors"
+        manifest = json.loads((tiny.DATA / f"manifest_tiny_{kind}.json").read_text())
+        save_file(golden_weights.build(manifest), files[kind])
+    return files
+
+
+@pytest.fixture
+def photograph(tmp_path) -> Path:
+    path = tmp_path / "photograph.png"
+    values = np.linspace(0, 255, 80 * 120 * 3).reshape(80, 120, 3).astype(np.uint8)
+    Image.fromarray(values).save(path)
+    return path
+
+
+@pytest.mark.parametrize("name", RUNS)
+def test_a_run_of_the_release_is_reproduced(tmp_path, checkpoints, relative_error, name):
+    golden = tiny.golden(f"sample_{name}")
+    settings = json.loads(str(golden["settings"]))
+    kind = name.split("_")[0]
+    np.save(tmp_path / "first.npy", golden["first"])
+    np.save(tmp_path / "last.npy", golden["last"])
+    sampling = {
+        "steps": settings["steps"],
+        "eta": settings["eta"],
+        "guidance_scale": settings["guidance_scale"],
+        "guidance_rescale": settings["guidance_rescale"],
+        "spacing": settings["spacing"],
+        "fps": settings["fs"],
+    }
+    if settings["image_guidance_scale"] is not None:
+        sampling["image_guidance_scale"] = settings["image_guidance_scale"]
+    done = run(
+        f"--config={CONFIGS / f'tiny_{kind}.py'}",
+        f"--checkpoint={checkpoints[kind]}",
+        f"--image={tmp_path / 'first.npy'}",
+        f"--prompt={settings['prompts'][0]}",
+        f"--output={tmp_path / 'out.mp4'}",
+        f"--noise={tiny.DATA / f'sample_{name}.npz'}",
+        f"--save_latents={tmp_path / 'latents.npy'}",
+        f"--save_video={tmp_path / 'frames.npy'}",
+        *(f"--config.sampling.{key}={value}" for key, value in sampling.items()),
+        *([f"--end_image={tmp_path / 'last.npy'}"] if settings["interp"] else []),
+        *(["--loop"] if settings["loop"] else []),
+    )
+    assert done.returncode == 0, done.stderr
+    assert relative_error(np.load(tmp_path / "latents.npy"), golden["latents"][0]) < 1e-4
+    frames = np.load(tmp_path / "frames.npy")
+    assert relative_error(frames, golden["video"][0]) < 1e-4
+    video, fps = read_video(tmp_path / "out.mp4")
+    assert video.shape == (3 if settings["loop"] else 4, 64, 96, 3) and fps == 8
+    wanted = (np.clip(frames[: len(video)], -1, 1) + 1) * 127.5
+    assert np.abs(video - wanted).mean() < 12  # noise survives H.264 only roughly
+    assert "s a step, peak memory" in done.stdout and str(tmp_path / "out.mp4") in done.stdout
+
+
+def test_a_video_says_how_it_was_made(tmp_path, checkpoints, photograph):
+    done = run(
+        f"--config={CONFIGS / 'tiny_v.py'}",
+        f"--checkpoint={checkpoints['v']}",
+        f"--image={photograph}",
+        "--prompt=a cat",
+        f"--output={tmp_path / 'out.gif'}",
+        "--seed=7",
+        "--num_samples=2",
+        "--config.sampling.steps=1",
+        "--config.sampling.guidance_scale=1",
+    )
+    assert done.returncode == 0, done.stderr
+    stored = [json.loads((tmp_path / f"out-{i}.json").read_text()) for i in range(2)]
+    assert {name.name for name in tmp_path.glob("out*")} == {
+        f"out-{i}.{kind}" for i in range(2) for kind in ("gif", "json")
+    }
+    for i, made in enumerate(stored):
+        assert made["seed"] == 7 and made["sample_index"] == i and made["prompt"] == "a cat"
+        assert made["config"]["sampling"]["steps"] == 1
+        assert made["config"]["sampling"]["seed"] == 7  # --seed wins over the config's
+        assert made["versions"]["jax"] and made["devices"] and "git_revision" in made
+        (source,) = made["weights"]
+        import hashlib
+
+        digest = hashlib.sha256(checkpoints["v"].read_bytes()).hexdigest()
+        assert source == {"name": "v.safetensors", "sha256": digest}
+    videos = [read_video(tmp_path / f"out-{i}.gif")[0] for i in range(2)]
+    assert not np.array_equal(*videos)
+
+
+def test_a_table_of_prompts_makes_a_video_each(tmp_path, checkpoints, photograph):
+    table = tmp_path / "batch.csv"
+    table.write_text(
+        f"id,image,prompt,seed\none,{photograph.name},a cat,\ntwo,{photograph.name},,5\n"
+    )
+    done = run(
+        f"--config={CONFIGS / 'tiny_v.py'}",
+        f"--checkpoint={checkpoints['v']}",
+        f"--prompts={table}",
+        f"--output_dir={tmp_path / 'videos'}",
+        "--config.sampling.steps=1",
+        "--config.sampling.guidance_scale=1",
+    )
+    assert done.returncode == 0, done.stderr
+    made = {
+        name: json.loads((tmp_path / "videos" / f"{name}.json").read_text())
+        for name in ("one", "two")
+    }
+    assert [made[name]["seed"] for name in ("one", "two")] == [0, 5]
+    assert [made[name]["prompt"] for name in ("one", "two")] == ["a cat", ""]
+    assert read_video(tmp_path / "videos" / "two.mp4")[0].shape == (4, 64, 96, 3)
+
+
+def spoil(tensors, how):
+    name = "model.diffusion_model.out.2.bias"
+    if how == "missing":
+        del tensors[name]
+    elif how == "extra":
+        tensors["model.diffusion_model.surprise"] = np.zeros(3, np.float32)
+    elif how == "misshapen":
+        tensors[name] = np.zeros(5, np.float32)
+    elif how == "nan":
+        tensors[name] = np.full(4, np.nan, np.float32)
+    return tensors
+
+
+@pytest.mark.parametrize(
+    ("how", "said"),
+    [
+        ("missing", "out.2.bias"),
+        ("extra", "surprise"),
+        ("misshapen", "out.2.bias"),
+        ("nan", "out.2.bias"),
+    ],
+)
+def test_a_wrong_checkpoint_is_named(tmp_path, photograph, how, said):
+    manifest = json.loads((tiny.DATA / "manifest_tiny_v.json").read_text())
+    save_file(spoil(golden_weights.build(manifest), how), tmp_path / "model.safetensors")
+    refused(
+        tmp_path,
+        said,
+        checkpoint=tmp_path / "model.safetensors",
+        image=photograph,
+    )
+
+
+def refused(folder, said, **changed):
+    """Runs with some flags wrong, and checks the one line, the status, and that nothing is left."""
+    output = changed.pop("output", folder / "made" / "out.mp4")
+    before = {path for path in folder.rglob("*")}
+    arguments = {"config": CONFIGS / "tiny_v.py", "checkpoint": "missing.safetensors"}
+    arguments |= {"image": "missing.png", "output": output} | changed
+    done = run(*(f"--{k.replace('__', '.')}={v}" for k, v in arguments.items() if v is not None))
+    assert done.returncode == 2, done.stderr
+    lines = [line for line in done.stderr.splitlines() if line]
+    assert len(lines) == 1 and lines[0].startswith("error: "), done.stderr
+    assert said in lines[0]
+    assert {path for path in folder.rglob("*")} == before
+    return lines[0]
+
+
+def test_missing_truncated_and_impossible_pictures(tmp_path, photograph):
+    refused(tmp_path, "missing.png")
+    cut = tmp_path / "cut.png"
+    cut.write_bytes(photograph.read_bytes()[:200])
+    refused(tmp_path, "cut.png", image=cut)
+    for name, size in (("dot.png", (1, 1)), ("huge.png", (20_000, 20_000))):
+        Image.new("1", size).save(tmp_path / name)
+        refused(tmp_path, name, image=tmp_path / name)
+    np.save(tmp_path / "wrong.npy", np.zeros((63, 96, 3), np.float32))
+    refused(tmp_path, "wrong.npy", image=tmp_path / "wrong.npy")
+
+
+def test_missing_and_broken_checkpoints(tmp_path, photograph, checkpoints):
+    refused(tmp_path, "missing.safetensors", image=photograph)
+    cut = tmp_path / "cut.safetensors"
+    cut.write_bytes(checkpoints["v"].read_bytes()[:100_000])
+    refused(tmp_path, "cut.safetensors", image=photograph, checkpoint=cut)
+    refused(tmp_path, "--checkpoint", image=photograph, checkpoint=None)
+
+
+def test_outputs_that_cannot_be_written_are_noticed_first(tmp_path, photograph):
+    refused(tmp_path, "unknown extension .xyz", image=photograph, output=tmp_path / "out.xyz")
+    refused(tmp_path, "photograph.png", image=photograph, output=photograph / "out.mp4")
+    refused(tmp_path, "no --output", image=photograph, output=None)
+    refused(tmp_path, "photograph.png", image=photograph, save_latents=photograph / "latents.npy")
+    refused(tmp_path, "crf 99", image=photograph, crf=99)
+
+
+def test_flags_and_settings_that_cannot_be(tmp_path, photograph):
+    refused(tmp_path, "steps is 0", image=photograph, config__sampling__steps=0)
+    refused(tmp_path, "steps is 1001", image=photograph, config__sampling__steps=1001)
+    refused(tmp_path, "exclude each other", image=photograph, end_image=photograph, loop=True)
+    refused(tmp_path, "no field 'stepz'", image=photograph, config__sampling__stepz=5)
+    refused(tmp_path, "no config 'i2v_2048'", image=photograph, config="i2v_2048")
+    refused(tmp_path, "surprise", image=photograph, surprise=1)
+    refused(tmp_path, "float", image=photograph, config__sampling__eta="much")
+
+
+def test_noise_that_does_not_fit(tmp_path, photograph, checkpoints):
+    changed = {"image": photograph, "checkpoint": checkpoints["v"]}
+    refused(tmp_path, "no noise file", noise="missing.npz", **changed)
+    (tmp_path / "text.npz").write_text("no numbers")
+    refused(tmp_path, "text.npz", noise=tmp_path / "text.npz", **changed)
+    wrong = dict(tiny.golden("sample_v_cfg"), x_T=np.zeros((1, 4, 8, 11, 4), np.float32))
+    np.savez(tmp_path / "wrong.npz", **wrong)
+    line = refused(
+        tmp_path,
+        "x_T has shape (1, 4, 8, 11, 4)",
+        noise=tmp_path / "wrong.npz",
+        config__sampling__steps=5,
+        **changed,
+    )
+    assert "(1, 4, 8, 12, 4)" in line
+
+
+def test_tables_that_do_not_fit(tmp_path, photograph):
+    common = {"image": None, "output": None}
+    table = tmp_path / "batch.csv"
+    for text, said in (
+        ("id,prompt\na,b\n", "line 2: no 'image'"),
+        ("id,image\n../a,b.png\n", "id '../a'"),
+        ("id,image\na,photograph.png\na,photograph.png\n", "stands twice"),
+        ("id,image,seed\na,photograph.png,x\n", "seed 'x'"),
+        ("id,image,colour\na,photograph.png,red\n", "colour"),
+        ("id,image\n", "holds no rows"),
+    ):
+        table.write_text(text)
+        refused(tmp_path, said, prompts=table, output_dir=tmp_path / "videos", **common)
+    refused(tmp_path, "--output_dir", prompts=table, **common)
