@@ -48,14 +48,17 @@ SAVE_VIDEO = flags.DEFINE_string("save_video", None, "Also write the unclipped f
 def main(_: Sequence[str]) -> None:
     """Checks everything cheap, loads the model, then samples and writes each request."""
     requests = read_flags()
-    config = choose_config()
+    checkpoint = CHECKPOINT.value
+    if checkpoint is None:
+        raise UserError("no --checkpoint: give a converted directory, .ckpt or .safetensors file")
+    config = choose_config(checkpoint)
     check_early(config, requests)
     noise = None if NOISE.value is None else read_noise(NOISE.value)
 
-    animate = ImageToVideo.from_pretrained(CHECKPOINT.value, config=config, towers=TOWERS.value)
+    animate = ImageToVideo.from_pretrained(checkpoint, config=config, towers=TOWERS.value)
     made_with = {
-        "checkpoint": CHECKPOINT.value,
-        "weights": origin(CHECKPOINT.value),
+        "checkpoint": checkpoint,
+        "weights": origin(checkpoint),
         "config": config_to_json(config),
         **provenance.environment(),
     }
@@ -69,6 +72,7 @@ def main(_: Sequence[str]) -> None:
                 end_image=request.end_image,
                 loop=LOOP.value,
                 num_samples=NUM_SAMPLES.value,
+                first_index=request.first_index,
                 noise=noise,
                 progress=progress,
                 **settings,
@@ -98,15 +102,13 @@ def read_flags() -> list[Request]:
     return [Request(IMAGE.value, OUTPUT.value, PROMPT.value, END_IMAGE.value, SEED.value)]
 
 
-def choose_config() -> ConfigDict:
+def choose_config(checkpoint: str) -> ConfigDict:
     """Returns the config of the flags, else that of the converted directory."""
-    if CHECKPOINT.value is None:
-        raise UserError("no --checkpoint: give a converted directory, .ckpt or .safetensors file")
     config = CONFIG.value
     if config is None:
-        if not files.as_path(CHECKPOINT.value).is_dir():
+        if not files.as_path(checkpoint).is_dir():
             raise UserError("no --config: a file does not say which model it is, as i2v_1024")
-        config = read_config(CHECKPOINT.value)
+        config = read_config(checkpoint)
     if SEED.value is not None:
         config.sampling.seed = SEED.value
     return config
@@ -144,7 +146,7 @@ def write(
                 "loop": LOOP.value,
                 "prompt": request.prompt,
                 "seed": config.sampling.seed if request.seed is None else request.seed,
-                "sample_index": index,
+                "sample_index": request.first_index + index,
                 "noise": NOISE.value,
                 "command": sys.argv,
                 **made_with,

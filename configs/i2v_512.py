@@ -1,4 +1,4 @@
-"""DynamiCrafter 512: image-to-video at 320x512, 16 frames; the config the others start from.
+r"""DynamiCrafter 512: image-to-video at 320x512, 16 frames; the config the others start from.
 
     python sample.py --config=configs/i2v_512.py --checkpoint=model.ckpt \
         --image=picture.png --prompt="a man surfing" --output=out.mp4

@@ -1,9 +1,11 @@
-"""DynamiCrafter 512 interpolation and looping: first and last frame given, at 320x512.
+r"""DynamiCrafter 512 interpolation and looping: first and last frame given, at 320x512.
 
-python sample.py --config=configs/interp_512.py --checkpoint=model.ckpt \
+    python sample.py --config=configs/interp_512.py --checkpoint=model.ckpt \
         --image=first.png --end_image=last.png --prompt="a smiling girl" --output=out.mp4
-python sample.py --config=configs/interp_512.py --checkpoint=model.ckpt \
+    python sample.py --config=configs/interp_512.py --checkpoint=model.ckpt \
         --image=first.png --loop --prompt="flowers swaying in the wind" --output=out.mp4
+
+The release trained one model for both.
 """
 
 from ml_collections import ConfigDict

@@ -4,6 +4,7 @@ import csv
 import io
 import json
 import re
+import zlib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -23,6 +24,8 @@ class Request:
         prompt: What happens; empty for the image alone.
         end_image: Path of the picture to end at, for interpolation.
         seed: Of its random draws; None for the config's.
+        first_index: Global index of its first sample. Together with the seed it decides the
+            draws; in a table it follows from the row's id, so that rows can change places.
     """
 
     image: str
@@ -30,6 +33,7 @@ class Request:
     prompt: str = ""
     end_image: str | None = None
     seed: int | None = None
+    first_index: int = 0
 
 
 _COLUMNS = ("id", "image", "prompt", "end_image", "seed")
@@ -75,6 +79,7 @@ def read_requests(table: str | epath.Path, output_dir: str | epath.Path) -> list
             prompt=str(row.get("prompt", "")),
             end_image=None if end_image is None else str(table.parent / end_image),
             seed=seed,
+            first_index=zlib.crc32(name.encode()) >> 8,  # leaves room for more samples
         )
     if not requests:
         raise UserError(f"{table} holds no rows")

@@ -2,18 +2,20 @@
 
 import contextlib
 import os
+import re
 import sys
 import warnings
 from collections.abc import Callable, Iterator, Sequence
-from pathlib import Path
 
 import jax
-from absl import app, flags
+from absl import app, flags, logging
 from etils import epath
 from ml_collections import config_flags
 
 from dynamicrafter_jax.config import config_path
 from dynamicrafter_jax.errors import UserError
+
+flags.disclaim_key_flags()  # what is defined here belongs to the entry point's --help
 
 
 def define_config() -> flags.FlagHolder:
@@ -33,6 +35,7 @@ def run(main: Callable[[Sequence[str]], None]) -> None:
 
     def guarded(argv: Sequence[str]) -> None:
         enable_compilation_cache()
+        logging.set_verbosity(logging.WARNING)  # libraries report every step of theirs
         warnings.showwarning = _show_warning
         with _one_line_errors():
             main(argv)
@@ -71,8 +74,9 @@ def _one_line_errors() -> Iterator[None]:
         # config_flags raises this, with the bare name, for an override of no known field.
         if not _is_unknown_override(error):
             raise
-        field = str(error).strip("\"'")
-        message = f"the config has no field {field!r}: see {Path('configs') / 'i2v_512.py'} for all"
+        field, *rest = re.findall(r"\w+", str(error).replace("\\n", " "))
+        hint = f" (did you mean {rest[3]!r}?)" if rest[:3] == ["Did", "you", "mean"] else ""
+        message = f"the config has no field {field!r}{hint}: configs/i2v_512.py has them all"
     else:
         return
     sys.stderr.write(f"error: {message}\n")

@@ -1,13 +1,18 @@
-"""Finding, reading and storing configs."""
+"""Configs: finding, reading and storing them, and building the networks that one describes."""
 
 import importlib.util
 import json
 from pathlib import Path
 from typing import Any
 
+import jax.numpy as jnp
 from ml_collections import ConfigDict
 
 from dynamicrafter_jax.errors import UserError
+from dynamicrafter_jax.models import Models, build_models
+
+# Types that networks compute in and parameters are stored in.
+DTYPES = {"float32": jnp.dtype(jnp.float32), "bfloat16": jnp.dtype(jnp.bfloat16)}
 
 
 def config_path(name_or_path: str | Path) -> Path:
@@ -63,6 +68,26 @@ def config_from_json(values: dict[str, Any]) -> ConfigDict:
         return tuple(value) if isinstance(value, list) else value
 
     return ConfigDict(restore(values))
+
+
+def networks_of(config: ConfigDict) -> Models:
+    """Builds the five networks that a config describes.
+
+    Raises:
+        UserError: If the config names an unknown hyperparameter or type.
+    """
+    types = {}
+    for name in ("dtype", "param_dtype"):
+        if config.precision[name] not in DTYPES:
+            raise UserError(
+                f"precision.{name} is {config.precision[name]!r}: choose {' or '.join(DTYPES)}"
+            )
+        types[name] = DTYPES[config.precision[name]]
+    try:
+        sections = {name: config[name].to_dict() for name in Models._fields}
+        return build_models(sections, **types)
+    except (TypeError, KeyError) as error:
+        raise UserError(f"the config does not fit the networks: {error}") from error
 
 
 def _configs_folder() -> Path:

@@ -13,18 +13,18 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
-from absl import flags, logging
+from absl import flags
 from etils import epath
 from jaxtyping import PyTree
 from ml_collections import ConfigDict
 
 from dynamicrafter_jax import checkpoint, cli
+from dynamicrafter_jax.config import DTYPES
 from dynamicrafter_jax.errors import UserError
 from dynamicrafter_jax.export import EXPORT_DTYPES, export
 from dynamicrafter_jax.files import as_path, atomic, check_writable
-from dynamicrafter_jax.provenance import sha256_of
 from dynamicrafter_jax.tensors import layout_of, write_tensors
-from dynamicrafter_jax.weights import PARAM_DTYPES, Summary, open_release
+from dynamicrafter_jax.weights import Summary, open_release, origin
 
 
 def convert(
@@ -63,7 +63,7 @@ def convert(
             with (temporary / checkpoint.CARRIED_FILE).open("wb") as file:
                 layout = layout_of(release.carried)
                 write_tensors(file, layout, ((n, release.carried[n].read()) for n in layout))
-        sources = [source for each in release.sources for source in _origin(each)]
+        sources = [source for each in release.sources for source in origin(each)]
         checkpoint.write_description(temporary, config, sources)
         if overwrite and place.exists():
             retired = place.rename(place.parent / f".{place.name}.{secrets.token_hex(4)}.tmp")
@@ -89,21 +89,13 @@ def _save_section(place: epath.Path, read: Callable[[], PyTree]) -> list[int]:
     return [leaf.size for leaf in jax.tree.leaves(tree)]
 
 
-def _origin(path: epath.PathLike) -> list[dict[str, Any]]:
-    """Returns name and hash of a file, or of those that a converted model was made from."""
-    file = as_path(path)
-    if file.is_dir():
-        return checkpoint.read_description(file)["sources"]
-    return [{"name": file.name, "sha256": sha256_of(file)}]
-
-
 def define_flags() -> dict[str, flags.FlagHolder]:
     """Defines the flags of the command line, which other entry points must not inherit."""
     return {
         "config": cli.define_config(),
         "input": flags.DEFINE_string("input", None, "Release file; with --export, a directory."),
         "output": flags.DEFINE_string("output", None, "Directory; with --export, a file."),
-        "dtype": flags.DEFINE_enum("dtype", None, list(PARAM_DTYPES), "Type of parameters."),
+        "dtype": flags.DEFINE_enum("dtype", None, list(DTYPES), "Type of parameters."),
         "towers": flags.DEFINE_string("towers", None, "Where absent frozen networks come from."),
         "overwrite": flags.DEFINE_bool("overwrite", False, "Replace what is at --output."),
         "export": flags.DEFINE_bool("export", False, "Write a release file from a directory."),
@@ -131,7 +123,6 @@ def run(given: Mapping[str, Any]) -> None:
     for name in ("input", "output"):
         if not given[name]:
             raise UserError(f"no --{name}: give the file or directory")
-    logging.set_verbosity(logging.WARNING)  # Orbax reports every step
     # Nothing is computed, and an accelerator may be smaller than a network.
     jax.config.update("jax_platforms", "cpu")
     common = {"overwrite": given["overwrite"], "progress": True}

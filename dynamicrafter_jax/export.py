@@ -13,14 +13,14 @@ from ml_collections import ConfigDict
 from tqdm import tqdm
 
 from dynamicrafter_jax import checkpoint
-from dynamicrafter_jax.config import config_from_json
+from dynamicrafter_jax.config import DTYPES, config_from_json
 from dynamicrafter_jax.errors import UserError
 from dynamicrafter_jax.files import as_path, atomic, check_writable
 from dynamicrafter_jax.release import release_tensors, schedule_buffers, unused_tensors
 from dynamicrafter_jax.tensors import Layout, StoredTensor, layout_of, list_names, write_tensors
-from dynamicrafter_jax.weights import PARAM_DTYPES, Summary, abstract_params
+from dynamicrafter_jax.weights import Summary, abstract_params
 
-EXPORT_DTYPES = PARAM_DTYPES | {"float16": jnp.dtype(jnp.float16)}
+EXPORT_DTYPES = DTYPES | {"float16": jnp.dtype(jnp.float16)}
 
 
 def export(
@@ -56,7 +56,7 @@ def export(
     boxed = abstract_params(config)
     with checkpoint.open_carried(directory) as carried:
         _report_lacking(config, carried, directory)
-        stored_dtype = PARAM_DTYPES[description["dtype"]]
+        stored_dtype = DTYPES[description["dtype"]]
         layout = release_layout(config, boxed, layout_of(carried), stored_dtype, dtype)
         others = carried | _buffers(config)
         params = _read_params(directory, boxed)

@@ -14,13 +14,13 @@ from ml_collections import ConfigDict
 from PIL import Image
 
 from dynamicrafter_jax import sampling, sharding
-from dynamicrafter_jax.config import load_config
+from dynamicrafter_jax.config import load_config, networks_of
 from dynamicrafter_jax.diffusion.loop import initial_state
 from dynamicrafter_jax.diffusion.schedule import make_schedule, spaced_timesteps
 from dynamicrafter_jax.diffusion.solver import DDIM, DDIMCoefficients, ddim_coefficients
 from dynamicrafter_jax.errors import UserError
 from dynamicrafter_jax.media import load_image
-from dynamicrafter_jax.models import Models, abstract_models, build_models
+from dynamicrafter_jax.models import abstract_models
 from dynamicrafter_jax.models.layers import init_params
 from dynamicrafter_jax.noise import KeyedNoise, Noise, replay
 from dynamicrafter_jax.program import Program
@@ -82,7 +82,7 @@ class ImageToVideo:
             UserError: If the config is refused.
         """
         self.config = config
-        self.models = models_of(config)
+        self.models = networks_of(config)
         self.schedule = make_schedule(**config.diffusion.to_dict())
         self.mesh = sharding.make_mesh(config.mesh.data)
         self.params = sharding.replicate(params, self.mesh)
@@ -120,7 +120,7 @@ class ImageToVideo:
     def from_random(cls, config: ConfigDict | str, seed: int = 0) -> "ImageToVideo":
         """Builds an untrained model: it runs the whole path and makes noise."""
         config = load_config(config)
-        params = init_params(abstract_models(models_of(config)), jax.random.key(seed))
+        params = init_params(abstract_models(networks_of(config)), jax.random.key(seed))
         return cls(config, params)
 
     def __call__(
@@ -294,29 +294,6 @@ class _Clips:
         first = load(images)
         last = first if loop else None if ends is None else load(ends)
         return cls(first, last, tuple(p for p in prompts for _ in range(num_samples)))
-
-
-def models_of(config: ConfigDict) -> Models:
-    """Builds the networks that a config describes.
-
-    Raises:
-        UserError: If the config names an unknown hyperparameter or type.
-    """
-    types = {}
-    for name in ("dtype", "param_dtype"):
-        types[name] = _DTYPES.get(config.precision[name])
-        if types[name] is None:
-            raise UserError(
-                f"precision.{name} is {config.precision[name]!r}: choose of {', '.join(_DTYPES)}"
-            )
-    sections = {name: config[name].to_dict() for name in Models._fields}
-    try:
-        return build_models(sections, **types)
-    except TypeError as error:
-        raise UserError(f"the config does not fit the networks: {error}") from error
-
-
-_DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
 
 
 def _as_list(value: Any) -> list:

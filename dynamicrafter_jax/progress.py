@@ -19,6 +19,7 @@ class ProgressBar:
         """Starts the clock."""
         self.step_seconds: list[float] = []
         self._bar: tqdm | None = None
+        self._stage = ""
         self._last = time.perf_counter()
 
     def __call__(self, stage: str, done: int, total: int) -> None:
@@ -27,10 +28,12 @@ class ProgressBar:
         if stage == "denoise":
             self.step_seconds.append(now - self._last)
         self._last = now
-        if self._bar is None or self._bar.desc != f"{stage}: ":
+        if self._bar is None or self._stage != stage:
             self.close()
-            self._bar = tqdm(total=total, desc=stage, file=sys.stderr, leave=False)
+            self._bar = tqdm(total=total, desc=stage, file=sys.stderr, leave=False, disable=None)
+            self._stage = stage
         self._bar.update(done - self._bar.n)
+        self._bar.refresh()
 
     @property
     def seconds_per_step(self) -> float:

@@ -239,7 +239,7 @@ def decode(
     return jnp.moveaxis(video, 0, 1).astype(jnp.float32)
 
 
-def _as_kind(name: str, kind: Any, value: object) -> object:
+def _as_kind(name: str, kind: Any, value: Any) -> Any:
     """Returns a setting in the type of its field; whole numbers do for any number."""
     if kind == float | None and value is None:
         return None

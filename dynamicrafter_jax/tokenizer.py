@@ -7,6 +7,7 @@ fetched.
 import functools
 import gzip
 import html
+import os
 import warnings
 from collections.abc import Sequence
 from importlib import resources
@@ -82,6 +83,8 @@ def _warn_of_cut(cleaned: str, encoding: Encoding, kept: int) -> None:
 
 @functools.cache
 def _byte_pair_encoder() -> Tokenizer:
+    # Without it, transformers warns everybody who has no PyTorch.
+    os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
     from transformers import CLIPTokenizer  # slow to import, and not every program has text
 
     merges = _read_merges()

@@ -17,10 +17,11 @@ from ml_collections import ConfigDict
 from tqdm import tqdm
 
 from dynamicrafter_jax import checkpoint
-from dynamicrafter_jax.config import config_from_json
+from dynamicrafter_jax.config import DTYPES, config_from_json, networks_of
 from dynamicrafter_jax.errors import UserError
 from dynamicrafter_jax.files import as_path
-from dynamicrafter_jax.models import Models, abstract_models, build_models
+from dynamicrafter_jax.models import abstract_models
+from dynamicrafter_jax.provenance import sha256_of
 from dynamicrafter_jax.release import (
     ALIASES,
     FROZEN_SECTIONS,
@@ -35,8 +36,6 @@ from dynamicrafter_jax.tensors import (
     open_tensors,
     rename_tensors,
 )
-
-PARAM_DTYPES = {"float32": jnp.dtype(jnp.float32), "bfloat16": jnp.dtype(jnp.bfloat16)}
 
 # Buffers of a release file that tell which config it was trained with, and how far a file in
 # half precision may be from the exact values.
@@ -107,7 +106,9 @@ def load_pretrained(
         elif config.diffusion != stored.diffusion:
             warnings.warn(f"{source} was made for another noise schedule", stacklevel=2)
         abstract = nn.meta.unbox(abstract_params(config))
-        return config, checkpoint.load_converted(source, abstract, dtype=param_dtype(config))
+        return config, checkpoint.load_converted(
+            source, abstract, dtype=DTYPES[config.precision.param_dtype]
+        )
     if config is None:
         raise UserError(
             f"{source} needs a config, as config='i2v_1024': the 512, 1024 and interpolation "
@@ -178,29 +179,21 @@ def open_release(
         yield found
 
 
-def param_dtype(config: ConfigDict) -> np.dtype:
-    """Returns the type of the parameters.
-
-    Raises:
-        UserError: If the config names none that parameters can have.
-    """
-    name = config.precision.param_dtype
-    if name not in PARAM_DTYPES:
-        raise UserError(f"precision.param_dtype is {name!r}: choose {' or '.join(PARAM_DTYPES)}")
-    return PARAM_DTYPES[name]
+def origin(path: epath.PathLike) -> list[dict[str, Any]]:
+    """Returns name and SHA-256 of a file, or of those that a converted model was made from."""
+    file = as_path(path)
+    if file.is_dir():
+        return checkpoint.read_description(file)["sources"]
+    return [{"name": file.name, "sha256": sha256_of(file)}]
 
 
 def abstract_params(config: ConfigDict) -> dict[str, PyTree]:
-    """Returns the parameters that a config describes, in float32, as `abstract_models` does.
+    """Returns the parameters that a config describes, as `models.abstract_models` does.
 
     Raises:
         UserError: If the config does not fit the networks.
     """
-    try:
-        sections = {name: config[name].to_dict() for name in Models._fields}
-        return _abstract_models(build_models(sections))
-    except (TypeError, KeyError) as error:
-        raise UserError(f"the config does not fit the networks: {error}") from error
+    return _abstract_models(networks_of(config))
 
 
 def _open_canonical(path: epath.PathLike, stack: contextlib.ExitStack) -> dict[str, StoredTensor]:
@@ -229,7 +222,7 @@ def _open_towers(
                 checkpoint.restore_tree,
                 checkpoint.section_path(towers, name),
                 nn.meta.unbox(tree),
-                dtype=param_dtype(config),
+                dtype=DTYPES[config.precision.param_dtype],
             )
             for name, tree in boxed.items()
         }
@@ -248,7 +241,8 @@ def _release(
 ) -> Release:
     """Returns the networks of `sections` out of an open file, and what it carries."""
     unused = unused_tensors(config.text_encoder.layers)
-    read = partial(_read_section, path, tensors, param_dtype(config), bar)
+    dtype = DTYPES[config.precision.param_dtype]
+    read = partial(_read_section, path, tensors, dtype, bar)
     readers: Readers = {name: partial(read, section) for name, section in sections.items()}
     bar.total = (bar.total or 0) + sum(map(len, sections.values()))
     carried = {name: t for name, t in tensors.items() if unused.get(name) == "carried"}

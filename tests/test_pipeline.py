@@ -1,6 +1,7 @@
 """The whole path through the Python interface."""
 
 import json
+from typing import Any
 
 import golden_weights
 import numpy as np
@@ -9,10 +10,10 @@ import tiny
 
 from dynamicrafter_jax.config import load_config
 from dynamicrafter_jax.errors import UserError
-from dynamicrafter_jax.pipeline import ImageToVideo
+from dynamicrafter_jax.pipeline import Clips, ImageToVideo
 
 SIZE = (16, 24)
-QUICK = {"steps": 2, "fps": 24}
+QUICK: dict[str, Any] = {"steps": 2, "fps": 24}
 
 
 def picture(seed, size=SIZE):
@@ -21,7 +22,7 @@ def picture(seed, size=SIZE):
     return np.round((np.clip(values, -1, 1) + 1) * 127.5).astype(np.uint8)
 
 
-def sample(image=None, prompt="two people dancing", **options):
+def sample(image: Any = None, prompt: Any = "two people dancing", **options: Any) -> Clips:
     image = picture(0) if image is None else image
     return tiny.micro().sample(image, prompt, **(QUICK | options))
 
@@ -156,7 +157,7 @@ def test_bfloat16_is_finite_and_near(relative_error):
     config = tiny.micro().config.copy_and_resolve_references()
     config.precision.update(dtype="bfloat16", matmul="default")
     rough = ImageToVideo(config, tiny.micro().params)
-    options = QUICK | {"guidance_scale": 1.0}
+    options: dict[str, Any] = QUICK | {"guidance_scale": 1.0}
     clips = rough.sample(picture(0), "two people dancing", **options)
     exact = sample(guidance_scale=1.0)
     assert clips.latents.dtype == np.float32 and clips.video.dtype == np.float32

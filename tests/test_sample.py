@@ -1,10 +1,12 @@
 """`sample.py` as a person runs it."""
 
+import hashlib
 import json
 import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import golden_weights
 import numpy as np
@@ -84,8 +86,9 @@ def test_a_run_of_the_release_is_reproduced(tmp_path, checkpoints, relative_erro
     assert relative_error(frames, golden["video"][0]) < 1e-4
     video, fps = read_video(tmp_path / "out.mp4")
     assert video.shape == (3 if settings["loop"] else 4, 64, 96, 3) and fps == 8
-    wanted = (np.clip(frames[: len(video)], -1, 1) + 1) * 127.5
-    assert np.abs(video - wanted).mean() < 12  # noise survives H.264 only roughly
+    # What random weights make is noise, of which H.264 keeps little but the brightness.
+    wanted = np.clip(frames[: len(video)], -1, 1).mean(-1).ravel()
+    assert np.corrcoef(video.mean(-1).ravel(), wanted)[0, 1] > 0.9
     assert "s a step, peak memory" in done.stdout and str(tmp_path / "out.mp4") in done.stdout
 
 
@@ -112,12 +115,10 @@ def test_a_video_says_how_it_was_made(tmp_path, checkpoints, photograph):
         assert made["config"]["sampling"]["seed"] == 7  # --seed wins over the config's
         assert made["versions"]["jax"] and made["devices"] and "git_revision" in made
         (source,) = made["weights"]
-        import hashlib
-
         digest = hashlib.sha256(checkpoints["v"].read_bytes()).hexdigest()
         assert source == {"name": "v.safetensors", "sha256": digest}
-    videos = [read_video(tmp_path / f"out-{i}.gif")[0] for i in range(2)]
-    assert not np.array_equal(*videos)
+    first, second = (read_video(tmp_path / f"out-{i}.gif")[0] for i in range(2))
+    assert not np.array_equal(first, second)
 
 
 def test_a_table_of_prompts_makes_a_video_each(tmp_path, checkpoints, photograph):
@@ -140,6 +141,7 @@ def test_a_table_of_prompts_makes_a_video_each(tmp_path, checkpoints, photograph
     }
     assert [made[name]["seed"] for name in ("one", "two")] == [0, 5]
     assert [made[name]["prompt"] for name in ("one", "two")] == ["a cat", ""]
+    assert made["one"]["sample_index"] != made["two"]["sample_index"]  # so their noise differs
     assert read_video(tmp_path / "videos" / "two.mp4")[0].shape == (4, 64, 96, 3)
 
 
@@ -223,7 +225,12 @@ def test_flags_and_settings_that_cannot_be(tmp_path, photograph):
     refused(tmp_path, "steps is 0", image=photograph, config__sampling__steps=0)
     refused(tmp_path, "steps is 1001", image=photograph, config__sampling__steps=1001)
     refused(tmp_path, "exclude each other", image=photograph, end_image=photograph, loop=True)
-    refused(tmp_path, "no field 'stepz'", image=photograph, config__sampling__stepz=5)
+    refused(
+        tmp_path,
+        "no field 'stepz' (did you mean 'steps'?)",
+        image=photograph,
+        config__sampling__stepz=5,
+    )
     refused(tmp_path, "no config 'i2v_2048'", image=photograph, config="i2v_2048")
     refused(tmp_path, "surprise", image=photograph, surprise=1)
     refused(tmp_path, "float", image=photograph, config__sampling__eta="much")
@@ -234,7 +241,7 @@ def test_noise_that_does_not_fit(tmp_path, photograph, checkpoints):
     refused(tmp_path, "no noise file", noise="missing.npz", **changed)
     (tmp_path / "text.npz").write_text("no numbers")
     refused(tmp_path, "text.npz", noise=tmp_path / "text.npz", **changed)
-    wrong = dict(tiny.golden("sample_v_cfg"), x_T=np.zeros((1, 4, 8, 11, 4), np.float32))
+    wrong: dict[str, Any] = tiny.golden("sample_v_cfg") | {"x_T": np.zeros((1, 4, 8, 11, 4))}
     np.savez(tmp_path / "wrong.npz", **wrong)
     line = refused(
         tmp_path,

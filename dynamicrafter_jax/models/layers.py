@@ -27,6 +27,10 @@ WITHIN_FRAMES: Names = ("batch", "frames", "height", "width", "channels")
 ALONG_TIME: Names = ("batch", "time", "rows", "columns", "channels")
 
 
+# Lengths at which `init_params` draws.
+_COMMON_LENGTHS = (2**12, 2**14, 2**16, 2**18, 2**20)
+
+
 class Parameter(nn.LogicallyPartitioned):
     """A parameter boxed with its logical axis names and its own initializer.
 
@@ -72,9 +76,9 @@ def init_params(boxed: PyTree, key: jax.Array) -> PyTree[Array]:
         leaf_key = jax.random.fold_in(key, zlib.crc32(jax.tree_util.keystr(path).encode()))
         shape, dtype = box.value.shape, box.value.dtype
         size = math.prod(shape)
-        # Our initializers draw elements independently, so a leaf is the head of a longer draw.
-        # A few common lengths compile in seconds, hundreds of shapes in a minute.
-        length = size if size > 2**20 else 2 ** (size - 1).bit_length()
+        # Our initializers draw elements independently, so a leaf is the head of a longer draw:
+        # a few common lengths compile in a second, hundreds of shapes in a minute.
+        length = next((common for common in _COMMON_LENGTHS if size <= common), size)
         assert box.initializer is not None
         flat = np.asarray(box.initializer(leaf_key, (length,), dtype))
         return jnp.asarray(flat[:size].reshape(shape))
