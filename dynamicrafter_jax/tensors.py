@@ -9,6 +9,7 @@ import json
 import math
 import os
 import re
+import warnings
 import zipfile
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
@@ -224,10 +225,11 @@ def _open_safetensors(file: Path, stack: contextlib.ExitStack) -> dict[str, Stor
 
 def _open_torch(file: Path) -> dict[str, StoredTensor]:
     torch = _import_torch(file)
+    zipped = zipfile.is_zipfile(file)
     try:
-        content = torch.load(
-            file, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(file)
-        )
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # it warns of what it then refuses
+            content = torch.load(file, map_location="cpu", weights_only=True, mmap=zipped)
     except Exception as error:  # a broken file can break the reader anywhere
         if wanted := re.search(r"GLOBAL ([\w.]+)", str(error)):
             raise UserError(

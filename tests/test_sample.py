@@ -3,6 +3,7 @@
 import hashlib
 import json
 import os
+import pickle
 import subprocess
 import sys
 from pathlib import Path
@@ -211,6 +212,39 @@ def test_missing_and_broken_checkpoints(tmp_path, photograph, checkpoints):
     cut.write_bytes(checkpoints["v"].read_bytes()[:100_000])
     refused(tmp_path, "cut.safetensors", image=photograph, checkpoint=cut)
     refused(tmp_path, "--checkpoint", image=photograph, checkpoint=None)
+
+
+class Bomb:
+    """Unpickling it makes a file."""
+
+    def __init__(self, path):
+        self.path = path
+
+    def __reduce__(self):
+        return open, (str(self.path), "w")
+
+
+def test_a_pickle_that_runs_code_does_not(tmp_path, photograph):
+    checkpoint, crater = tmp_path / "model.ckpt", tmp_path / "crater"
+    checkpoint.write_bytes(pickle.dumps({"state_dict": Bomb(crater)}))
+    refused(tmp_path, "model.ckpt", image=photograph, checkpoint=checkpoint)
+    assert not crater.exists()
+
+
+def test_a_prompt_that_is_too_long_warns_and_is_cut(tmp_path, checkpoints, photograph):
+    done = run(
+        f"--config={CONFIGS / 'tiny_v.py'}",
+        f"--checkpoint={checkpoints['v']}",
+        f"--image={photograph}",
+        f"--prompt={'a ' * 100}",
+        f"--output={tmp_path / 'frames'}/",
+        "--config.sampling.steps=1",
+        "--config.sampling.guidance_scale=1",
+    )
+    assert done.returncode == 0, done.stderr
+    (line,) = [line for line in done.stderr.splitlines() if line.startswith("warning: ")]
+    assert "100 tokens" in line and "last 25 were cut" in line
+    assert len(list((tmp_path / "frames").glob("*.png"))) == 4
 
 
 def test_outputs_that_cannot_be_written_are_noticed_first(tmp_path, photograph):
