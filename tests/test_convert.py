@@ -1,5 +1,6 @@
 import hashlib
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -255,11 +256,16 @@ def test_no_more_than_a_section_is_held(tmp_path):
     text = json.dumps(config_to_json(config))
     arguments = [str(path), str(tmp_path / "model"), str(tmp_path / "again.safetensors"), text]
     command = [sys.executable, "-c", WATCHED, *arguments]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
+    # What is freed leaves the process at once, so that only what is held is seen.
+    environment = os.environ | {"MALLOC_MMAP_THRESHOLD_": "65536"}
+    done = subprocess.run(
+        command, cwd=ROOT, capture_output=True, text=True, check=True, env=environment
+    )
     report = json.loads(done.stdout)
     mebibyte = 2**20
     sizes = sorted(report["sections"].values())
     assert sum(sizes) > 600 * mebibyte
     assert sizes[-1] < 0.7 * sum(sizes)
     assert report["convert"] < sizes[-1] + 150 * mebibyte
-    assert report["export"] < sizes[-1]
+    # A section comes back in parts of 256 MiB, each held twice for a while.
+    assert report["export"] < (2 * 256 + 100) * mebibyte < sum(sizes)
