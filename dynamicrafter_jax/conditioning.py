@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Int, Num, PyTree
+from jaxtyping import Array, Float, Int, Key, Num, PyTree
 
 from dynamicrafter_jax.models import Models
 from dynamicrafter_jax.models.clip import preprocess
@@ -57,8 +57,21 @@ def image_context(
 
     A zero image gives the unconditional context.
     """
+    return project_tokens(models, params, image_tokens(models, params, image), num_frames)
+
+
+def image_tokens(
+    models: Models, params: PyTree, image: Float[Array, "b h w 3"]
+) -> Float[Array, "b n e"]:
+    """Returns the vision tower's tokens of an image in [-1, 1]."""
     pixels = preprocess(image, models.image_encoder.image_size)
-    tokens = models.apply("image_encoder", params, pixels)
+    return models.apply("image_encoder", params, pixels)
+
+
+def project_tokens(
+    models: Models, params: PyTree, tokens: Float[Array, "b n e"], num_frames: int
+) -> Float[Array, "b t m d"]:
+    """Returns the context that each frame reads of the vision tower's tokens."""
     context = models.apply("projector", params, tokens)
     return context[:, frame_queries(num_frames, models.projector.video_length)]
 
@@ -101,14 +114,22 @@ def concat_latents(
     return jnp.concatenate([first[:, None], between, last[:, None]], axis=1)
 
 
-def conditioned_unet(models: Models, params: PyTree) -> Callable[..., Array]:
-    """Returns the U-Net as a function of noisy latents, timestep and `Conditioning`."""
+def conditioned_unet(
+    models: Models, params: PyTree, dropout_keys: Key[Array, " b"] | None = None
+) -> Callable[..., Array]:
+    """Returns the U-Net as a function of noisy latents, timestep and `Conditioning`.
+
+    Args:
+        models: The networks.
+        params: Their parameters.
+        dropout_keys: One a clip, in training; without them nothing is dropped.
+    """
 
     def predict(
         x: Float[Array, "b t h w z"], timestep: Num[Array, " b"], condition: Conditioning
     ) -> Float[Array, "b t h w z"]:
         x = jnp.concatenate([x, condition.concat.astype(x.dtype)], axis=-1)
         text, image, fs = condition.text, condition.image, condition.fs
-        return models.apply("unet", params, x, timestep, text, image, fs)
+        return models.apply("unet", params, x, timestep, text, image, fs, dropout_keys)
 
     return predict

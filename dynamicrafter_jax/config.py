@@ -1,15 +1,19 @@
 """Configs: finding, reading and storing them, and building the networks that one describes."""
 
+import dataclasses
 import importlib.util
 import json
 from pathlib import Path
-from typing import Any
+from types import UnionType
+from typing import Any, TypeVar, get_args, get_origin, get_type_hints
 
 import jax.numpy as jnp
 from ml_collections import ConfigDict
 
 from dynamicrafter_jax.errors import UserError
 from dynamicrafter_jax.models import Models, build_models
+
+T = TypeVar("T")
 
 # Types that networks compute in and parameters are stored in.
 DTYPES = {"float32": jnp.dtype(jnp.float32), "bfloat16": jnp.dtype(jnp.bfloat16)}
@@ -88,6 +92,45 @@ def networks_of(config: ConfigDict) -> Models:
         return build_models(sections, **types)
     except (TypeError, KeyError) as error:
         raise UserError(f"the config does not fit the networks: {error}") from error
+
+
+def settings_of(cls: type[T], name: str, section: ConfigDict, **overrides: object) -> T:
+    """Builds a dataclass of a config section's fields, some of them overridden.
+
+    Args:
+        cls: The dataclass; its fields' types are enforced, and it checks their values itself.
+        name: Of the section, for messages.
+        section: The section.
+        **overrides: Values in place of the section's.
+
+    Raises:
+        UserError: If a field is unknown or missing, or a value of another type or out of range.
+    """
+    assert dataclasses.is_dataclass(cls)
+    values = {**section.to_dict(), **overrides}
+    kinds = {field.name: get_type_hints(cls)[field.name] for field in dataclasses.fields(cls)}
+    if unknown := set(values) - set(kinds):
+        raise UserError(
+            f"unknown {name} setting {', '.join(sorted(unknown))}: choose of {list(kinds)}"
+        )
+    if missing := set(kinds) - set(values):
+        raise UserError(f"the config's {name} section lacks {', '.join(sorted(missing))}")
+    checked = {key: _as_kind(f"{name}.{key}", kinds[key], value) for key, value in values.items()}
+    return cls(**checked)
+
+
+def _as_kind(name: str, kind: Any, value: Any) -> Any:
+    """Returns a setting in the type of its field; whole numbers do for any number."""
+    choices = get_args(kind) if get_origin(kind) is UnionType else (kind,)
+    if isinstance(value, int) and not isinstance(value, bool) and int not in choices:
+        value = float(value) if float in choices else value
+    for choice in choices:
+        is_bool = isinstance(value, bool) and choice is not bool
+        if isinstance(value, get_origin(choice) or choice) and not is_bool:
+            return value
+    names = {int: "a whole number", float: "a number", bool: "True or False", str: "text"}
+    wanted = " or ".join(names.get(choice, str(choice)) for choice in choices if choice in names)
+    raise UserError(f"{name} is {value!r}: {wanted} is needed")
 
 
 def _configs_folder() -> Path:

@@ -2,7 +2,7 @@
 
 import dataclasses
 import math
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -11,6 +11,7 @@ from ml_collections import ConfigDict
 
 from dynamicrafter_jax import conditioning
 from dynamicrafter_jax.conditioning import Conditioning
+from dynamicrafter_jax.config import settings_of
 from dynamicrafter_jax.diffusion.guidance import guided_denoiser
 from dynamicrafter_jax.diffusion.loop import LoopState, run_steps
 from dynamicrafter_jax.diffusion.solver import Coefficients, Solver
@@ -82,16 +83,7 @@ class SamplingSettings:
         Raises:
             UserError: If a name is unknown or missing, or a value out of range.
         """
-        values = {**section.to_dict(), **overrides}
-        known = [field.name for field in dataclasses.fields(cls)]
-        if unknown := set(values) - set(known):
-            raise UserError(
-                f"unknown sampling setting {', '.join(sorted(unknown))}: choose of {known}"
-            )
-        if missing := set(known) - set(values):
-            raise UserError(f"the config's sampling section lacks {', '.join(sorted(missing))}")
-        kinds = {field.name: field.type for field in dataclasses.fields(cls)}
-        return cls(**{name: _as_kind(name, kinds[name], value) for name, value in values.items()})
+        return settings_of(cls, "sampling", section, **overrides)
 
     @property
     def num_passes(self) -> int:
@@ -237,18 +229,6 @@ def decode(
     frames = jnp.moveaxis(latents, 1, 0)
     video = jax.lax.map(decode_frame, frames, batch_size=min(vae_frames, len(frames)))
     return jnp.moveaxis(video, 0, 1).astype(jnp.float32)
-
-
-def _as_kind(name: str, kind: Any, value: Any) -> Any:
-    """Returns a setting in the type of its field; whole numbers do for any number."""
-    if kind == float | None and value is None:
-        return None
-    if kind in (float, float | None) and isinstance(value, int) and not isinstance(value, bool):
-        return float(value)
-    if not isinstance(value, kind) or (isinstance(value, bool) and kind is not bool):
-        wanted = {int: "a whole number", bool: "True or False", str: "text"}.get(kind, "a number")
-        raise UserError(f"sampling.{name} is {value!r}: {wanted} is needed")
-    return value
 
 
 def _pad_to(image: Float[Array, "b h w 3"], height: int, width: int) -> Float[Array, "b h2 w2 3"]:

@@ -1,59 +1,109 @@
 """Where arrays live: the only file that names mesh axes and partition specs."""
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import flax.linen as nn
 import jax
-from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
-from jaxtyping import PyTree
+import numpy as np
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec, Sharding
+from jaxtyping import Array, PyTree
 
 from dynamicrafter_jax.errors import UserError
+from dynamicrafter_jax.models.layers import Parameter
 
 # Logical axis of a parameter or activation -> mesh axis. A name without a row is not split.
 LOGICAL_AXES = (("batch", "data"),)
 
+_BATCH = PartitionSpec("data")
 
-def make_mesh(data: int) -> Mesh | None:
-    """Returns a mesh that splits batches over `data` devices; None for a single one.
+
+def make_mesh(data: int) -> Mesh:
+    """Returns a mesh that splits batches over `data` devices of all processes; -1 means all.
 
     Raises:
         UserError: If there are fewer devices.
     """
     devices = jax.devices()
-    if not 1 <= data <= len(devices):
-        raise UserError(f"mesh.data is {data}: choose from 1 to the {len(devices)} devices here")
-    if data == 1:
-        return None
-    return jax.make_mesh((data,), ("data",), (AxisType.Auto,), devices=devices[:data])
+    if data != -1 and not 1 <= data <= len(devices):
+        raise UserError(
+            f"mesh.data is {data}: choose from 1 to the {len(devices)} devices here, or -1 for all"
+        )
+    devices = devices if data == -1 else devices[:data]
+    return jax.make_mesh((len(devices),), ("data",), (AxisType.Auto,), devices=devices)
 
 
 @contextlib.contextmanager
-def use_mesh(mesh: Mesh | None) -> Iterator[None]:
+def use_mesh(mesh: Mesh) -> Iterator[None]:
     """Puts a mesh and the table of logical axes in force, for tracing and running."""
-    if mesh is None:
-        yield
-        return
     with jax.set_mesh(mesh), nn.logical_axis_rules(LOGICAL_AXES):
         yield
 
 
-def split_batch(tree: PyTree, mesh: Mesh | None) -> PyTree:
+def replicated(mesh: Mesh) -> NamedSharding:
+    """Every device has the whole array."""
+    return NamedSharding(mesh, PartitionSpec())
+
+
+def batch_sharding(mesh: Mesh) -> NamedSharding:
+    """The leading axis is split."""
+    return NamedSharding(mesh, _BATCH)
+
+
+def parameter_shardings(boxed: PyTree, mesh: Mesh) -> PyTree:
+    """Returns where each parameter lives, by its logical axes.
+
+    Args:
+        boxed: Abstract parameters, leaves boxed as `models.layers.Parameter`.
+        mesh: The mesh.
+    """
+    return jax.tree.map(
+        lambda box: NamedSharding(mesh, nn.logical_to_mesh_axes(box.names, LOGICAL_AXES)),
+        boxed,
+        is_leaf=lambda leaf: isinstance(leaf, Parameter),
+    )
+
+
+def split_batch(tree: PyTree, mesh: Mesh) -> PyTree:
     """Places arrays that lead with a batch axis, split over the mesh."""
-    return _place(tree, mesh, PartitionSpec("data"))
+    return jax.device_put(tree, batch_sharding(mesh))
 
 
-def replicate(tree: PyTree, mesh: Mesh | None) -> PyTree:
+def replicate(tree: PyTree, mesh: Mesh) -> PyTree:
     """Places arrays whole on every device of the mesh."""
-    return _place(tree, mesh, PartitionSpec())
+    return jax.device_put(tree, replicated(mesh))
 
 
-def batch_multiple(mesh: Mesh | None) -> int:
+def place(array: Array | np.ndarray, where: Sharding) -> Array:
+    """Places an array that every process has whole; each keeps its shards, and none is sent."""
+    if where.is_fully_addressable:
+        return jax.device_put(array, where)
+    values = np.asarray(array)
+    return jax.make_array_from_callback(values.shape, where, lambda index: values[index])
+
+
+def batch_multiple(mesh: Mesh) -> int:
     """Returns what a batch must be a multiple of."""
-    return 1 if mesh is None else mesh.shape["data"]
+    return mesh.shape["data"]
 
 
-def _place(tree: PyTree, mesh: Mesh | None, spec: PartitionSpec) -> PyTree:
-    if mesh is None:
-        return jax.tree.map(jax.numpy.asarray, tree)
-    return jax.device_put(tree, NamedSharding(mesh, spec))
+def local_rows(mesh: Mesh, batch_size: int) -> Sequence[int]:
+    """Returns the rows of a global batch that this process supplies.
+
+    Raises:
+        UserError: If the batch can't be split evenly.
+    """
+    if batch_size % batch_multiple(mesh):
+        raise UserError(
+            f"a batch of {batch_size} can't be split over {batch_multiple(mesh)} devices: "
+            "make it a multiple"
+        )
+    placed = batch_sharding(mesh).addressable_devices_indices_map((batch_size,))
+    every = np.arange(batch_size)
+    return sorted({int(row) for (rows,) in placed.values() for row in every[rows]})
+
+
+def assemble_batch(tree: PyTree, mesh: Mesh) -> PyTree[Array]:
+    """Makes global arrays of what each process supplies: its `local_rows`, in order."""
+    where = batch_sharding(mesh)
+    return jax.tree.map(lambda rows: jax.make_array_from_process_local_data(where, rows), tree)

@@ -31,29 +31,37 @@ def float32(x: Float[Array, "..."]) -> Float32[Array, "..."]:
 
 
 def add_noise(
-    x0: Float[Array, "b *shape"], noise: Float[Array, "b *shape"], alpha_bar: PerSample
+    x0: Float[Array, "b *shape"],
+    noise: Float[Array, "b *shape"],
+    signal_level: PerSample,
+    noise_level: PerSample,
 ) -> Float32[Array, "b *shape"]:
-    """Draw x_t given x0 and standard normal noise (Eq. 4, arXiv 2006.11239)."""
-    signal_level, noise_level = _levels(alpha_bar, x0)
-    return signal_level * float32(x0) + noise_level * float32(noise)
+    """Draw x_t given x0 and standard normal noise (Eq. 4, arXiv 2006.11239).
+
+    Args:
+        x0: the clean sample; with a dynamic rescale, the rescaled one.
+        noise: standard normal noise.
+        signal_level: sqrt(alpha_bar), best from `Schedule.signal_level`.
+        noise_level: sqrt(1 - alpha_bar), best from `Schedule.noise_level`: formed of a float32
+            alpha_bar it is off by 2e-5 of itself at the lowest timesteps.
+    """
+    return per_sample(signal_level, x0) * float32(x0) + per_sample(noise_level, x0) * float32(noise)
 
 
 def target(
     parameterization: Parameterization,
     x0: Float[Array, "b *shape"],
     noise: Float[Array, "b *shape"],
-    alpha_bar: PerSample,
+    signal_level: PerSample,
+    noise_level: PerSample,
 ) -> Float32[Array, "b *shape"]:
-    """What the denoiser should answer for `add_noise(x0, noise, alpha_bar)`.
-
-    With a dynamic rescale, `x0` is the rescaled one, here and in `add_noise`.
-    """
+    """What the denoiser should answer for `add_noise` of the same arguments."""
     match parameterization:
         case "eps":
             return float32(noise)
         case "v":
-            signal_level, noise_level = _levels(alpha_bar, x0)
-            return signal_level * float32(noise) - noise_level * float32(x0)
+            signal = per_sample(noise_level, x0) * float32(x0)
+            return per_sample(signal_level, x0) * float32(noise) - signal
         case _:
             assert_never(parameterization)
 

@@ -30,6 +30,16 @@ class Schedule:
     scale: Float64[np.ndarray, "timesteps"]
     parameterization: Parameterization
 
+    @property
+    def signal_level(self) -> Float64[np.ndarray, "timesteps"]:
+        """sqrt(alpha_bar), the factor on x0."""
+        return np.sqrt(self.alpha_bar)
+
+    @property
+    def noise_level(self) -> Float64[np.ndarray, "timesteps"]:
+        """sqrt(1 - alpha_bar), the factor on the noise."""
+        return np.sqrt(1 - self.alpha_bar)
+
 
 def make_schedule(
     *,

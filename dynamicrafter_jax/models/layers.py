@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import struct
 from jax.typing import DTypeLike
-from jaxtyping import Array, Float, Num, PyTree
+from jaxtyping import Array, Float, Key, Num, PyTree
 
 Initializer = Callable[[jax.Array, Sequence[int], DTypeLike], Array]
 Names = tuple[str | None, ...]
@@ -39,6 +39,10 @@ class Parameter(nn.LogicallyPartitioned):
     """
 
     initializer: Initializer | None = struct.field(default=None, pytree_node=False)
+
+    def unbox(self, apply_constraint: bool = True) -> Any:
+        """Returns the value as it is: where parameters live is for their owner to say."""
+        return self.value
 
 
 def declare(initializer: Initializer, names: Names) -> Callable[..., Parameter]:
@@ -264,6 +268,33 @@ class LayerNorm(Module):
         y -= y.mean(-1, keepdims=True)
         y *= jax.lax.rsqrt(jnp.square(y).mean(-1, keepdims=True) + self.epsilon)
         return (y * _expand(scale, x.ndim) + _expand(bias, x.ndim)).astype(self.dtype)
+
+
+class Dropout(Module):
+    """Zeroes elements at random and scales the rest up, by a key of each sample's own.
+
+    A sample is masked alike in any batch and on any mesh. Sixteen random bits decide an element,
+    so the rate is a multiple of 2^-16.
+    """
+
+    rate: float
+
+    @nn.compact
+    def __call__(
+        self, x: Float[Array, "b *shape"], keys: Key[Array, " b"] | None
+    ) -> Float[Array, "b *shape"]:
+        """Returns `x` with elements dropped, or `x` itself without keys."""
+        if keys is None or self.rate == 0:
+            return x
+        layer = zlib.crc32("/".join(self.path).encode())
+        dropped = round(self.rate * 2**16)
+
+        def kept(key: Array) -> Array:
+            bits = jax.random.bits(jax.random.fold_in(key, layer), x.shape[1:], jnp.uint16)
+            return bits >= dropped
+
+        scaled = x * jnp.asarray(2**16 / (2**16 - dropped), x.dtype)
+        return jnp.where(jax.vmap(kept)(keys), scaled, jnp.zeros_like(x))
 
 
 def sinusoid(position: Num[Array, " b"], width: int) -> Float[Array, "b {width}"]:

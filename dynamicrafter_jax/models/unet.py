@@ -1,11 +1,12 @@
 """The spatio-temporal U-Net: predicts noise or velocity of a clip of latents."""
 
 import functools
+from typing import Any
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Num
+from jaxtyping import Array, Float, Key, Num
 
 from dynamicrafter_jax.models.attention import (
     AttentionFn,
@@ -17,6 +18,7 @@ from dynamicrafter_jax.models.layers import (
     ALONG_TIME,
     WITHIN_FRAMES,
     Conv,
+    Dropout,
     GroupNorm,
     Linear,
     Module,
@@ -25,6 +27,40 @@ from dynamicrafter_jax.models.layers import (
     sinusoid,
     upsample_nearest,
 )
+
+
+def products_saveable(primitive: Any, *_: Any, **parameters: Any) -> bool:
+    """A `jax.checkpoint` policy: keeps results of linear maps and convolutions alone.
+
+    Norms, activations and attention are computed again.
+    """
+    if primitive is jax.lax.conv_general_dilated_p:
+        return True
+    if primitive is not jax.lax.dot_general_p:
+        return False
+    _, batch_axes = parameters["dimension_numbers"]
+    return not any(batch_axes)  # attention's products have batch axes
+
+
+# What of a U-Net block the forward pass keeps for the backward pass, by name: everything; the
+# results of linear maps and convolutions; nothing but the block's input.
+REMAT_POLICIES = {
+    "none": None,
+    "products": products_saveable,
+    "blocks": jax.checkpoint_policies.nothing_saveable,
+}
+
+
+def rematerialize(block: type[nn.Module], policy: str) -> type[nn.Module]:
+    """Returns `block` such that its backward pass recomputes what the policy does not keep.
+
+    Raises:
+        ValueError: If there is no such policy.
+    """
+    if policy not in REMAT_POLICIES:
+        raise ValueError(f"no remat policy {policy!r}: choose of {', '.join(REMAT_POLICIES)}")
+    chosen = REMAT_POLICIES[policy]
+    return block if chosen is None else nn.remat(block, policy=chosen)
 
 
 class UNet(Module):
@@ -43,6 +79,7 @@ class UNet(Module):
         dropout: Rate in res-blocks and temporal convolutions, in training.
         image_cross_attention_scale_learnable: Whether image attention has a learned scale.
         default_fs: The `fs` condition it expects when none is chosen.
+        remat: One of `REMAT_POLICIES`: what the backward pass recomputes.
         attention: The attention kernel.
     """
 
@@ -58,6 +95,7 @@ class UNet(Module):
     dropout: float = 0.1
     image_cross_attention_scale_learnable: bool = False
     default_fs: int = 24
+    remat: str = "none"
     attention: AttentionFn = plain_attention
 
     @property
@@ -73,7 +111,7 @@ class UNet(Module):
         text: Float[Array, "b m d"],
         image: Float[Array, "b t n d"],
         fs: Num[Array, " b"],
-        deterministic: bool = True,
+        dropout_keys: Key[Array, " b"] | None = None,
     ) -> Float[Array, "b t h w out"]:
         """Returns the prediction for noisy latents.
 
@@ -83,24 +121,28 @@ class UNet(Module):
             text: Text tokens.
             image: Image tokens of each frame.
             fs: Frame stride (256) or FPS (512, 1024).
-            deterministic: False turns dropout on and needs the rng `dropout`.
+            dropout_keys: One key a clip turns dropout on, for training.
 
         Raises:
             ValueError: If channels or sides of `x` do not fit this network.
         """
         self._check(x, text)
         block = functools.partial(
-            UNetBlock,
+            rematerialize(UNetBlock, self.remat),
             num_head_channels=self.num_head_channels,
             dropout=self.dropout,
-            deterministic=deterministic,
             learnable_image_scale=self.image_cross_attention_scale_learnable,
             attention=self.attention,
             **self.types,
         )
         emb = Embedding(self.model_channels, name="time_embed", **self.types)(timestep)
         emb += Embedding(self.model_channels, zero=True, name="fs_embed", **self.types)(fs)
-        condition = (jax.nn.silu(emb), text.astype(self.dtype), image.astype(self.dtype))
+        condition = (
+            jax.nn.silu(emb),
+            text.astype(self.dtype),
+            image.astype(self.dtype),
+            dropout_keys,
+        )
         last_level = len(self.channel_mult) - 1
 
         h = Conv(self.model_channels, name="input_0", **self.types)(x.astype(self.dtype))
@@ -176,7 +218,6 @@ class UNetBlock(Module):
     upsample: bool = False
     num_head_channels: int = 64
     dropout: float = 0.0
-    deterministic: bool = True
     learnable_image_scale: bool = False
     attention: AttentionFn = plain_attention
 
@@ -187,12 +228,11 @@ class UNetBlock(Module):
         emb: Float[Array, "b e"],
         text: Float[Array, "b m d"],
         image: Float[Array, "b t n d"],
+        dropout_keys: Key[Array, " b"] | None = None,
     ) -> Float[Array, "b t h2 w2 c2"]:
-        res_block = functools.partial(
-            ResBlock, self.channels, self.dropout, self.deterministic, **self.types
-        )
+        res_block = functools.partial(ResBlock, self.channels, self.dropout, **self.types)
         heads = self.channels // self.num_head_channels
-        x = res_block(name="res")(x, emb)
+        x = res_block(name="res")(x, emb, dropout_keys)
         if self.attends:
             x = SpatialTransformer(
                 heads,
@@ -206,7 +246,7 @@ class UNetBlock(Module):
                 heads, self.num_head_channels, self.attention, name="temporal", **self.types
             )(x)
         if self.res_after:
-            x = res_block(name="res_after")(x, emb)
+            x = res_block(name="res_after")(x, emb, dropout_keys)
         if self.upsample:
             x = constrain(upsample_nearest(x), WITHIN_FRAMES)
             x = Conv(self.channels, name="upsample", **self.types)(x)
@@ -227,11 +267,13 @@ class ResBlock(Module):
 
     channels: int
     dropout: float = 0.0
-    deterministic: bool = True
 
     @nn.compact
     def __call__(
-        self, x: Float[Array, "b t h w c"], emb: Float[Array, "b e"]
+        self,
+        x: Float[Array, "b t h w c"],
+        emb: Float[Array, "b e"],
+        dropout_keys: Key[Array, " b"] | None = None,
     ) -> Float[Array, "b t h w c2"]:
         x = constrain(x, WITHIN_FRAMES)
         y = jax.nn.silu(GroupNorm(name="norm1", **self.types)(x))
@@ -239,29 +281,29 @@ class ResBlock(Module):
         shift = Linear((self.channels,), ("embed", "channels_out"), name="emb", **self.types)(emb)
         y += shift[:, None, None, None]
         y = jax.nn.silu(GroupNorm(name="norm2", **self.types)(y))
-        y = nn.Dropout(self.dropout)(y, self.deterministic)
+        y = Dropout(self.dropout, name="dropout", **self.types)(y, dropout_keys)
         y = Conv(self.channels, zero=True, name="conv2", **self.types)(y)
         if x.shape[-1] != self.channels:
             names = ("channels_in", "channels_out")
             x = Linear((self.channels,), names, name="skip", **self.types)(x)
-        return TemporalBlock(self.dropout, self.deterministic, name="temporal_conv", **self.types)(
-            x + y
-        )
+        block = TemporalBlock(self.dropout, name="temporal_conv", **self.types)
+        return block(x + y, dropout_keys)
 
 
 class TemporalBlock(Module):
     """Four convolutions along time, added to the input; the last starts at zero."""
 
     dropout: float = 0.0
-    deterministic: bool = True
 
     @nn.compact
-    def __call__(self, x: Float[Array, "b t h w c"]) -> Float[Array, "b t h w c"]:
+    def __call__(
+        self, x: Float[Array, "b t h w c"], dropout_keys: Key[Array, " b"] | None = None
+    ) -> Float[Array, "b t h w c"]:
         x = constrain(x, ALONG_TIME)
         y = x
         for i in range(1, 5):
             y = jax.nn.silu(GroupNorm(axes=3, name=f"norm{i}", **self.types)(y))
             if i > 1:
-                y = nn.Dropout(self.dropout)(y, self.deterministic)
+                y = Dropout(self.dropout, name=f"dropout{i}", **self.types)(y, dropout_keys)
             y = TemporalConv(x.shape[-1], zero=i == 4, name=f"conv{i}", **self.types)(y)
         return x + y

@@ -99,8 +99,9 @@ def test_one_step_is_the_update_of_the_paper(relative_error, parameterization):
         scale_ratio=jnp.float32(scale_ratio),
     )
     x = jnp.asarray(0.5 * x0 + np.sqrt(0.75) * eps, jnp.float32)
+    levels = np.sqrt(alpha_bar), np.sqrt(1 - alpha_bar)
     prediction = target(
-        parameterization, jnp.asarray(x0, jnp.float32), jnp.asarray(eps, jnp.float32), alpha_bar
+        parameterization, jnp.asarray(x0, jnp.float32), jnp.asarray(eps, jnp.float32), *levels
     )
     solver = DDIM(parameterization)
     ours, state = solver.step(solver.init(x), x, prediction, row, jnp.asarray(noise, jnp.bfloat16))

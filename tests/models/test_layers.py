@@ -13,6 +13,7 @@ from dynamicrafter_jax.models import abstract_models
 from dynamicrafter_jax.models.attention import SpatialTransformer
 from dynamicrafter_jax.models.layers import (
     Conv,
+    Dropout,
     GroupNorm,
     Linear,
     Parameter,
@@ -63,9 +64,9 @@ def small_params():
     return jax.tree.map(lambda leaf: leaf + 0.05 * normal(leaf.size, *leaf.shape), params)
 
 
-@functools.partial(jax.jit, static_argnums=0, static_argnames="deterministic")
-def run(unet, params, *inputs, deterministic=True):
-    return unet.apply({"params": params}, *inputs, deterministic, rngs={"dropout": KEY})
+@functools.partial(jax.jit, static_argnums=0)
+def run(unet, params, *inputs, dropout_keys=None):
+    return unet.apply({"params": params}, *inputs, dropout_keys)
 
 
 def test_every_parameter_names_each_of_its_axes():
@@ -173,8 +174,57 @@ def test_wrong_channels_sides_and_widths_are_refused():
 def test_dropout_acts_in_training_alone():
     inputs = unet_inputs()
     still = run(SMALL, small_params(), *inputs)
-    dropped = run(SMALL, small_params(), *inputs, deterministic=False)
+    keys = jax.random.split(KEY, len(still))
+    dropped = run(SMALL, small_params(), *inputs, dropout_keys=keys)
     assert not np.allclose(still, dropped)
+
+
+def test_a_clip_is_dropped_alike_wherever_it_stands_in_a_batch():
+    layer = Dropout(0.1)
+    x, keys = normal(0, 3, 40, 50), jax.random.split(KEY, 3)
+    together = layer.apply({}, x, keys)
+    alone = layer.apply({}, x[2:], keys[2:])
+    assert np.array_equal(together[2:], alone)
+    share = np.mean(np.asarray(together) == 0, (1, 2))
+    assert np.all(np.abs(share - 0.1) < 4 * np.sqrt(0.1 * 0.9 / 2000))
+    kept = together != 0
+    assert np.allclose(together[kept], x[kept] / 0.9, rtol=1e-4)
+    assert np.array_equal(layer.apply({}, x, None), x)
+
+
+def micro_gradient(remat):
+    """The gradient of a U-Net that recomputes, lowered, and its parameters."""
+    model = tiny.micro()
+    x, timestep, text, image, fs = unet_inputs()
+
+    def loss(params):
+        unet = model.models.unet.clone(remat=remat)
+        inputs = (x, timestep, text[..., :16], image[..., :16], fs)
+        return jnp.square(unet.apply({"params": params}, *inputs)).sum()
+
+    return jax.jit(jax.grad(loss)).lower(model.params["unet"]), model.params["unet"]
+
+
+def test_each_remat_policy_recomputes_more_than_the_one_before():
+    flops = [
+        micro_gradient(remat)[0].cost_analysis()["flops"] for remat in ("none", "products", "blocks")
+    ]
+    assert flops[0] < flops[1] < flops[2]
+
+
+@pytest.mark.slow
+def test_recomputing_changes_no_gradient():
+    programs = [micro_gradient(remat) for remat in ("none", "products", "blocks")]
+    wanted, *others = (program.compile()(params) for program, params in programs)
+    largest = max(np.abs(leaf).max() for leaf in jax.tree.leaves(wanted))
+    for ours in others:
+        for leaf, wanted_leaf in zip(jax.tree.leaves(ours), jax.tree.leaves(wanted), strict=True):
+            assert np.allclose(leaf, wanted_leaf, rtol=1e-4, atol=1e-6 * largest)
+
+
+def test_an_unknown_remat_policy_is_refused():
+    with pytest.raises(ValueError, match="'dots': choose of none, products, blocks"):
+        abstract_params(SMALL.clone(remat="dots"), *unet_inputs())
 
 
 @pytest.mark.parametrize("axes", [2, 3])
