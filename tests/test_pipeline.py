@@ -67,9 +67,10 @@ def test_samples_of_one_prompt_differ_and_follow_their_index(relative_error):
 
 
 def test_no_setting_that_is_traced_recompiles():
-    animate = tiny.micro()
+    sampler = tiny.micro().sampler
+    programs = (sampler._encode, sampler._start, sampler._denoise, sampler._decode)
     sample()
-    before = [len(p._compiled) for p in (animate._encode, animate._denoise, animate._decode)]
+    before = [len(program._compiled) for program in programs]
     results = [
         sample(**changed).latents
         for changed in (
@@ -84,7 +85,7 @@ def test_no_setting_that_is_traced_recompiles():
             {"negative_prompt": "blurry"},
         )
     ]
-    after = [len(p._compiled) for p in (animate._encode, animate._denoise, animate._decode)]
+    after = [len(program._compiled) for program in programs]
     assert before == after
     results.append(sample().latents)
     for i, one in enumerate(results):

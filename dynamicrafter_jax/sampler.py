@@ -1,0 +1,280 @@
+"""Sampling compiled: inputs are read, split over a mesh and taken through the three stages."""
+
+import dataclasses
+import functools
+from collections.abc import Sequence
+from typing import Any, Protocol, runtime_checkable
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from etils import epath
+from jax.sharding import Mesh, NamedSharding
+from jaxtyping import Array, Float32, Int32, Int64, PyTree, UInt8
+from ml_collections import ConfigDict
+from PIL import Image
+
+from dynamicrafter_jax import sampling, sharding
+from dynamicrafter_jax.config import networks_of
+from dynamicrafter_jax.diffusion.loop import LoopState, initial_state
+from dynamicrafter_jax.diffusion.schedule import make_schedule, spaced_timesteps
+from dynamicrafter_jax.diffusion.solver import DDIM, ddim_coefficients
+from dynamicrafter_jax.errors import UserError
+from dynamicrafter_jax.media import load_image
+from dynamicrafter_jax.noise import Noise
+from dynamicrafter_jax.program import Program
+from dynamicrafter_jax.sampling import GuidanceScales, SamplingSettings
+from dynamicrafter_jax.tokenizer import tokenize
+
+ImageLike = str | epath.Path | Image.Image | np.ndarray
+
+
+@runtime_checkable
+class Progress(Protocol):
+    """Is told how far a call has come, as it goes."""
+
+    def __call__(self, stage: str, done: int, total: int) -> None:
+        """Takes "compile", "encode", "denoise" or "decode", and steps done of how many."""
+        ...
+
+
+@dataclasses.dataclass(frozen=True)
+class Clips:
+    """What sampling made, before it is turned into pictures.
+
+    Attributes:
+        latents: Scaled latents, with the padding that the networks need.
+        video: Frames around [-1, 1], unclipped.
+        loop: Whether the last frame repeats the first.
+    """
+
+    latents: Float32[np.ndarray, "b t h w z"]
+    video: Float32[np.ndarray, "b t h2 w2 3"]
+    loop: bool = False
+
+    def frames(self) -> UInt8[np.ndarray, "b t2 h2 w2 3"]:
+        """Returns the frames to show: 8 bits, without a loop's repeated last frame."""
+        video = self.video[:, :-1] if self.loop else self.video
+        return np.round((np.clip(video, -1, 1) + 1) * 127.5).astype(np.uint8)
+
+
+@dataclasses.dataclass(frozen=True)
+class Inputs:
+    """What to animate, read and checked: one row a clip.
+
+    Attributes:
+        first: Images in [-1, 1].
+        last: Where each clip ends, or None.
+        ids: Token ids of what happens in each clip.
+        loop: Whether each clip ends where it began.
+    """
+
+    first: Float32[np.ndarray, "b h w 3"]
+    last: Float32[np.ndarray, "b h w 3"] | None
+    ids: Int32[np.ndarray, "b l"]
+    loop: bool = False
+
+    @property
+    def count(self) -> int:
+        """Clips."""
+        return len(self.first)
+
+    def __getitem__(self, chosen: slice) -> "Inputs":
+        """Returns some of the rows."""
+        last = None if self.last is None else self.last[chosen]
+        return Inputs(self.first[chosen], last, self.ids[chosen], self.loop)
+
+
+class Sampler:
+    """The stages compiled for a config and a mesh, with parameters given at each call.
+
+    Parameters are used where they are and never copied, so that training can sample from its own.
+
+    Attributes:
+        config: As in `configs/`.
+        models: The five networks.
+        schedule: The noise schedule.
+        mesh: What batches are split over.
+    """
+
+    def __init__(self, config: ConfigDict, mesh: Mesh) -> None:
+        """Builds the networks; each stage compiles when it is first called.
+
+        Raises:
+            UserError: If the config is refused.
+        """
+        self.config = config
+        self.mesh = mesh
+        self.models = networks_of(config)
+        self.schedule = make_schedule(**config.diffusion.to_dict())
+        self._encode = Program(functools.partial(sampling.encode, self.models))
+        self._start = Program(_initial_state)
+        self._denoise = Program(functools.partial(sampling.denoise, self.models))
+        self._decode = Program(functools.partial(sampling.decode, self.models))
+
+    def read(
+        self,
+        image: ImageLike | Sequence[ImageLike],
+        prompt: str | Sequence[str],
+        settings: SamplingSettings,
+        *,
+        end_image: ImageLike | Sequence[ImageLike] | None = None,
+        loop: bool = False,
+        num_samples: int = 1,
+    ) -> Inputs:
+        """Reads images at the size of `settings`; arguments are those of `ImageToVideo.sample`.
+
+        Raises:
+            UserError: If an input can't be used; the message says why.
+        """
+        if end_image is not None and loop:
+            raise UserError("an end image and a loop exclude each other: a loop ends as it began")
+        if (end_image is not None or loop) and settings.num_frames < 2:
+            raise UserError("interpolation and looping need sampling.num_frames of at least 2")
+        if num_samples < 1:
+            raise UserError(f"num_samples is {num_samples}: at least 1")
+        images = _as_list(image)
+        prompts = [prompt] * len(images) if isinstance(prompt, str) else list(prompt)
+        ends = None if end_image is None else _as_list(end_image)
+        for name, values in (("prompts", prompts), ("end images", ends or images)):
+            if len(values) != len(images):
+                raise UserError(f"{len(images)} images but {len(values)} {name}")
+        if not images:
+            raise UserError("no image to animate")
+
+        def load(pictures: list[ImageLike]) -> np.ndarray:
+            size = settings.height, settings.width
+            loaded = np.stack([load_image(picture, *size) for picture in pictures])
+            return np.repeat(loaded, num_samples, axis=0)
+
+        first = load(images)
+        last = first if loop else None if ends is None else load(ends)
+        ids = tokenize(prompts, self.models.text_encoder.context_length)
+        return Inputs(first, last, np.repeat(ids, num_samples, axis=0), loop)
+
+    def timesteps(self, settings: SamplingSettings) -> Int64[np.ndarray, "steps"]:
+        """Returns the timesteps that sampling visits, ascending."""
+        total = len(self.schedule.alpha_bar)
+        return spaced_timesteps(settings.spacing, settings.steps, total)
+
+    def __call__(
+        self,
+        params: PyTree,
+        inputs: Inputs,
+        settings: SamplingSettings,
+        draws: Noise,
+        progress: Progress | None = None,
+    ) -> Clips:
+        """Samples one batch.
+
+        Where several processes share the mesh, all of them call this with the same arguments,
+        and each gets all clips.
+
+        Args:
+            params: A dict of parameter trees by section, placed on the mesh.
+            inputs: Images and prompts.
+            settings: How to sample.
+            draws: The noise of each clip.
+            progress: Told about compilation and steps.
+        """
+        with (
+            jax.default_matmul_precision(self.config.precision.matmul),
+            sharding.use_mesh(self.mesh),
+        ):
+            return self._run(params, inputs, settings, draws, progress or _unwatched)
+
+    def _run(
+        self,
+        params: PyTree,
+        inputs: Inputs,
+        settings: SamplingSettings,
+        draws: Noise,
+        report: Progress,
+    ) -> Clips:
+        """Encodes, denoises and decodes."""
+        timesteps = self.timesteps(settings)
+        steps = len(timesteps)
+        coefficients = ddim_coefficients(self.schedule, timesteps, settings.eta)
+        # Rows that no step reaches make every number of steps the same program.
+        rows = len(self.schedule.alpha_bar) - steps
+        coefficients = jax.tree.map(lambda table: np.pad(table, (0, rows)), coefficients)
+        shape = sampling.latent_shape(self.models, settings)
+        length = self.models.text_encoder.context_length
+        fs = np.full(inputs.count, settings.fps, np.float32)
+        batch = (inputs.first, inputs.last, inputs.ids, fs, draws)
+        pad = functools.partial(_pad_batch, multiple=sharding.batch_multiple(self.mesh))
+        whole = functools.partial(_place, where=sharding.replicated(self.mesh))
+        batch = _place(jax.tree.map(pad, batch), sharding.batch_sharding(self.mesh))
+        first, last, ids, fs, draws = batch
+        negative_ids = whole(tokenize([settings.negative_prompt], length))
+        coefficients = whole(coefficients)
+        scales = whole(GuidanceScales.from_settings(settings))
+
+        report("compile", 0, 3)
+        arguments = (params, first, last, ids, negative_ids, fs, draws)
+        passes = {"shape": shape, "num_passes": settings.num_passes}
+        self._encode.compile(*arguments, **passes)
+        report("compile", 1, 3)
+        conditions = self._encode(*arguments, **passes)
+
+        solver = DDIM(self.schedule.parameterization)
+        state = self._start(draws, solver=solver, shape=shape)
+        options = {"solver": solver, "sequential": settings.sequential_guidance}
+        # One call runs all steps; with someone watching, the same program runs one at a time.
+        stride = steps if report is _unwatched else 1
+        for start in range(0, steps, stride):
+            bounds = whole((np.asarray(start, np.int32), np.asarray(start + stride, np.int32)))
+            arguments = (params, conditions, coefficients, scales, state, draws, *bounds)
+            if start == 0:
+                self._denoise.compile(*arguments, **options)
+                report("compile", 2, 3)
+            state = jax.block_until_ready(self._denoise(*arguments, **options))
+            report("denoise", min(start + stride, steps), steps)
+
+        size = {"height": settings.height, "width": settings.width}
+        size["vae_frames"] = settings.vae_frames
+        self._decode.compile(params, state.x, **size)
+        report("compile", 3, 3)
+        video = self._fetch(self._decode(params, state.x, **size), inputs.count)
+        report("decode", 1, 1)
+        latents = self._fetch(state.x, inputs.count)
+        return Clips(latents, video, inputs.loop)
+
+    def _fetch(self, rows: Array, count: int) -> np.ndarray:
+        """Returns the first `count` rows of a batch, to every process."""
+        if not rows.is_fully_addressable:
+            first = jax.jit(lambda rows: rows[:count], out_shardings=sharding.replicated(self.mesh))
+            return np.asarray(first(rows))
+        return np.asarray(rows)[:count]
+
+
+def _unwatched(stage: str, done: int, total: int) -> None:
+    """A `Progress` that nobody sees."""
+
+
+def _initial_state(draws: Noise, *, solver: DDIM, shape: tuple[int, int, int, int]) -> LoopState:
+    return initial_state(solver, draws.initial(shape))
+
+
+def _place(tree: PyTree, where: NamedSharding) -> PyTree:
+    """Places arrays that every process has whole; keys by the numbers that they stand for."""
+
+    def place(leaf: Any) -> Array:
+        if not jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
+            return sharding.place(leaf, where)
+        numbers = sharding.place(jax.random.key_data(leaf), where)
+        return jax.random.wrap_key_data(numbers, impl=jax.random.key_impl(leaf))
+
+    return jax.tree.map(place, tree)
+
+
+def _as_list(value: Any) -> list:
+    return list(value) if isinstance(value, (list, tuple)) else [value]
+
+
+def _pad_batch(rows: Any, multiple: int) -> Any:
+    """Repeats the last row until the batch is a multiple; what is added is dropped at the end."""
+    missing = -len(rows) % multiple
+    if not missing:
+        return rows
+    return jnp.concatenate([rows, jnp.repeat(rows[-1:], missing, axis=0)])
