@@ -8,11 +8,12 @@ A converted model is a directory of
 """
 
 import contextlib
+import functools
 import importlib.metadata
 import json
 import math
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import jax
@@ -82,34 +83,38 @@ def restore_children(
 ) -> Iterator[tuple[str, PyTree[Array]]]:
     """Yields the children of the tree one by one, reading a few at a time; see `restore_tree`."""
     path = _absolute(directory)
-    one_device = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
-    wanted: dict[str, PyTree] = jax.tree.map(
-        lambda leaf, sharding: jax.ShapeDtypeStruct(
-            leaf.shape, jnp.dtype(leaf.dtype if dtype is None else dtype), sharding=sharding
-        ),
-        abstract,
-        jax.tree.map(lambda _: one_device, abstract) if shardings is None else shardings,
-    )
-    handler = ocp.PyTreeCheckpointHandler()
-    try:
-        stored = handler.metadata(path).tree
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise UserError(f"{path} is no whole checkpoint: {_reason(error)}") from error
-    if mismatch := describe_mismatch(_shapes(wanted), _shapes(stored)):
-        raise UserError(f"the parameters in {path} do not fit the config: {mismatch}")
-    with ocp.Checkpointer(handler) as checkpointer:
-        for part in _parts(wanted):
-            restore_args = ocp.checkpoint_utils.construct_restore_args(part)
-            arguments = ocp.args.PyTreeRestore(
-                part, restore_args=restore_args, partial_restore=True
-            )
-            try:
-                restored = checkpointer.restore(path, args=arguments)
-            except jax.errors.JaxRuntimeError:  # such as a device without room
-                raise
-            except Exception as error:  # which Orbax raises for unreadable arrays
-                raise UserError(f"{path} is damaged: {_reason(error)}") from error
-            yield from ((name, restored[name]) for name in part)
+    wanted = _find_tree(path, abstract, dtype, shardings)
+    for part in _parts(wanted):
+        yield from _restore_part(path, part).items()
+
+
+def open_tree(
+    directory: epath.PathLike, abstract: Mapping[str, PyTree], *, dtype: DTypeLike | None = None
+) -> Callable[[tuple[str, ...]], Array]:
+    """Returns a function that reads one leaf of a checkpoint onto one device, by its path.
+
+    It reads the child of the tree that the leaf is in, and keeps it until a leaf of another is
+    asked for; so neighbours should be read one after another.
+
+    Args:
+        directory: The checkpoint.
+        abstract: As in `restore_tree`.
+        dtype: As in `restore_tree`.
+
+    Raises:
+        UserError: As in `restore_tree`.
+    """
+    path = _absolute(directory)
+    wanted = _find_tree(path, abstract, dtype, None)
+
+    @functools.lru_cache(maxsize=1)
+    def child(name: str) -> PyTree[Array]:
+        return _restore_part(path, {name: wanted[name]})[name]
+
+    def leaf(place: tuple[str, ...]) -> Array:
+        return functools.reduce(lambda tree, key: tree[key], place[1:], child(place[0]))
+
+    return leaf
 
 
 def load_converted(
@@ -242,6 +247,44 @@ def _reason(error: Exception) -> str:
     """The beginning of what Orbax says, which may go on for pages."""
     words = " ".join(str(error).split())
     return words if len(words) < 200 else f"{words[:200]}..."
+
+
+def _find_tree(
+    path: epath.Path,
+    abstract: Mapping[str, PyTree],
+    dtype: DTypeLike | None,
+    shardings: Mapping[str, PyTree] | None,
+) -> dict[str, PyTree]:
+    """Makes sure that a checkpoint has the leaves of `abstract`; returns them as asked for."""
+    one_device = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+    wanted: dict[str, PyTree] = jax.tree.map(
+        lambda leaf, sharding: jax.ShapeDtypeStruct(
+            leaf.shape, jnp.dtype(leaf.dtype if dtype is None else dtype), sharding=sharding
+        ),
+        abstract,
+        jax.tree.map(lambda _: one_device, abstract) if shardings is None else shardings,
+    )
+    try:
+        with contextlib.closing(ocp.PyTreeCheckpointHandler()) as handler:
+            stored = handler.metadata(path).tree
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise UserError(f"{path} is no whole checkpoint: {_reason(error)}") from error
+    if mismatch := describe_mismatch(_shapes(wanted), _shapes(stored)):
+        raise UserError(f"the parameters in {path} do not fit the config: {mismatch}")
+    return wanted
+
+
+def _restore_part(path: epath.Path, part: dict[str, PyTree]) -> dict[str, PyTree[Array]]:
+    """Reads some children of a tree."""
+    restore_args = ocp.checkpoint_utils.construct_restore_args(part)
+    arguments = ocp.args.PyTreeRestore(part, restore_args=restore_args, partial_restore=True)
+    with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as checkpointer:
+        try:
+            return checkpointer.restore(path, args=arguments)
+        except jax.errors.JaxRuntimeError:  # such as a device without room
+            raise
+        except Exception as error:  # which Orbax raises for unreadable arrays
+            raise UserError(f"{path} is damaged: {_reason(error)}") from error
 
 
 def _shapes(tree: PyTree) -> dict[str, tuple[int, ...]]:

@@ -8,7 +8,7 @@ import dataclasses
 import math
 import re
 from collections.abc import Iterator, Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from jaxtyping import Float32, PyTree
@@ -184,6 +184,21 @@ _SECTIONS: Mapping[str, Table] = {
 _LEAVES = {"kernel": "weight", "scale": "weight"}
 
 
+class Naming(NamedTuple):
+    """How files of one kind name the parameters of some networks.
+
+    Attributes:
+        prefixes: What the names of each network start with, without the dot; may be empty.
+        tables: The table of each network.
+    """
+
+    prefixes: Mapping[str, str]
+    tables: Mapping[str, Table]
+
+
+RELEASE = Naming(PREFIXES, _SECTIONS)
+
+
 @dataclasses.dataclass(frozen=True)
 class ReleaseTensor:
     """One parameter as the release stores it.
@@ -220,16 +235,17 @@ class ReleaseTensor:
         return array.transpose(array.ndim - 1, array.ndim - 2, *kernel_axes)
 
 
-def release_tensors(boxed: PyTree) -> dict[str, ReleaseTensor]:
+def release_tensors(boxed: PyTree, naming: Naming = RELEASE) -> dict[str, ReleaseTensor]:
     """Returns every parameter's place in the release, by release name.
 
     Args:
         boxed: Abstract parameters by section, leaves boxed as `models.layers.Parameter`.
+        naming: The names of another kind of file that lays out its tensors alike.
     """
     found = {}
     for section, tree in boxed.items():
-        for path, name, box in _walk(tree, _SECTIONS[section], PREFIXES[section]):
-            shape = _release_shape(path, box)
+        for path, name, box in _walk(tree, naming.tables[section], naming.prefixes[section]):
+            name, shape = name.removeprefix("."), _release_shape(path, box)
             found[name] = ReleaseTensor(name, shape, (section, *path), tuple(box.value.shape))
     return found
 
