@@ -1,0 +1,1 @@
+"""Training data, all on the host: without JAX, so that worker processes start fast."""

@@ -1,0 +1,110 @@
+"""Training samples from videos: a clip, its prompt, and what was drawn for them."""
+
+import warnings
+
+import numpy as np
+from av.error import FFmpegError
+from jaxtyping import Int32
+
+from dynamicrafter_jax.data.decoding import open_video
+from dynamicrafter_jax.data.draws import ClipSettings, check_length, draw_clip, video_of
+from dynamicrafter_jax.data.sources import Video, VideoSource
+from dynamicrafter_jax.errors import UserError
+from dynamicrafter_jax.tokenizer import tokenize
+
+Example = dict[str, np.ndarray]
+"""The arrays of one sample, by name; numbers are arrays without axes."""
+
+PROBLEM_BYTES = 200
+"""Of what is said about a broken video; the rest is cut off."""
+
+
+class VideoExamples:
+    """The samples of a source of videos, by number.
+
+    A sample is these arrays:
+
+    - `index` int64, its number; `item` int64, its video's number in the source.
+    - `weight` float32: 1, or 0 if its video can't be used. Then `problem` (`PROBLEM_BYTES` bytes,
+      else empty) says why, starting with the video's name, and all arrays but the numbers are 0.
+    - `video` uint8 (t, h, w, 3).
+    - `frame` int32: which of the t frames is the conditioning image; `keep_image` float32: 1, or 0
+      where that condition is dropped.
+    - `ids` int32 (l,): the tokens of the prompt, or of "" where it is dropped.
+    - `fs` float32: the model's condition of that name.
+    """
+
+    def __init__(self, source: VideoSource, settings: ClipSettings, seed: int) -> None:
+        """Makes samples of a source; all of them follow from the three arguments.
+
+        Raises:
+            UserError: The seed is negative.
+        """
+        if seed < 0:
+            raise UserError(f"train.seed is {seed}: give 0 or more")
+        self._source, self._settings, self._seed = source, settings, seed
+
+    def __len__(self) -> int:
+        """Returns how many videos there are: as many samples are an epoch."""
+        return len(self._source)
+
+    def __call__(self, index: int) -> Example:
+        """Makes a sample. A video that is broken, too short or missing never raises an error."""
+        item = video_of(self._seed, index, len(self))
+        example = _blank(self._settings) | {
+            "index": np.asarray(index, np.int64),
+            "item": np.asarray(item, np.int64),
+        }
+        name = f"video {item}"
+        try:
+            video = self._source[item]
+            name = video.name
+            return example | self._cut(video, index)
+        except (UserError, OSError, FFmpegError) as error:
+            text = str(error) if isinstance(error, UserError) else f"{name} can't be read: {error}"
+            return example | {"problem": _problem(text)}
+
+    def _cut(self, video: Video, index: int) -> Example:
+        settings = self._settings
+        with open_video(video.file, video.name) as reader:
+            check_length(video.name, reader.num_frames, settings)
+            draw = draw_clip(self._seed, index, reader.num_frames, settings)
+            clip = reader.read(draw.frames(settings.num_frames), settings.height, settings.width)
+        fs = reader.fps // draw.stride if settings.fs == "fps" else draw.stride
+        caption = video.caption if draw.keep_text else ""
+        return {
+            "weight": np.asarray(1, np.float32),
+            "video": clip,
+            "frame": np.asarray(draw.frame, np.int32),
+            "keep_image": np.asarray(draw.keep_image, np.float32),
+            "ids": prompt_ids(caption, settings.context_length),
+            "fs": np.asarray(fs, np.float32),
+        }
+
+
+def prompt_ids(caption: str, context_length: int) -> Int32[np.ndarray, " l"]:
+    """Returns the token ids of a caption; one that is too long is cut, without a warning."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        return tokenize([caption], context_length)[0]
+
+
+def _blank(settings: ClipSettings) -> Example:
+    """A sample that counts for nothing."""
+    shape = settings.num_frames, settings.height, settings.width, 3
+    return {
+        "weight": np.zeros((), np.float32),
+        "video": np.zeros(shape, np.uint8),
+        "frame": np.zeros((), np.int32),
+        "keep_image": np.zeros((), np.float32),
+        "ids": np.zeros(settings.context_length, np.int32),
+        "fs": np.zeros((), np.float32),
+        "problem": _problem(""),
+    }
+
+
+def _problem(text: str) -> np.ndarray:
+    """One line that fits, without half a letter at its end."""
+    line = " ".join(text.split()).encode("utf-8", errors="backslashreplace")[:PROBLEM_BYTES]
+    whole = line.decode("utf-8", errors="ignore").encode()
+    return np.asarray(whole, f"S{PROBLEM_BYTES}")

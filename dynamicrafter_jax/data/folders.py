@@ -1,0 +1,154 @@
+"""A folder of videos, with captions in text files beside them or in one JSONL."""
+
+import io
+import json
+import os
+import posixpath
+import warnings
+from collections.abc import Iterator
+from typing import Any
+
+from etils import epath
+
+from dynamicrafter_jax import files
+from dynamicrafter_jax.data.texts import Texts, decode, safe_name
+from dynamicrafter_jax.errors import UserError
+
+EXTENSIONS = (".avi", ".gif", ".m4v", ".mkv", ".mov", ".mp4", ".webm")
+"""Of the files that count as videos, in small or capital letters."""
+
+# Captions beside videos are read when their video is. So that a wrong encoding is noticed before
+# training starts, this many are read first; each is a request where the folder is remote.
+_CHECKED, _CHECKED_REMOTE = 10_000, 100
+
+
+class VideoFolder:
+    """Names and captions of the videos in a folder and the folders in it."""
+
+    def __init__(self, folder: epath.PathLike) -> None:
+        """Lists the folder; names that start with a dot are passed over.
+
+        With one `.jsonl` at the top, its lines are the list, in their order:
+        `{"file": path within the folder, "caption": text}`, or `"text"` for the caption. Without,
+        it is all files with `EXTENSIONS`, in the order of their paths, and the caption of
+        `a/b.mp4` is what `a/b.txt` holds. A video without caption gets an empty one, and a warning
+        counts them.
+
+        Raises:
+            UserError: There are no videos, there are captions of both kinds or several `.jsonl`,
+                or one can't be read; names the file, and the line.
+        """
+        self._folder = os.fspath(files.as_path(folder))
+        found = {
+            posixpath.join(path, name) for path, names in _walk(self._folder) for name in names
+        }
+        videos = sorted(name for name in found if name.lower().endswith(EXTENSIONS))
+        sidecars = [name for name in videos if _sidecar(name) in found]
+        tables = sorted(name for name in found if "/" not in name and name.endswith(".jsonl"))
+        if len(tables) > 1:
+            raise UserError(f"{folder} has {', '.join(tables)}: keep one table of captions")
+        if tables and sidecars:
+            raise UserError(
+                f"{folder} has captions in {tables[0]} and in {_sidecar(sidecars[0])}: "
+                "keep one kind"
+            )
+        self._names, self._captions, self._has_caption = Texts(), None, bytearray()
+        if tables:
+            self._read_table(tables[0], found)
+        else:
+            self._read_sidecars(videos, found)
+        if not len(self):
+            raise UserError(f"{folder} has no videos: none of {', '.join(EXTENSIONS)} in it")
+        self._warn(self._has_caption.count(0), "have no caption, and train with an empty one")
+
+    def __len__(self) -> int:
+        return len(self._names)
+
+    def __getitem__(self, index: int) -> tuple[str, str]:
+        """Returns the path of a video within the folder, and its caption."""
+        name = self._names[index]
+        if self._captions is not None:
+            return name, self._captions[index]
+        return name, self._read_sidecar(name) if self._has_caption[index] else ""
+
+    def _read_table(self, table: str, found: set[str]) -> None:
+        self._captions, missing = Texts(), 0
+        for name, caption in _read_jsonl(f"{self._folder}/{table}"):
+            self._names.append(name)
+            self._captions.append(caption)
+            self._has_caption.append(bool(caption))
+            missing += name not in found
+        self._warn(missing, f"that {table} lists do not exist, and are passed over")
+
+    def _read_sidecars(self, videos: list[str], found: set[str]) -> None:
+        for name in videos:
+            self._names.append(name)
+            self._has_caption.append(_sidecar(name) in found)
+        limit = _CHECKED_REMOTE if "://" in self._folder else _CHECKED
+        for i in range(min(limit, len(self))):
+            self._has_caption[i] = bool(self[i][1])
+
+    def _read_sidecar(self, name: str) -> str:
+        path = files.as_path(f"{self._folder}/{_sidecar(name)}")
+        try:
+            return decode(path.read_bytes()).strip()
+        except OSError as error:
+            raise UserError(f"{path} can't be read: {error.strerror or error}") from error
+        except UserError as error:
+            raise UserError(f"{path} {error}") from None
+
+    def _warn(self, count: int, what: str) -> None:
+        if count:
+            warnings.warn(f"{count} of {len(self)} videos in {self._folder} {what}", stacklevel=4)
+
+
+def _sidecar(name: str) -> str:
+    return posixpath.splitext(name)[0] + ".txt"
+
+
+def _walk(folder: str) -> Iterator[tuple[str, list[str]]]:
+    """Yields each folder in a folder, as a path within it, and the names of the files there."""
+
+    def refuse(error: OSError) -> None:
+        where = error.filename or folder
+        raise UserError(f"{where} can't be read: {error.strerror or error}") from error
+
+    seen = set()
+    if "://" in folder:
+        walk = files.as_path(folder).walk(on_error=refuse)
+    else:
+        walk = os.walk(folder, onerror=refuse, followlinks=True)
+    for path, folders, names in walk:
+        if "://" not in folder:
+            status = os.stat(path)
+            if (place := (status.st_dev, status.st_ino)) in seen:  # links may lead in a circle
+                folders.clear()
+                continue
+            seen.add(place)
+        folders[:] = sorted(name for name in folders if not name.startswith("."))
+        inside = os.fspath(path).partition(folder.rpartition("://")[2])[2].strip("/")
+        yield inside, [name for name in names if not name.startswith(".")]
+
+
+def _read_jsonl(path: str) -> Iterator[tuple[str, str]]:
+    """Yields the path of each video and its caption."""
+    for number, line in enumerate(io.BytesIO(files.read_bytes(path)), start=1):
+        try:
+            text = decode(line).strip()
+            if text:
+                yield _caption_of(json.loads(text))
+        except json.JSONDecodeError as error:
+            raise UserError(f"{path}, line {number}, is not JSON: {error}") from None
+        except UserError as error:
+            raise UserError(f"{path}, line {number}, {error}") from None
+
+
+def _caption_of(row: Any) -> tuple[str, str]:
+    """The path of a video and its caption, by a line of the table."""
+    name = row.get("file") if isinstance(row, dict) else None
+    if not isinstance(name, str):
+        raise UserError('is not as {"file": "a.mp4", "caption": "..."}')
+    caption = row.get("caption", row.get("text")) or ""
+    if not isinstance(caption, str):
+        raise UserError(f"has the caption {caption!r}: put text between quotes")
+    return safe_name(name), caption.strip()

@@ -1,0 +1,40 @@
+"""The samples that a config names."""
+
+import dataclasses
+
+from ml_collections import ConfigDict
+
+from dynamicrafter_jax.data.cache_format import check_networks, is_cache
+from dynamicrafter_jax.data.cached_clips import CachedExamples
+from dynamicrafter_jax.data.clips import VideoExamples
+from dynamicrafter_jax.data.draws import ClipSettings
+from dynamicrafter_jax.data.sources import open_source
+from dynamicrafter_jax.errors import UserError
+
+
+def open_examples(
+    config: ConfigDict, source: str | None, seed: int, *, dropout: bool = True
+) -> VideoExamples | CachedExamples:
+    """Opens the samples of a source.
+
+    Args:
+        config: Its sections `data`, `sampling` and `text_encoder` say how clips are cut.
+        source: See `sources.open_source`; or the folder of a latent cache. If videos are needed
+            beside a cache and have moved since, `data.videos` is the folder they are in now.
+        seed: Of the run.
+        dropout: Whether conditions are dropped, as in training.
+
+    Raises:
+        UserError: If there is no source, or it can't be used.
+    """
+    if not source:
+        raise UserError("no videos to train on: set data.source to a .csv, a folder or tfds:NAME")
+    settings = ClipSettings.from_config(config)
+    if not dropout:
+        settings = dataclasses.replace(settings, condition_dropout=0.0)
+    if is_cache(source):
+        examples = CachedExamples(source, settings, seed, videos=config.data.videos)
+        check_networks(source, examples.recipe, config)
+        return examples
+    videos = open_source(source, videos=config.data.videos, split=config.data.split)
+    return VideoExamples(videos, settings, seed)
