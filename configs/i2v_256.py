@@ -25,4 +25,5 @@ def get_config() -> ConfigDict:
     config.sampling.guidance_rescale = 0.0
     config.sampling.spacing = "uniform"
     config.sampling.fps = 3  # a stride of 1 to 6 frames
+    config.data.fs = "stride"
     return config

@@ -87,8 +87,58 @@ def get_config() -> ConfigDict:
     config.sampling.sequential_guidance = False  # one guided pass at a time: less memory
     config.sampling.vae_frames = 4  # frames encoded or decoded at once
 
+    config.data = ConfigDict()
+    config.data.source = placeholder(str)  # a .csv, a folder, a cache's folder, or tfds:NAME
+    config.data.videos = placeholder(str)  # what a .csv's paths start from; unset: videos/ beside
+    config.data.split = "train"  # of a TFDS data set
+    config.data.validation = placeholder(str)  # held-out clips, like source
+    config.data.min_stride = 1  # source frames from one frame of a clip to the next
+    config.data.max_stride = 6
+    config.data.fs = "fps"  # what the model is told: "fps" of the clip, or its "stride"
+    config.data.condition_dropout = 0.05  # p: 2p of the prompts, 2p of the images are dropped
+    config.data.random_frame = True  # the conditioning image is any frame; False: the first
+    config.data.workers = 4  # processes that read videos, on each host; 0: none
+    config.data.prefetch = 2  # batches that each keeps ready
+
+    config.train = ConfigDict()
+    config.train.seed = 0
+    config.train.steps = 100_000
+    config.train.batch_size = 64  # clips an optimizer step, over all devices
+    config.train.accumulation = 2  # parts of a batch, one after another
+    config.train.trainable = "all"
+    config.train.concat = "frame"
+    config.train.remat = "blocks"
+    config.train.learning_rate = 1e-5
+    config.train.decay = "constant"
+    config.train.warmup_steps = 0
+    config.train.beta1 = 0.9
+    config.train.beta2 = 0.999
+    config.train.epsilon = 1e-8
+    config.train.weight_decay = 0.01
+    config.train.clip_norm = 0.5
+    config.train.ema_decay = 0.0  # 0: no averaged parameters
+    config.train.log_every = 50
+    config.train.checkpoint_every = 1000
+    config.train.keep_last = 2
+    config.train.keep_every = placeholder(int)  # unset: only the newest are kept
+    config.train.validate_every = 1000
+    config.train.validation_clips = 64
+    config.train.sample_every = 1000  # steps between sample videos; 0: none
+    config.train.sample_images = ()  # paths; none: frames of validation clips, or of the first
+    config.train.sample_prompts = ()  # one for each of sample_images
+    config.train.sample_clips = 4  # clips that are sampled where there are no sample_images
+    config.train.profile_start = placeholder(int)  # unset: no profiler trace
+    config.train.profile_steps = 3
+
+    config.init = ConfigDict()  # what training starts from; all unset: random parameters
+    config.init.checkpoint = placeholder(str)  # a release file or a converted model
+    config.init.videocrafter = placeholder(str)  # VideoCrafter2, text-to-video
+    config.init.clip = placeholder(str)  # OpenCLIP ViT-H/14, for both towers
+    config.init.vae = placeholder(str)  # Stable Diffusion's VAE
+    config.init.towers = placeholder(str)  # where frozen networks come from, if absent
+
     config.mesh = ConfigDict()
-    config.mesh.data = 1  # devices that a batch is split over
+    config.mesh.data = 1  # devices that a batch is split over; -1: all
 
     config.precision = ConfigDict()
     config.precision.dtype = "float32"  # computed in

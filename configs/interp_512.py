@@ -18,4 +18,6 @@ def get_config() -> ConfigDict:
     config = i2v_512.get_config()
     config.name = "interp_512"
     config.sampling.fps = 5
+    config.data.random_frame = False
+    config.train.concat = "ends"
     return config

@@ -5,7 +5,7 @@ import importlib.util
 import json
 from pathlib import Path
 from types import UnionType
-from typing import Any, TypeVar, get_args, get_origin, get_type_hints
+from typing import Any, Literal, TypeVar, get_args, get_origin, get_type_hints
 
 import jax.numpy as jnp
 from ml_collections import ConfigDict
@@ -121,6 +121,10 @@ def settings_of(cls: type[T], name: str, section: ConfigDict, **overrides: objec
 
 def _as_kind(name: str, kind: Any, value: Any) -> Any:
     """Returns a setting in the type of its field; whole numbers do for any number."""
+    if get_origin(kind) is Literal:
+        if value not in get_args(kind):
+            raise UserError(f"{name} is {value!r}: choose of {', '.join(get_args(kind))}")
+        return value
     choices = get_args(kind) if get_origin(kind) is UnionType else (kind,)
     if isinstance(value, int) and not isinstance(value, bool) and int not in choices:
         value = float(value) if float in choices else value

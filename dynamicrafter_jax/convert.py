@@ -1,9 +1,11 @@
-r"""Converts a release file into a directory of this package, and back.
+r"""Converts a release file, or a training run, into a directory of this package, and back.
 
     python -m dynamicrafter_jax.convert --config=i2v_512 --input=model.ckpt --output=DIRECTORY
     python -m dynamicrafter_jax.convert --export --input=DIRECTORY --output=model.safetensors
+    python -m dynamicrafter_jax.convert --input=WORKDIR --output=DIRECTORY
 
-Neither holds more than the parameters of one network at a time, however large the file.
+The last takes the newest checkpoint of a training run, its averaged parameters if it has some. None
+holds more than the parameters of one network at a time, however large the file.
 """
 
 import functools
@@ -23,8 +25,11 @@ from dynamicrafter_jax.config import DTYPES
 from dynamicrafter_jax.errors import UserError
 from dynamicrafter_jax.export import EXPORT_DTYPES, export
 from dynamicrafter_jax.files import as_path, atomic, check_writable
-from dynamicrafter_jax.tensors import layout_of, write_tensors
+from dynamicrafter_jax.tensors import StoredTensor, layout_of, write_tensors
 from dynamicrafter_jax.weights import Summary, open_release, origin
+
+# What a training run's folder is known by.
+RUN_FOLDER = "checkpoints"
 
 
 def convert(
@@ -51,25 +56,63 @@ def convert(
     """
     place = as_path(directory)
     _check_free(place, overwrite)
-    retired = None
-    with (
-        open_release(path, config, towers=towers, progress=progress) as release,
-        atomic(place) as temporary,
-    ):
-        sizes: list[int] = []
-        for section, read in release.readers.items():
-            sizes += _save_section(checkpoint.section_path(temporary, section), read)
-        if release.carried:
-            with (temporary / checkpoint.CARRIED_FILE).open("wb") as file:
-                layout = layout_of(release.carried)
-                write_tensors(file, layout, ((n, release.carried[n].read()) for n in layout))
+    with open_release(path, config, towers=towers, progress=progress) as release:
         sources = [source for each in release.sources for source in origin(each)]
+        return _write(place, config, release.readers, release.carried, sources, overwrite)
+
+
+def convert_run(
+    workdir: epath.PathLike,
+    directory: epath.PathLike,
+    *,
+    step: int | None = None,
+    averaged: bool | None = None,
+    overwrite: bool = False,
+) -> Summary:
+    """Writes a checkpoint of a training run as a converted model.
+
+    Args:
+        workdir: Folder of the run.
+        directory: As in `convert`.
+        step: Which checkpoint; None for the newest.
+        averaged: Whether to take the averaged parameters; None takes them where there are some.
+        overwrite: As in `convert`.
+
+    Raises:
+        UserError: If there is no such checkpoint, it is damaged, or the directory can't be written.
+    """
+    from dynamicrafter_jax.training.finished import open_run
+
+    place = as_path(directory)
+    _check_free(place, overwrite)
+    run = open_run(workdir, step=step, averaged=averaged)
+    return _write(place, run.config, run.readers, {}, run.sources, overwrite)
+
+
+def _write(
+    place: epath.Path,
+    config: ConfigDict,
+    readers: Mapping[str, Callable[[], PyTree]],
+    carried: Mapping[str, StoredTensor],
+    sources: list[dict[str, Any]],
+    overwrite: bool,
+) -> Summary:
+    """Writes a converted model, a network at a time."""
+    retired = None
+    with atomic(place) as temporary:
+        sizes: list[int] = []
+        for section, read in readers.items():
+            sizes += _save_section(checkpoint.section_path(temporary, section), read)
+        if carried:
+            with (temporary / checkpoint.CARRIED_FILE).open("wb") as file:
+                layout = layout_of(carried)
+                write_tensors(file, layout, ((name, carried[name].read()) for name in layout))
         checkpoint.write_description(temporary, config, sources)
         if overwrite and place.exists():
             retired = place.rename(place.parent / f".{place.name}.{secrets.token_hex(4)}.tmp")
     if retired is not None:
         retired.rmtree()
-    return Summary(len(sizes), sum(sizes), len(release.carried))
+    return Summary(len(sizes), sum(sizes), len(carried))
 
 
 def _check_free(place: epath.Path, overwrite: bool) -> None:
@@ -93,11 +136,15 @@ def define_flags() -> dict[str, flags.FlagHolder]:
     """Defines the flags of the command line, which other entry points must not inherit."""
     return {
         "config": cli.define_config(),
-        "input": flags.DEFINE_string("input", None, "Release file; with --export, a directory."),
+        "input": flags.DEFINE_string(
+            "input", None, "Release file, or a run; with --export, a directory."
+        ),
         "output": flags.DEFINE_string("output", None, "Directory; with --export, a file."),
         "dtype": flags.DEFINE_enum("dtype", None, list(DTYPES), "Type of parameters."),
         "towers": flags.DEFINE_string("towers", None, "Where absent frozen networks come from."),
         "overwrite": flags.DEFINE_bool("overwrite", False, "Replace what is at --output."),
+        "step": flags.DEFINE_integer("step", None, "Of a training run; its newest by default."),
+        "averaged": flags.DEFINE_bool("averaged", None, "Take the averaged parameters of a run."),
         "export": flags.DEFINE_bool("export", False, "Write a release file from a directory."),
         "export_dtype": flags.DEFINE_enum(
             "export_dtype", None, list(EXPORT_DTYPES), "Type of exported tensors."
@@ -125,21 +172,36 @@ def run(given: Mapping[str, Any]) -> None:
             raise UserError(f"no --{name}: give the file or directory")
     # Nothing is computed, and an accelerator may be smaller than a network.
     jax.config.update("jax_platforms", "cpu")
-    common = {"overwrite": given["overwrite"], "progress": True}
+    source, output, overwrite = given["input"], given["output"], given["overwrite"]
+    is_run = (as_path(source) / RUN_FOLDER).is_dir()
+    if not is_run:
+        _refuse(given, "step", "averaged", reason="is for training runs, and this is none")
     if given["export"]:
         _refuse(given, "config", "dtype", "towers", reason="does not go with --export")
         dtype = given["export_dtype"]
-        summary = export(given["input"], given["output"], dtype=dtype, **common)
+        summary = export(source, output, dtype=dtype, overwrite=overwrite, progress=True)
+    elif is_run:
+        _refuse(given, "config", "dtype", "towers", "export_dtype", reason="is not for runs")
+        summary = convert_run(
+            source, output, step=given["step"], averaged=given["averaged"], overwrite=overwrite
+        )
     else:
         _refuse(given, "export_dtype", reason="needs --export")
-        if as_path(given["input"]).is_dir():
-            raise UserError(f"{given['input']} is a directory: --export makes a file of it")
+        if as_path(source).is_dir():
+            raise UserError(f"{source} is a directory: --export makes a file of it")
         if given["config"] is None:
             raise UserError("no --config: the config of the model in the file, such as i2v_1024")
         config = given["config"]
         if given["dtype"] is not None:
             config.precision.param_dtype = given["dtype"]
-        summary = convert(given["input"], given["output"], config, towers=given["towers"], **common)
+        summary = convert(
+            source,
+            output,
+            config,
+            towers=given["towers"],
+            overwrite=overwrite,
+            progress=True,
+        )
     print(
         f"{given['output']}: {summary.parameters:,} parameters in {summary.tensors} tensors, "
         f"{summary.carried} more carried, {time.perf_counter() - started:.1f} s"

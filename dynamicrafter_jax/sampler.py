@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from etils import epath
-from jax.sharding import Mesh, NamedSharding
+from jax.sharding import Mesh
 from jaxtyping import Array, Float32, Int32, Int64, PyTree, UInt8
 from ml_collections import ConfigDict
 from PIL import Image
@@ -203,8 +203,8 @@ class Sampler:
         fs = np.full(inputs.count, settings.fps, np.float32)
         batch = (inputs.first, inputs.last, inputs.ids, fs, draws)
         pad = functools.partial(_pad_batch, multiple=sharding.batch_multiple(self.mesh))
-        whole = functools.partial(_place, where=sharding.replicated(self.mesh))
-        batch = _place(jax.tree.map(pad, batch), sharding.batch_sharding(self.mesh))
+        whole = functools.partial(sharding.replicate, mesh=self.mesh)
+        batch = sharding.split_batch(jax.tree.map(pad, batch), self.mesh)
         first, last, ids, fs, draws = batch
         negative_ids = whole(tokenize([settings.negative_prompt], length))
         coefficients = whole(coefficients)
@@ -254,18 +254,6 @@ def _unwatched(stage: str, done: int, total: int) -> None:
 
 def _initial_state(draws: Noise, *, solver: DDIM, shape: tuple[int, int, int, int]) -> LoopState:
     return initial_state(solver, draws.initial(shape))
-
-
-def _place(tree: PyTree, where: NamedSharding) -> PyTree:
-    """Places arrays that every process has whole; keys by the numbers that they stand for."""
-
-    def place(leaf: Any) -> Array:
-        if not jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
-            return sharding.place(leaf, where)
-        numbers = sharding.place(jax.random.key_data(leaf), where)
-        return jax.random.wrap_key_data(numbers, impl=jax.random.key_impl(leaf))
-
-    return jax.tree.map(place, tree)
 
 
 def _as_list(value: Any) -> list:

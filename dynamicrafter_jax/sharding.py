@@ -5,6 +5,7 @@ from collections.abc import Iterator, Sequence
 
 import flax.linen as nn
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec, Sharding
 from jaxtyping import Array, PyTree
@@ -57,27 +58,31 @@ def parameter_shardings(boxed: PyTree, mesh: Mesh) -> PyTree:
         boxed: Abstract parameters, leaves boxed as `models.layers.Parameter`.
         mesh: The mesh.
     """
-    return jax.tree.map(
-        lambda box: NamedSharding(mesh, nn.logical_to_mesh_axes(box.names, LOGICAL_AXES)),
-        boxed,
-        is_leaf=lambda leaf: isinstance(leaf, Parameter),
-    )
+    axes: dict[str | None, str] = dict(LOGICAL_AXES)
+
+    def place(box: Parameter) -> NamedSharding:
+        return NamedSharding(mesh, PartitionSpec(*(axes.get(name) for name in box.names)))
+
+    return jax.tree.map(place, boxed, is_leaf=lambda leaf: isinstance(leaf, Parameter))
 
 
 def split_batch(tree: PyTree, mesh: Mesh) -> PyTree:
-    """Places arrays that lead with a batch axis, split over the mesh."""
-    return jax.device_put(tree, batch_sharding(mesh))
+    """Places arrays that lead with a batch axis and every process has, split over the mesh."""
+    return jax.tree.map(lambda leaf: place(leaf, batch_sharding(mesh)), tree)
 
 
 def replicate(tree: PyTree, mesh: Mesh) -> PyTree:
-    """Places arrays whole on every device of the mesh."""
-    return jax.device_put(tree, replicated(mesh))
+    """Places arrays that every process has whole on every device of the mesh."""
+    return jax.tree.map(lambda leaf: place(leaf, replicated(mesh)), tree)
 
 
 def place(array: Array | np.ndarray, where: Sharding) -> Array:
     """Places an array that every process has whole; each keeps its shards, and none is sent."""
     if where.is_fully_addressable:
         return jax.device_put(array, where)
+    if isinstance(array, Array) and jnp.issubdtype(array.dtype, jax.dtypes.prng_key):
+        numbers = place(jax.random.key_data(array), where)
+        return jax.random.wrap_key_data(numbers, impl=jax.random.key_impl(array))
     values = np.asarray(array)
     return jax.make_array_from_callback(values.shape, where, lambda index: values[index])
 
@@ -100,7 +105,7 @@ def local_rows(mesh: Mesh, batch_size: int) -> Sequence[int]:
         )
     placed = batch_sharding(mesh).addressable_devices_indices_map((batch_size,))
     every = np.arange(batch_size)
-    return sorted({int(row) for (rows,) in placed.values() for row in every[rows]})
+    return sorted({int(row) for place in placed.values() if place for row in every[place]})
 
 
 def assemble_batch(tree: PyTree, mesh: Mesh) -> PyTree[Array]:

@@ -156,8 +156,8 @@ def test_a_bad_file_leaves_nothing_behind(tmp_path):
 
 
 def run_with(**given):
-    names = ("config", "input", "output", "dtype", "towers", "overwrite", "export", "export_dtype")
-    convert.run({name: given.get(name) for name in names})
+    names = ("config", "input", "output", "dtype", "towers", "overwrite", "step", "averaged")
+    convert.run({name: given.get(name) for name in (*names, "export", "export_dtype")})
 
 
 def test_flags_are_checked(tmp_path, release_file, converted):

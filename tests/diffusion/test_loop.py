@@ -92,7 +92,8 @@ def oracle(schedule, x0):
         a = alpha_bar[timestep].reshape(-1, 1, 1, 1, 1)
         clean = scale[timestep].reshape(-1, 1, 1, 1, 1) * x0
         eps = (x - jnp.sqrt(a) * clean) / jnp.sqrt(1 - a)
-        return target(schedule.parameterization, clean, eps, alpha_bar[timestep]), carry
+        levels = jnp.sqrt(alpha_bar[timestep]), jnp.sqrt(1 - alpha_bar[timestep])
+        return target(schedule.parameterization, clean, eps, *levels), carry
 
     return denoise
 
@@ -110,7 +111,8 @@ def test_an_oracle_recovers_x0(schedule_of, relative_error, name, steps, eta):
     timesteps = spaced_timesteps("uniform_trailing", steps)
     rows = ddim_coefficients(schedule, timesteps, eta)
     x0, eps, noise = normal(0), normal(1), normal(2, steps, *SHAPE)
-    start = add_noise(schedule.scale[999].astype(np.float32) * x0, eps, schedule.alpha_bar[999])
+    levels = schedule.signal_level[999], schedule.noise_level[999]
+    start = add_noise(schedule.scale[999].astype(np.float32) * x0, eps, *levels)
     end, _ = sample(
         oracle(schedule, x0), DDIM(schedule.parameterization), start, rows, lambda i: noise[i]
     )
