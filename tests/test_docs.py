@@ -28,6 +28,9 @@ ENTRY_POINTS = {
     "sample.py": ["sample.py", "dynamicrafter_jax/cli.py"],
     "dynamicrafter_jax.convert": ["dynamicrafter_jax/convert.py", "dynamicrafter_jax/cli.py"],
     "dynamicrafter_jax.demo": ["dynamicrafter_jax/demo.py"],
+    "dynamicrafter_jax.data.cache": ["dynamicrafter_jax/data/cache.py", "dynamicrafter_jax/cli.py"],
+    "dynamicrafter_jax.data.prepare": ["dynamicrafter_jax/data/prepare.py"],
+    "train.py": ["train.py", "dynamicrafter_jax/cli.py"],
 }
 FOLDERS = "dynamicrafter_jax|configs|tests|docs|benchmarks|requirements"
 

@@ -1,0 +1,1 @@
+"""Training: state, step, data feeding, checkpoints and watching, composed by `train.py`."""

@@ -1,0 +1,80 @@
+"""What steps told, gathered over an interval; and the end of a run whose loss is not a number."""
+
+import math
+from collections import deque
+
+import jax
+import numpy as np
+
+from dynamicrafter_jax.errors import UserError
+from dynamicrafter_jax.training.step import QUARTERS, Metrics
+
+
+class History:
+    """Collects the metrics of steps without making the devices wait for the host.
+
+    Attributes:
+        skipped: Clips of this process's run so far that could not be read, on all hosts.
+    """
+
+    def __init__(self, batch_size: int) -> None:
+        """Starts empty.
+
+        Args:
+            batch_size: Clips a step, over all devices.
+        """
+        self.skipped = 0
+        self._batch_size = batch_size
+        self._unsettled: deque[tuple[int, Metrics]] = deque()
+        self._settled: list[Metrics] = []
+
+    def add(self, step: int, metrics: Metrics) -> None:
+        """Takes what a step told; it may still be running."""
+        self._unsettled.append((step, metrics))
+
+    def settle(self, unfinished: int = 0) -> None:
+        """Fetches and checks what steps told, all but the latest `unfinished`.
+
+        Raises:
+            UserError: If a loss or a gradient is not finite. All later states are spoilt.
+        """
+        while len(self._unsettled) > unfinished:
+            step, metrics = self._unsettled.popleft()
+            metrics = jax.tree.map(np.asarray, metrics)
+            if not metrics.finite:
+                raise UserError(
+                    f"step {step}: the loss is {float(metrics.losses.mean):g} and the gradient's "
+                    f"norm {float(metrics.grad_norm):g}, so training can't go on; the last "
+                    "checkpoint is from before. Lower train.learning_rate, or look for odd clips"
+                )
+            self.skipped += self._batch_size - round(float(metrics.losses.weight))
+            self._settled.append(metrics)
+
+    def scalars(self) -> dict[str, float]:
+        """Settles all, and returns the means since the last call; nothing without steps.
+
+        - `loss`, and `loss/quarter_1` (the least noisy timesteps) to `loss/quarter_4`, where a
+          clip was drawn there;
+        - `grad_norm`: before clipping;
+        - `skipped`: where there are such clips.
+
+        Raises:
+            UserError: See `settle`.
+        """
+        self.settle()
+        told, self._settled = self._settled, []
+        if not told:
+            return {}
+        loss = np.sum([metrics.losses.quarter_loss for metrics in told], axis=0)
+        weight = np.sum([metrics.losses.quarter_weight for metrics in told], axis=0)
+        found = {
+            "loss": float(np.mean([metrics.losses.mean for metrics in told])),
+            "grad_norm": float(np.mean([metrics.grad_norm for metrics in told])),
+        }
+        if self.skipped:
+            found["skipped"] = self.skipped
+        for quarter in range(QUARTERS):
+            mean = float(loss[quarter] / weight[quarter]) if weight[quarter] else math.nan
+            if math.isfinite(mean):
+                found[f"loss/quarter_{quarter + 1}"] = mean
+        return found

@@ -1,0 +1,129 @@
+"""What a training step reads: a batch of clips, and the latents and conditions made of it."""
+
+from typing import Literal, NamedTuple, assert_never
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Float32, Int, Key, PyTree, UInt8, UInt32
+
+from dynamicrafter_jax import conditioning
+from dynamicrafter_jax.conditioning import Conditioning
+from dynamicrafter_jax.models import Models
+from dynamicrafter_jax.models.autoencoder import Posterior
+
+Concat = Literal["frame", "ends", "nothing"]
+"""What is concatenated to the noise: the conditioning frame's latent for every frame; the first
+and last frame's at the ends (interpolation); nothing (the paper's first two stages)."""
+
+
+class Batch(NamedTuple):
+    """Clips as the loader gives them, from videos or from a cache of what the towers make of them.
+
+    A clip comes as `video` or as `moments`, its prompt as `ids` or `text`, its conditioning image
+    as a frame of `video`, as `image`, or as `vision`; what is absent is None.
+
+    Attributes:
+        sample_index: Number of the sample in the run, from which all its randomness follows.
+        weight: 1, or 0 for a clip that could not be read.
+        fs: The model's frame stride or FPS condition.
+        frame: Which frame of the clip is the conditioning image.
+        keep_image: 1, or 0 where the image condition is dropped.
+        video: Frames.
+        moments: Mean and log-variance of the VAE's posterior, unscaled, of each frame.
+        ids: Token ids of the prompt.
+        text: States of the text tower.
+        image: The conditioning image.
+        vision: Tokens of the vision tower.
+    """
+
+    sample_index: UInt32[Array, " b"]
+    weight: Float32[Array, " b"]
+    fs: Float32[Array, " b"]
+    frame: Int[Array, " b"]
+    keep_image: Float32[Array, " b"]
+    video: UInt8[Array, "b t h w 3"] | None = None
+    moments: Float[Array, "b t h2 w2 moments"] | None = None
+    ids: Int[Array, "b l"] | None = None
+    text: Float[Array, "b l d"] | None = None
+    image: UInt8[Array, "b h w 3"] | None = None
+    vision: Float[Array, "b n e"] | None = None
+
+
+def posteriors(models: Models, params: PyTree, batch: Batch, vae_frames: int) -> Posterior:
+    """Returns the VAE's posterior of every frame, (b, t, h, w, z), encoding only what must be.
+
+    Args:
+        models: The networks.
+        params: Their parameters.
+        batch: The clips.
+        vae_frames: Frames of each clip that are encoded at once.
+    """
+    if batch.moments is not None:
+        mean, logvar = jnp.split(batch.moments.astype(jnp.float32), 2, axis=-1)
+        return Posterior(mean, jnp.clip(logvar, -30.0, 20.0))
+    assert batch.video is not None, "a batch needs videos or moments"
+
+    def encode(frames: Array) -> Posterior:
+        return models.apply("vae", params, pixels(frames), method="encode")
+
+    frames = jnp.moveaxis(batch.video, 1, 0)
+    posterior = jax.lax.map(encode, frames, batch_size=min(vae_frames, len(frames)))
+    return jax.tree.map(lambda moment: jnp.moveaxis(moment, 0, 1), posterior)
+
+
+def clip_latents(
+    models: Models, posterior: Posterior, keys: Key[Array, " b"]
+) -> Float[Array, "b t h w z"]:
+    """Returns scaled latents sampled from the posterior, each clip by its own key."""
+    shape = posterior.mean.shape[1:]
+    noise = jax.vmap(lambda key: jax.random.normal(key, shape))(keys)
+    return models.vae.scale_factor * posterior.sample(noise)
+
+
+def clip_condition(
+    models: Models, params: PyTree, batch: Batch, latents: Float[Array, "b t h w z"], concat: Concat
+) -> Conditioning:
+    """Returns all that the U-Net is told of the clips.
+
+    Args:
+        models: The networks.
+        params: Their parameters.
+        batch: The clips.
+        latents: Their scaled latents: the concatenated ones are a frame's of these.
+        concat: What to concatenate.
+    """
+    num_frames = latents.shape[1]
+    match concat:
+        case "frame":
+            first = jax.vmap(lambda clip, frame: clip[frame])(latents, batch.frame)
+            concatenated = conditioning.concat_latents(first, num_frames)
+        case "ends":
+            first, last = latents[:, 0], latents[:, -1]
+            concatenated = conditioning.concat_latents(first, num_frames, last)
+        case "nothing":
+            concatenated = jnp.zeros_like(latents)
+        case _:
+            assert_never(concat)
+    text = batch.text
+    if text is None:
+        assert batch.ids is not None, "a batch needs token ids or states"
+        text = conditioning.text_context(models, params, batch.ids)
+    tokens = batch.vision
+    if tokens is None:
+        tokens = conditioning.image_tokens(models, params, conditioning_image(batch))
+    image = conditioning.project_tokens(models, params, tokens, num_frames)
+    return Conditioning(text=text, image=image, concat=concatenated, fs=batch.fs)
+
+
+def conditioning_image(batch: Batch) -> Float32[Array, "b h w 3"]:
+    """Returns the conditioning images in [-1, 1], all zero where they are dropped."""
+    image = batch.image
+    if image is None:
+        assert batch.video is not None, "a batch needs videos, images or vision tokens"
+        image = jax.vmap(lambda clip, frame: clip[frame])(batch.video, batch.frame)
+    return pixels(image) * batch.keep_image[:, None, None, None]
+
+
+def pixels(frames: UInt8[Array, "*b h w 3"]) -> Float32[Array, "*b h w 3"]:
+    """Returns 8-bit pixels in [-1, 1]."""
+    return frames.astype(jnp.float32) / 127.5 - 1.0

@@ -1,0 +1,187 @@
+"""Videos sampled while training goes on, always of the same subjects and from the same noise."""
+
+import dataclasses
+import warnings
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+from etils import epath
+from jax.sharding import Mesh
+from jaxtyping import PyTree, UInt8
+from ml_collections import ConfigDict
+
+from dynamicrafter_jax import files, media, sharding
+from dynamicrafter_jax.data.opening import open_examples
+from dynamicrafter_jax.errors import UserError
+from dynamicrafter_jax.noise import KeyedNoise
+from dynamicrafter_jax.sampler import Inputs, Sampler
+from dynamicrafter_jax.sampling import SamplingSettings
+from dynamicrafter_jax.training.metrics import MetricWriter
+from dynamicrafter_jax.training.motion import MotionMonitor
+from dynamicrafter_jax.training.settings import TrainSettings
+
+FOLDER = "samples"
+"""Where the videos lie in a run's folder, as STEP/NAME.mp4."""
+
+# Clips tried for each that is wanted, since some can't be read.
+_TRIES = 4
+
+
+class Samples:
+    """Samples the same subjects whenever it is called, and watches how much moves in them.
+
+    Each device works on one clip at a time. The programs are compiled at the first call.
+
+    Attributes:
+        names: Of the subjects' files.
+    """
+
+    def __init__(
+        self,
+        sampler: Sampler,
+        settings: SamplingSettings,
+        inputs: Inputs,
+        names: Sequence[str],
+        *,
+        workdir: epath.PathLike,
+        writer: MetricWriter,
+    ) -> None:
+        """Binds what stays the same.
+
+        Args:
+            sampler: For the mesh that the parameters are on.
+            settings: How to sample.
+            inputs: What to sample, one or more; as every process has it.
+            names: One for each.
+            workdir: Folder of the run, local or remote.
+            writer: Gets the videos; where it is not enabled, no file is written either.
+
+        Raises:
+            UserError: The videos can't be written.
+        """
+        self.names = tuple(names)
+        self._sampler = sampler
+        self._settings = settings
+        self._inputs = inputs
+        self._folder = files.as_path(workdir) / FOLDER
+        self._writer = writer
+        self._motion = MotionMonitor()
+        if writer.enabled:
+            media.check_output(self._folder / "0" / f"{self.names[0]}.mp4", settings.video_fps)
+
+    def __call__(self, step: int, params: PyTree) -> dict[str, float]:
+        """Samples, and writes the videos where the writer is enabled.
+
+        All processes that share the mesh call this together.
+
+        Args:
+            step: Names the folder of the videos.
+            params: All parameters by section, on the mesh.
+
+        Returns:
+            What `MotionMonitor.check` finds; nothing where the writer is not enabled.
+        """
+        videos = self.sample(params)
+        if not self._writer.enabled:
+            return {}
+        for name, video in zip(self.names, videos, strict=True):
+            self._write(step, name, video)
+        self._writer.flush()
+        return self._motion.check(videos)
+
+    def sample(self, params: PyTree) -> UInt8[np.ndarray, "n t h w 3"]:
+        """Returns the videos, to every process."""
+        rows = sharding.batch_multiple(self._sampler.mesh)
+        sampled = []
+        for start in range(0, self._inputs.count, rows):
+            inputs = self._inputs[start : start + rows]
+            indices = range(start, start + inputs.count)
+            draws = KeyedNoise.from_seed(self._settings.seed, indices)
+            sampled.append(self._sampler(params, inputs, self._settings, draws).frames())
+        return np.concatenate(sampled)
+
+    def observe(self, rows: Mapping[str, np.ndarray]) -> None:
+        """Takes in clips of a training batch, for comparison; one batch a sampling is enough.
+
+        Args:
+            rows: Arrays by the names of `Batch`. Without `video` there is nothing to compare.
+        """
+        if self._writer.enabled and "video" in rows:
+            self._motion.observe(rows["video"], rows["weight"])
+
+    def _write(self, step: int, name: str, video: UInt8[np.ndarray, "t h w 3"]) -> None:
+        fps = self._settings.video_fps
+        try:
+            media.write_video(self._folder / str(step) / f"{name}.mp4", video, fps)
+            self._writer.video(step, f"{FOLDER}/{name}", video, fps)
+        except UserError as error:  # a full disk must not end a run
+            warnings.warn(f"{error}; training goes on without this video", stacklevel=3)
+
+
+def open_samples(
+    config: ConfigDict,
+    settings: TrainSettings,
+    mesh: Mesh,
+    workdir: epath.PathLike,
+    writer: MetricWriter,
+) -> Samples | None:
+    """Returns the samples that a config asks for; None where it asks for none.
+
+    Those of `train.sample_images`, which loop if the model is trained to join two images; else
+    clips of `data.validation`, or of `data.source`, are made again from their conditioning image
+    (from both ends) and prompt.
+
+    Args:
+        config: The full config; `config.sampling` says how to sample.
+        settings: Its section `train`.
+        mesh: Where the parameters are.
+        workdir: Folder of the run.
+        writer: Gets the videos.
+
+    Raises:
+        UserError: If an image or a clip can't be read, or a setting can't be used.
+    """
+    if not settings.sample_every:
+        return None
+    sampler = Sampler(config, mesh)
+    chosen = SamplingSettings.from_config(config.sampling)
+    if settings.sample_images:
+        images, prompts = list(settings.sample_images), list(settings.sample_prompts)
+        inputs = sampler.read(images, prompts, chosen, loop=settings.concat == "ends")
+        names = [f"{i}_{epath.Path(image).stem}" for i, image in enumerate(images)]
+    else:
+        inputs = _inputs_of_clips(config, settings, sampler, chosen)
+        names = [f"clip_{i}" for i in range(inputs.count)]
+    return Samples(sampler, chosen, inputs, names, workdir=workdir, writer=writer)
+
+
+def _inputs_of_clips(
+    config: ConfigDict, settings: TrainSettings, sampler: Sampler, chosen: SamplingSettings
+) -> Inputs:
+    source = config.data.validation or config.data.source
+    examples = open_examples(config, source, settings.seed, dropout=False)
+    images, ends, ids = [], [], []
+    for index in range(_TRIES * settings.sample_clips):
+        example = examples(index)
+        if not example["weight"]:
+            continue
+        if "ids" not in example or not {"video", "image"} & set(example):
+            raise UserError(
+                f"{source} holds no pictures or prompts to sample: give train.sample_images and "
+                "train.sample_prompts, or set train.sample_every to 0"
+            )
+        video = example.get("video")
+        images.append(example["image"] if video is None else video[int(example["frame"])])
+        if settings.concat == "ends" and video is not None:
+            ends.append(video[-1])
+        ids.append(example["ids"])
+        if len(images) == settings.sample_clips:
+            break
+    if not images:
+        raise UserError(
+            f"none of the first {_TRIES * settings.sample_clips} clips of {source} can be read "
+            "to sample them: see what is wrong with the videos, or give train.sample_images"
+        )
+    loop = settings.concat == "ends" and not ends
+    inputs = sampler.read(images, "", chosen, end_image=ends or None, loop=loop)
+    return dataclasses.replace(inputs, ids=np.stack(ids))

@@ -1,0 +1,96 @@
+"""The state of a run: made leaf by leaf, each where it will live."""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jax.sharding import Mesh
+from jaxtyping import Array, Int, PyTree
+
+from dynamicrafter_jax import sharding
+from dynamicrafter_jax.training import freezing
+from dynamicrafter_jax.training.settings import TrainSettings
+
+
+class TrainState(NamedTuple):
+    """All that changes as a run goes on, and the frozen parameters.
+
+    Attributes:
+        step: Optimizer steps done.
+        params: The parameters that train, by section.
+        frozen: Those that do not.
+        opt_state: The optimizer's, for `params` alone.
+        ema: The averaged `params`, or None.
+    """
+
+    step: Int[Array, ""]
+    params: dict[str, Any]
+    frozen: dict[str, Any]
+    opt_state: PyTree
+    ema: dict[str, Any] | None
+
+    @property
+    def best_params(self) -> dict[str, Any]:
+        """The parameters to use: averaged where there are averages, with the frozen ones."""
+        return freezing.join(self.params if self.ema is None else self.ema, self.frozen)
+
+
+def abstract_state(
+    boxed: PyTree, optimizer: optax.GradientTransformation, settings: TrainSettings, mesh: Mesh
+) -> TrainState:
+    """Returns the state as shapes with shardings, computing nothing.
+
+    Args:
+        boxed: Abstract parameters by section, as `models.abstract_models` gives them.
+        optimizer: See `optimizer.make_optimizer`.
+        settings: What trains, and whether there are averages.
+        mesh: Where it will live.
+    """
+    shapes = nn.meta.unbox(boxed)
+    placed = jax.tree.map(_place, shapes, sharding.parameter_shardings(boxed, mesh))
+    params, frozen = freezing.split(placed, settings.trainable)
+    whole = sharding.replicated(mesh)
+    opt_state = optax.tree_map_params(
+        optimizer,
+        lambda leaf, like: _place(leaf, like.sharding),
+        jax.eval_shape(optimizer.init, params),
+        params,
+        transform_non_params=lambda leaf: _place(leaf, whole),
+    )
+    step: Any = jax.ShapeDtypeStruct((), jnp.int32, sharding=whole)
+    return TrainState(step, params, frozen, opt_state, params if settings.ema_decay else None)
+
+
+def create_state(
+    abstract: TrainState,
+    leaf: Callable[[str], Array | np.ndarray],
+    optimizer: optax.GradientTransformation,
+) -> TrainState:
+    """Returns the state that a run starts from.
+
+    Args:
+        abstract: See `abstract_state`.
+        leaf: Returns the starting value of the parameter at a path, "section/module/.../leaf".
+        optimizer: See `optimizer.make_optimizer`.
+    """
+
+    def place(path: tuple, shape: jax.ShapeDtypeStruct) -> Array:
+        name = jax.tree_util.keystr(path, simple=True, separator="/")
+        return sharding.place(leaf(name), shape.sharding)
+
+    params = jax.tree_util.tree_map_with_path(place, abstract.params)
+    frozen = jax.tree_util.tree_map_with_path(place, abstract.frozen)
+    # One program for all zeros, with each moment where its parameter is.
+    shardings = jax.tree.map(lambda shape: shape.sharding, abstract.opt_state)
+    opt_state = jax.jit(optimizer.init, out_shardings=shardings)(params)
+    ema = None if abstract.ema is None else jax.tree.map(jnp.copy, params)
+    step = sharding.place(jnp.zeros((), jnp.int32), abstract.step.sharding)
+    return TrainState(step, params, frozen, opt_state, ema)
+
+
+def _place(leaf: Any, placed: jax.sharding.Sharding) -> jax.ShapeDtypeStruct:
+    return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=placed)

@@ -1,0 +1,226 @@
+"""One optimizer step, and the loss it takes, as pure functions of state, batch and key."""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+from jax.sharding import Mesh
+from jaxtyping import Array, Bool, Float32, Int32, Key, PyTree
+
+from dynamicrafter_jax import conditioning, sharding
+from dynamicrafter_jax.diffusion.loss import denoising_loss
+from dynamicrafter_jax.diffusion.schedule import Schedule
+from dynamicrafter_jax.models import Models
+from dynamicrafter_jax.training import freezing, inputs
+from dynamicrafter_jax.training.inputs import Batch, Concat
+from dynamicrafter_jax.training.state import TrainState
+from dynamicrafter_jax.training.throughput import product_flops
+
+# The draws of one sample, by what is folded into its key.
+_POSTERIOR, _NOISE, _TIMESTEP, _DROPOUT = range(4)
+
+QUARTERS = 4
+"""Parts of the diffusion process whose losses are told apart."""
+
+TrainStep = Callable[[TrainState, Batch, Key[Array, ""]], tuple[TrainState, "Metrics"]]
+
+
+class Losses(NamedTuple):
+    """Sums over clips, so that parts of a batch can be added.
+
+    Attributes:
+        loss: Weighted sum.
+        weight: What it is of.
+        quarter_loss: The same by quarter of the timesteps, least noisy first.
+        quarter_weight: The same.
+    """
+
+    loss: Float32[Array, ""]
+    weight: Float32[Array, ""]
+    quarter_loss: Float32[Array, "quarters"]
+    quarter_weight: Float32[Array, "quarters"]
+
+    @property
+    def mean(self) -> Float32[Array, ""]:
+        """The mean loss of clips; 0 without any."""
+        return self.loss / jnp.maximum(self.weight, 1.0)
+
+
+class Metrics(NamedTuple):
+    """What a step tells.
+
+    Attributes:
+        losses: Of the batch, before the step.
+        grad_norm: Global norm of the gradient, before clipping.
+    """
+
+    losses: Losses
+    grad_norm: Float32[Array, ""]
+
+    @property
+    def finite(self) -> Bool[Array, ""]:
+        """Whether the step can be trusted."""
+        return jnp.isfinite(self.losses.loss) & jnp.isfinite(self.grad_norm)
+
+
+def clip_losses(
+    models: Models,
+    schedule: Schedule,
+    params: PyTree,
+    batch: Batch,
+    keys: Key[Array, " b"],
+    *,
+    concat: Concat,
+    vae_frames: int,
+    timestep: Int32[Array, " b"] | None = None,
+    dropout: bool = False,
+) -> tuple[Float32[Array, " b"], Int32[Array, " b"]]:
+    """Returns each clip's loss and the timestep it was taken at.
+
+    Args:
+        models: The networks.
+        schedule: The noise schedule.
+        params: All parameters.
+        batch: The clips.
+        keys: One a clip, from which all draws follow.
+        concat: What is concatenated to the noise.
+        vae_frames: Frames of each clip that are encoded at once.
+        timestep: Drawn uniformly where not given.
+        dropout: Whether the U-Net drops out.
+    """
+    fold = jax.vmap(jax.random.fold_in, (0, None))
+    posterior = inputs.posteriors(models, params, batch, vae_frames)
+    latents = inputs.clip_latents(models, posterior, fold(keys, _POSTERIOR))
+    condition = inputs.clip_condition(models, params, batch, latents, concat)
+    shape, timesteps = latents.shape[1:], len(schedule.alpha_bar)
+    noise = jax.vmap(lambda key: jax.random.normal(key, shape))(fold(keys, _NOISE))
+    if timestep is None:
+        draw = jax.vmap(lambda key: jax.random.randint(key, (), 0, timesteps))
+        timestep = draw(fold(keys, _TIMESTEP))
+    unet = conditioning.conditioned_unet(models, params, fold(keys, _DROPOUT) if dropout else None)
+
+    def predict(x: Array, timestep: Array) -> Array:
+        return unet(x, timestep, condition)
+
+    return denoising_loss(predict, schedule, latents, noise, timestep), timestep
+
+
+def weighted_losses(
+    loss: Float32[Array, " b"],
+    timestep: Int32[Array, " b"],
+    weight: Float32[Array, " b"],
+    total: int,
+) -> Losses:
+    """Sums the losses of clips; `total` is the number of timesteps."""
+    quarter = jax.nn.one_hot(timestep * QUARTERS // total, QUARTERS)
+    # A clip that could not be read has no say, whatever its loss.
+    loss = jnp.where(weight > 0, loss * weight, 0.0)
+    return Losses(loss.sum(), weight.sum(), loss @ quarter, weight @ quarter)
+
+
+def make_train_step(
+    models: Models,
+    schedule: Schedule,
+    optimizer: optax.GradientTransformation,
+    *,
+    concat: Concat,
+    vae_frames: int,
+    accumulation: int,
+    ema_decay: float,
+) -> TrainStep:
+    """Returns the step of a run.
+
+    Its loss is the mean over the clips of the whole batch that could be read, so neither
+    accumulation nor a broken clip changes the weight of another. The gradient is of the trained
+    parameters alone.
+
+    Args:
+        models: The networks.
+        schedule: The noise schedule.
+        optimizer: See `optimizer.make_optimizer`.
+        concat: What is concatenated to the noise.
+        vae_frames: Frames of each clip that are encoded at once.
+        accumulation: Parts that a batch is worked on in.
+        ema_decay: See `update_ema`.
+    """
+    total = len(schedule.alpha_bar)
+
+    def summed_loss(
+        params: PyTree, frozen: PyTree, batch: Batch, rng: Array
+    ) -> tuple[Array, Losses]:
+        keys = jax.vmap(jax.random.fold_in, (None, 0))(rng, batch.sample_index)
+        everything = freezing.join(params, frozen)
+        loss, timestep = clip_losses(
+            models,
+            schedule,
+            everything,
+            batch,
+            keys,
+            concat=concat,
+            vae_frames=vae_frames,
+            dropout=True,
+        )
+        losses = weighted_losses(loss, timestep, batch.weight, total)
+        return losses.loss, losses
+
+    def summed_gradient(state: TrainState, batch: Batch, rng: Array) -> tuple[Losses, PyTree]:
+        gradient, losses = jax.grad(summed_loss, has_aux=True)(
+            state.params, state.frozen, batch, rng
+        )
+        return losses, gradient
+
+    def train_step(
+        state: TrainState, batch: Batch, rng: Key[Array, ""]
+    ) -> tuple[TrainState, Metrics]:
+        if accumulation == 1:
+            losses, gradient = summed_gradient(state, batch, rng)
+        else:
+            parts = jax.tree.map(lambda rows: _parts(rows, accumulation), batch)
+            first = jax.eval_shape(summed_gradient, state, _first(parts), rng)
+            zeros = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), first)
+
+            def add(sums: Any, part: Batch) -> tuple[Any, None]:
+                return jax.tree.map(jnp.add, sums, summed_gradient(state, part, rng)), None
+
+            (losses, gradient), _ = jax.lax.scan(add, zeros, parts)
+        weight = jnp.maximum(losses.weight, 1.0)
+        gradient = jax.tree.map(lambda leaf: leaf / weight.astype(leaf.dtype), gradient)
+        with jax.numpy_dtype_promotion("standard"):  # the library promotes its counters
+            updates, opt_state = optimizer.update(gradient, state.opt_state, state.params)
+        params: Any = optax.apply_updates(state.params, updates)
+        ema = None if state.ema is None else update_ema(state.ema, params, ema_decay)
+        new = TrainState(state.step + 1, params, state.frozen, opt_state, ema)
+        return new, Metrics(losses, optax.tree.norm(gradient))
+
+    return train_step
+
+
+def compile_step(
+    step: TrainStep, state: TrainState, batch: Batch, rng: Key[Array, ""], mesh: Mesh
+) -> tuple[TrainStep, int]:
+    """Compiles a step for arrays like these, which may be abstract; the state is donated.
+
+    Returns:
+        The executable, and the floating-point operations of its products, over all devices.
+    """
+    where = jax.tree.map(lambda leaf: leaf.sharding, state)
+    jitted = jax.jit(step, donate_argnums=0, out_shardings=(where, sharding.replicated(mesh)))
+    traced = jitted.trace(state, batch, rng)
+    return traced.lower().compile(), product_flops(traced.jaxpr)
+
+
+def update_ema(ema: PyTree, params: PyTree, decay: float) -> PyTree:
+    """Returns decay * ema + (1 - decay) * params."""
+    return jax.tree.map(lambda old, new: old + (1 - decay) * (new - old), ema, params)
+
+
+def _parts(rows: Array, parts: int) -> Array:
+    """Splits the leading axis into `parts`, taking turns, so that each device keeps its rows."""
+    b, *shape = rows.shape
+    return jnp.moveaxis(rows.reshape(b // parts, parts, *shape), 1, 0)
+
+
+def _first(parts: PyTree) -> PyTree:
+    return jax.tree.map(lambda rows: rows[0], parts)

@@ -1,0 +1,136 @@
+"""The loss on held-out clips, always under the same noise and at the same timesteps."""
+
+import contextlib
+import functools
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh
+from jaxtyping import Array, Key, PyTree
+from ml_collections import ConfigDict
+
+from dynamicrafter_jax import sharding
+from dynamicrafter_jax.data.loader import batches
+from dynamicrafter_jax.data.opening import open_examples
+from dynamicrafter_jax.diffusion.schedule import Schedule
+from dynamicrafter_jax.models import Models
+from dynamicrafter_jax.program import Program
+from dynamicrafter_jax.training.feed import Feed, padded
+from dynamicrafter_jax.training.inputs import Batch, Concat
+from dynamicrafter_jax.training.settings import TrainSettings
+from dynamicrafter_jax.training.step import Losses, clip_losses, weighted_losses
+
+
+def validation_losses(
+    models: Models,
+    schedule: Schedule,
+    params: PyTree,
+    batch: Batch,
+    rng: Key[Array, ""],
+    *,
+    concat: Concat,
+    vae_frames: int,
+    num_clips: int,
+) -> Losses:
+    """Returns the summed losses of clips; nothing is drawn but by their number.
+
+    Clip i of n is judged at timestep (i + 1/2) / n of the whole process, so that the mean over
+    clips is one over timesteps too, and a rerun differs by the parameters alone.
+
+    Args:
+        models: The networks.
+        schedule: The noise schedule.
+        params: All parameters.
+        batch: The clips.
+        rng: Of the noise; the same each time.
+        concat: What is concatenated to the noise.
+        vae_frames: Frames of each clip that are encoded at once.
+        num_clips: How many there are over all batches.
+    """
+    total = len(schedule.alpha_bar)
+    keys = jax.vmap(jax.random.fold_in, (None, 0))(rng, batch.sample_index)
+    share = (batch.sample_index.astype(jnp.float32) + 0.5) / num_clips
+    timestep = jnp.minimum(share * total, total - 1).astype(jnp.int32)
+    loss, timestep = clip_losses(
+        models,
+        schedule,
+        params,
+        batch,
+        keys,
+        concat=concat,
+        vae_frames=vae_frames,
+        timestep=timestep,
+    )
+    return weighted_losses(loss, timestep, batch.weight, total)
+
+
+class Validation:
+    """Held-out clips, read once and kept, and their loss under given parameters."""
+
+    def __init__(self, batches: Sequence[Batch], losses: Program, rng: Key[Array, ""]) -> None:
+        """Binds what does not change from time to time.
+
+        Args:
+            batches: All clips, on the mesh.
+            losses: `validation_losses` with all but parameters, batch and key bound.
+            rng: Of the noise, on the mesh.
+        """
+        self._batches = batches
+        self._losses = losses
+        self._rng = rng
+
+    def __call__(self, params: dict[str, Any]) -> dict[str, float]:
+        """Returns `validation_loss`, and `validation/quarter_1` to `_4`, as `History` does."""
+        parts = [self._losses(params, batch, self._rng) for batch in self._batches]
+        loss, weight, quarter_loss, quarter_weight = (
+            np.sum([np.asarray(part[field]) for part in parts], axis=0) for field in range(4)
+        )
+        found = {"validation_loss": float(loss / weight)} if weight else {}
+        for quarter in np.flatnonzero(quarter_weight):
+            mean = quarter_loss[quarter] / quarter_weight[quarter]
+            found[f"validation/quarter_{quarter + 1}"] = float(mean)
+        return found
+
+
+def open_validation(
+    config: ConfigDict,
+    settings: TrainSettings,
+    models: Models,
+    schedule: Schedule,
+    mesh: Mesh,
+    key: Key[Array, ""],
+) -> Validation | None:
+    """Reads the clips of `data.validation`; None where it is unset.
+
+    Nothing is dropped from their conditions.
+
+    Raises:
+        UserError: If the clips can't be found.
+    """
+    if config.data.validation is None:
+        return None
+    examples = open_examples(config, config.data.validation, settings.seed, dropout=False)
+    count = settings.validation_clips
+    size = settings.batch_size // settings.accumulation
+    loader = batches(
+        examples,
+        batch_size=size,
+        rows=sharding.local_rows(mesh, size),
+        stop=-(-count // size),
+        workers=config.data.workers,
+        prefetch=config.data.prefetch,
+    )
+    with contextlib.closing(loader):
+        kept = list(Feed((padded(rows, count) for rows in loader), mesh))
+    losses = functools.partial(
+        validation_losses,
+        models,
+        schedule,
+        concat=settings.concat,
+        vae_frames=config.sampling.vae_frames,
+        num_clips=count,
+    )
+    return Validation(kept, Program(losses), sharding.replicate(key, mesh))

@@ -1,0 +1,86 @@
+"""From the checkpoints of a run to a converted model."""
+
+import functools
+
+import jax
+import numpy as np
+import pytest
+import tiny
+
+from dynamicrafter_jax import convert, sharding
+from dynamicrafter_jax.config import settings_of
+from dynamicrafter_jax.errors import UserError
+from dynamicrafter_jax.models import abstract_models
+from dynamicrafter_jax.training import run_info
+from dynamicrafter_jax.training.checkpoints import Checkpoints
+from dynamicrafter_jax.training.finished import open_run
+from dynamicrafter_jax.training.optimizer import make_optimizer
+from dynamicrafter_jax.training.settings import TrainSettings
+from dynamicrafter_jax.training.state import abstract_state, create_state
+from dynamicrafter_jax.training.workdir import claim_workdir
+from dynamicrafter_jax.weights import load_pretrained
+
+
+@pytest.fixture(scope="module")
+def workdir(tmp_path_factory):
+    """A run of the micro model whose temporal layers are frozen, with checkpoints 2 and 4."""
+    root = tmp_path_factory.mktemp("run")
+    model = tiny.micro()
+    config = model.config.copy_and_resolve_references()
+    config.train.update(trainable="temporal_frozen", ema_decay=0.5)
+    settings = settings_of(TrainSettings, "train", config.train)
+    mesh, optimizer = sharding.make_mesh(1), make_optimizer(settings)
+    abstract = abstract_state(abstract_models(model.models), optimizer, settings, mesh)
+    params = jax.tree.map(np.asarray, model.params)
+    state = create_state(
+        abstract,
+        lambda path: functools.reduce(lambda tree, key: tree[key], path.split("/"), params),
+        optimizer,
+    )
+    claim_workdir(root, config)
+    weights = [{"name": "model.ckpt", "sha256": "0" * 64}]
+    run_info.record_session(root, config=config, weights=weights, mesh=mesh)
+    with Checkpoints(root, keep_last=2) as checkpoints:
+        checkpoints.save_frozen(state.frozen)
+        for step in (2, 4):
+            moved = jax.tree.map(lambda leaf, step=step: leaf + step, state.params)
+            averaged = jax.tree.map(lambda leaf, step=step: leaf - step, state.params)
+            step = np.asarray(step, np.int32)
+            checkpoints.save(state._replace(step=jax.device_put(step), params=moved, ema=averaged))
+    return root
+
+
+def shift(params):
+    """How far a trained and a frozen parameter are from where they began."""
+    start = tiny.micro().params["unet"]
+    trained = params["unet"]["out"]["bias"] - start["out"]["bias"]
+    frozen = (
+        params["unet"]["init_attn"]["proj_in"]["kernel"] - start["init_attn"]["proj_in"]["kernel"]
+    )
+    assert np.ptp(trained) < 1e-6 and not np.any(frozen)
+    return round(float(trained[0]))
+
+
+@pytest.mark.parametrize(
+    ("options", "wanted"),
+    [({}, -4), ({"averaged": False}, 4), ({"step": 2}, -2), ({"step": 2, "averaged": False}, 2)],
+)
+def test_a_checkpoint_is_read_with_what_was_frozen(workdir, options, wanted):
+    run = open_run(workdir, **options)
+    params = {name: run.readers[name]() for name in ("unet", "vae")}
+    assert shift(params) == wanted
+    assert jax.tree.all(jax.tree.map(np.array_equal, params["vae"], tiny.micro().params["vae"]))
+
+
+def test_a_run_becomes_a_model(workdir, tmp_path):
+    summary = convert.convert_run(workdir, tmp_path / "model")
+    config, params = load_pretrained(tmp_path / "model")
+    assert config.name == "micro" and shift(params) == -4
+    assert summary.parameters == sum(leaf.size for leaf in jax.tree.leaves(params))
+
+
+def test_what_is_not_there_is_named(workdir, tmp_path):
+    with pytest.raises(UserError, match="no checkpoint of step 3: choose of 2, 4"):
+        open_run(workdir, step=3)
+    with pytest.raises(UserError, match="does not exist"):
+        open_run(tmp_path)

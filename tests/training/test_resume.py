@@ -1,0 +1,74 @@
+"""A run that is killed goes on as if it had not been."""
+
+import signal
+import time
+
+import numpy as np
+import pytest
+import runs
+
+STEPS = 30
+KILLS = 10
+
+# Before any run: the steps at which it is killed, and how many seconds later.
+DRAW = np.random.default_rng(2310_12190)
+KILLED_AT = np.sort(DRAW.integers(1, STEPS - 1, KILLS)).tolist()
+LATER = DRAW.uniform(0, 0.5, KILLS).tolist()
+
+
+@pytest.fixture(scope="module")
+def videos(tmp_path_factory):
+    return runs.make_videos(tmp_path_factory.mktemp("data") / "videos")
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(tmp_path_factory, videos):
+    workdir = tmp_path_factory.mktemp("uninterrupted")
+    said = runs.finish(runs.start(workdir, videos, f"--config.train.steps={STEPS}"))
+    assert said.count("skipped broken.mp4") == 1
+    return workdir
+
+
+def wait_for(workdir, step, process):
+    deadline = time.monotonic() + 300
+    while max(runs.losses(workdir), default=0) < step:
+        assert process.poll() is None, process.communicate()[1].decode()
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+
+
+def assert_same(workdir, uninterrupted):
+    assert runs.losses(workdir) == runs.losses(uninterrupted)
+    ours, wanted = runs.saved(workdir, STEPS), runs.saved(uninterrupted, STEPS)
+    assert set(ours) == set(wanted) and len(wanted) > 100
+    for name, array in wanted.items():
+        assert np.array_equal(ours[name], array), name
+
+
+@pytest.mark.slow
+def test_ten_kills_change_no_loss_and_no_parameter(tmp_path, videos, uninterrupted):
+    flags = [f"--config.train.steps={STEPS}"]
+    for step, later in zip(KILLED_AT, LATER, strict=True):
+        process = runs.start(tmp_path, videos, *flags)
+        wait_for(tmp_path, step, process)
+        time.sleep(later)
+        process.send_signal(signal.SIGKILL)
+        process.communicate()
+        assert process.returncode == -signal.SIGKILL
+    runs.finish(runs.start(tmp_path, videos, *flags))
+    assert_same(tmp_path, uninterrupted)
+
+
+@pytest.mark.slow
+def test_a_run_that_is_asked_to_stop_loses_no_step(tmp_path, videos, uninterrupted):
+    flags = [f"--config.train.steps={STEPS}", "--config.train.checkpoint_every=1000"]
+    process = runs.start(tmp_path, videos, *flags)
+    wait_for(tmp_path, 7, process)
+    process.send_signal(signal.SIGTERM)
+    said = runs.finish(process, status=143)
+    last = max(runs.losses(tmp_path))
+    assert f"stopped after step {last}, which is saved" in said
+    assert (tmp_path / "checkpoints" / str(last)).is_dir()
+    said = runs.finish(runs.start(tmp_path, videos, *flags))
+    assert f"step {last + 1}/{STEPS}" in said and f"step {last}/{STEPS}" not in said
+    assert_same(tmp_path, uninterrupted)

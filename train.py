@@ -1,0 +1,211 @@
+r"""Train a model: from videos to checkpoints.
+
+    python train.py --config=configs/finetune_512.py --workdir=DIR \
+        --config.data.source=videos/ --config.init.checkpoint=model.ckpt
+
+The same command goes on where the run stopped. See docs/training.md.
+"""
+
+import contextlib
+import sys
+from collections.abc import Sequence
+
+import jax
+import numpy as np
+from absl import flags
+from ml_collections import ConfigDict
+
+from dynamicrafter_jax import cli, sharding
+from dynamicrafter_jax.config import networks_of, settings_of
+from dynamicrafter_jax.data.loader import batches
+from dynamicrafter_jax.data.opening import open_examples
+from dynamicrafter_jax.diffusion.schedule import make_schedule
+from dynamicrafter_jax.errors import UserError
+from dynamicrafter_jax.training import distributed, run_info
+from dynamicrafter_jax.training.checkpoints import Checkpoints
+from dynamicrafter_jax.training.console import Console
+from dynamicrafter_jax.training.feed import Feed
+from dynamicrafter_jax.training.history import History
+from dynamicrafter_jax.training.metrics import MetricWriter
+from dynamicrafter_jax.training.optimizer import learning_rate, make_optimizer
+from dynamicrafter_jax.training.preemption import Preemption
+from dynamicrafter_jax.training.profiling import Profiler
+from dynamicrafter_jax.training.restoring import start_or_restore
+from dynamicrafter_jax.training.samples import open_samples
+from dynamicrafter_jax.training.settings import TrainSettings
+from dynamicrafter_jax.training.state import abstract_state
+from dynamicrafter_jax.training.step import compile_step, make_train_step
+from dynamicrafter_jax.training.throughput import Throughput
+from dynamicrafter_jax.training.validation import open_validation
+from dynamicrafter_jax.training.workdir import claim_workdir
+from dynamicrafter_jax.weights import abstract_params, origin
+
+CONFIG = cli.define_config()
+WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run: checkpoints, logs, samples.")
+MULTIHOST = flags.DEFINE_bool("multihost", False, "Find the other processes of a TPU pod.")
+COORDINATOR = flags.DEFINE_string("coordinator_address", None, "Process 0, as host:port.")
+NUM_PROCESSES = flags.DEFINE_integer("num_processes", None, "Processes of the run.")
+PROCESS_ID = flags.DEFINE_integer("process_id", None, "Which of them this is, from 0.")
+
+# What the run's key is folded with, for each use.
+_PARAMETERS, _STEPS, _VALIDATION = range(3)
+# The exit status of a process that SIGTERM ends, by which schedulers know to start it again.
+_STOPPED = 143
+
+
+def main(_: Sequence[str]) -> None:
+    """Joins the other processes, then trains."""
+    config, workdir = CONFIG.value, WORKDIR.value
+    if config is None or workdir is None:
+        raise UserError("--config and --workdir are needed: what to train, and where to keep it")
+    settings = settings_of(TrainSettings, "train", config.train)
+    distributed.initialize(
+        COORDINATOR.value, NUM_PROCESSES.value, PROCESS_ID.value, multihost=MULTIHOST.value
+    )
+    with distributed.leaving_at_once(), contextlib.ExitStack() as stack:
+        finished = train(config, settings, workdir, stack)
+    if not finished:
+        sys.exit(_STOPPED)
+
+
+def train(
+    config: ConfigDict, settings: TrainSettings, workdir: str, stack: contextlib.ExitStack
+) -> bool:
+    """Trains to the last step, or until it is asked to stop; returns whether it is the former."""
+    key = jax.random.key(settings.seed)
+    writes = jax.process_index() == 0  # one process for all
+
+    # Mesh
+    mesh = sharding.make_mesh(config.mesh.data)
+    stack.enter_context(sharding.use_mesh(mesh))
+    stack.enter_context(jax.default_matmul_precision(config.precision.matmul))
+    sharding.local_rows(mesh, settings.batch_size // settings.accumulation)  # may refuse
+    rows = sharding.local_rows(mesh, settings.batch_size)
+
+    # Data
+    examples = open_examples(config, config.data.source, settings.seed)
+
+    # Model
+    boxed = abstract_params(config)
+    models = networks_of(config)
+    models = models._replace(unet=models.unet.clone(remat=settings.remat))
+    schedule = make_schedule(**config.diffusion.to_dict())
+    vae_frames = config.sampling.vae_frames
+
+    # State
+    optimizer = make_optimizer(settings)
+    abstract = abstract_state(boxed, optimizer, settings, mesh)
+
+    # Restore
+    claim_workdir(workdir, config)
+    checkpoints = stack.enter_context(
+        Checkpoints(workdir, keep_last=settings.keep_last, keep_every=settings.keep_every)
+    )
+    state, start = start_or_restore(
+        config, abstract, optimizer, checkpoints, jax.random.fold_in(key, _PARAMETERS)
+    )
+    first = int(state.step)
+    if first >= settings.steps:
+        raise UserError(
+            f"{workdir} has done its {settings.steps} steps: raise train.steps to go on"
+        )
+    if writes:
+        paths = {source.path for source in start.sources.values()} if start else ()
+        weights = [entry for path in sorted(paths, key=str) for entry in origin(path)]
+        run_info.record_session(
+            workdir, config=config, weights=weights, mesh=mesh, first_step=first
+        )
+
+    # Step
+    loader = batches(
+        examples,
+        batch_size=settings.batch_size,
+        rows=rows,
+        start=first,
+        stop=settings.steps,
+        workers=config.data.workers,
+        prefetch=config.data.prefetch,
+    )
+    feed = Feed(stack.enter_context(contextlib.closing(loader)), mesh)
+    rng = sharding.replicate(jax.random.fold_in(key, _STEPS), mesh)
+    train_step, flops = compile_step(
+        make_train_step(
+            models,
+            schedule,
+            optimizer,
+            concat=settings.concat,
+            vae_frames=vae_frames,
+            accumulation=settings.accumulation,
+            ema_decay=settings.ema_decay,
+        ),
+        state,
+        feed.peek(),
+        rng,
+        mesh,
+    )
+
+    # Watching
+    writer = stack.enter_context(MetricWriter(workdir, enabled=writes, first_step=first + 1))
+    bar = None if jax.process_count() == 1 else False
+    console = stack.enter_context(Console(settings.steps, first, enabled=writes, bar=bar))
+    for line in start.summary() if start else ():
+        console.say(line)
+    throughput = Throughput(mesh, settings.batch_size, flops)
+    history = History(settings.batch_size)
+    profiler = stack.enter_context(
+        Profiler(
+            workdir,
+            first=settings.profile_start,
+            count=settings.profile_steps,
+            enabled=writes,
+        )
+    )
+    validation = open_validation(
+        config, settings, models, schedule, mesh, jax.random.fold_in(key, _VALIDATION)
+    )
+    samples = open_samples(config, settings, mesh, workdir, writer)
+    preemption = stack.enter_context(Preemption())
+    rate = learning_rate(settings)
+
+    # Loop
+    distributed.wait_for_all("loop")
+    metrics = None
+    for step in range(first + 1, settings.steps + 1):
+        profiler.before(step, metrics)
+        with throughput.waiting():
+            batch = next(feed)
+        state, metrics = train_step(state, batch, rng)
+        throughput.handed_over(metrics)
+        history.add(step, metrics)
+        history.settle(unfinished=2)
+        checkpoints.check()
+        console.advance(step)
+        stops = preemption.requested(step)
+        ends = stops or step == settings.steps
+
+        if ends or step % settings.log_every == 0:
+            values = history.scalars() | throughput.scalars()
+            values["learning_rate"] = float(np.asarray(rate(step - 1)))
+            writer.scalars(step, values)
+            console.report(step, values)
+        if ends or step % settings.checkpoint_every == 0:
+            with throughput.paused():
+                history.settle()
+                checkpoints.save(state, wait=ends)
+        if stops:
+            console.say(f"stopped after step {step}, which is saved: the same command goes on")
+            return False
+        if validation and (ends or step % settings.validate_every == 0):
+            with throughput.paused():
+                values = validation(state.best_params)
+                writer.scalars(step, values)
+                console.report(step, values)
+        if samples and settings.sample_every and step % settings.sample_every == 0:
+            with throughput.paused():
+                samples.observe(feed.rows)
+                writer.scalars(step, samples(step, state.best_params))
+    return True
+
+
+if __name__ == "__main__":
+    cli.run(main)
