@@ -188,7 +188,8 @@ def _open_checkpoint(
 ) -> tuple[Release, str]:
     """Opens the networks of `boxed` in a release file or converted model."""
     if as_path(path).is_dir():
-        if checkpoint.read_config(path).diffusion != config.diffusion:
+        # As plain dicts, since a config that flags have locked equals no other.
+        if checkpoint.read_config(path).diffusion.to_dict() != config.diffusion.to_dict():
             warnings.warn(f"{path} was made for another noise schedule", stacklevel=2)
         return open_converted(path, boxed, config, stack), "converted model"
     tensors = open_canonical(path, stack)

@@ -69,7 +69,7 @@ def load_pretrained(
         stored = config_from_json(description["config"])
         if config is None:
             config = stored
-        elif config.diffusion != stored.diffusion:
+        elif config.diffusion.to_dict() != stored.diffusion.to_dict():  # one may be locked
             warnings.warn(f"{source} was made for another noise schedule", stacklevel=2)
         abstract = nn.meta.unbox(abstract_params(config))
         return config, checkpoint.load_converted(
