@@ -1,4 +1,4 @@
-"""What made a video: enough to make it again."""
+"""What made a video or a model: enough to make it again."""
 
 import hashlib
 import importlib.metadata
@@ -12,7 +12,21 @@ from typing import Any
 import jax
 from etils import epath
 
-_PACKAGES = ("dynamicrafter-jax", "jax", "jaxlib", "flax", "numpy", "pillow", "av", "transformers")
+_PACKAGES = (
+    "dynamicrafter-jax",
+    "array_record",
+    "av",
+    "flax",
+    "grain",
+    "jax",
+    "jaxlib",
+    "ml_collections",
+    "numpy",
+    "optax",
+    "orbax-checkpoint",
+    "pillow",
+    "transformers",
+)
 
 
 def environment() -> dict[str, Any]:

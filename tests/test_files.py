@@ -2,40 +2,21 @@
 
 import json
 import os
-import resource
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
-from etils.epath import backend, gpath
-from fsspec.implementations.memory import MemoryFileSystem
+from storage import full_disk, memory_bucket
 
 from dynamicrafter_jax import files
 from dynamicrafter_jax.errors import UserError
 
 
-@contextmanager
-def full_disk(limit: int) -> Iterator[None]:
-    """No file may grow past `limit` bytes: the system itself refuses, in the middle of a write."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (limit, hard))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
-
-
 @pytest.fixture
 def bucket(monkeypatch: pytest.MonkeyPatch) -> dict[str, object]:
-    """Lets `gs://` paths live in memory; returns what is stored, by path."""
-    monkeypatch.setattr(MemoryFileSystem, "store", {})
-    monkeypatch.setattr(MemoryFileSystem, "pseudo_dirs", [""])
-    memory = MemoryFileSystem()
-    monkeypatch.setattr(gpath, "_is_tf_installed", lambda: False)
-    monkeypatch.setattr(type(backend.fsspec_backend), "fs", lambda self, path: memory)
-    return memory.store
+    """What is stored behind `gs://` paths, in memory."""
+    return memory_bucket(monkeypatch)
 
 
 def names(folder: Path) -> list[str]:

@@ -10,7 +10,7 @@ A cache is a folder of shards, each of a run of consecutive videos of the source
 - `index-00000.json`: the videos, and the sizes of these files. It is written last, so a shard with
   an index is whole.
 
-`recipe.json` says what is being made, from the start; `cache.json` says that all of it is there.
+`cache_recipe.json` says what is being made, from the start; `cache.json`, that all of it is there.
 A record is the plain bytes of an array; `Recipe` tells its type and shape.
 """
 
@@ -30,7 +30,7 @@ from dynamicrafter_jax import files
 from dynamicrafter_jax.errors import UserError
 
 FORMAT_VERSION = 1
-RECIPE_FILE, CACHE_FILE = "recipe.json", "cache.json"
+RECIPE_FILE, CACHE_FILE = "cache_recipe.json", "cache.json"
 
 DTYPES = {
     "float32": np.dtype(np.float32),

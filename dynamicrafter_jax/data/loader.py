@@ -26,10 +26,8 @@ import grain
 import numpy as np
 from absl import flags
 
+from dynamicrafter_jax.data.clips import Example
 from dynamicrafter_jax.errors import UserError
-
-Example = dict[str, np.ndarray]
-"""The arrays of one sample, by name; numbers are arrays without axes."""
 
 _ENDLESS = 2**40  # batches: `grain` wants a number
 _STARTING_SECONDS = 5.0

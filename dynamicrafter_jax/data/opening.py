@@ -28,7 +28,9 @@ def open_examples(
         UserError: If there is no source, or it can't be used.
     """
     if not source:
-        raise UserError("no videos to train on: set data.source to a .csv, a folder or tfds:NAME")
+        raise UserError(
+            "no videos to train on: set data.source to a .csv, a folder, tfds:NAME or a cache"
+        )
     settings = ClipSettings.from_config(config)
     if not dropout:
         settings = dataclasses.replace(settings, condition_dropout=0.0)

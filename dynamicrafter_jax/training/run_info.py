@@ -1,7 +1,6 @@
 """`run.json`: what a run was made with, one entry for each time that it was started."""
 
 import datetime
-import importlib.metadata
 import json
 import platform
 import sys
@@ -19,8 +18,6 @@ from dynamicrafter_jax.config import config_to_json
 from dynamicrafter_jax.errors import UserError
 
 FILE = "run.json"
-
-_PACKAGES = ("array_record", "grain", "ml_collections", "optax", "orbax-checkpoint")
 
 
 def record_session(
@@ -84,17 +81,7 @@ def describe_session(
         ),
         "mesh": dict(mesh.shape),
         "weights": [dict(source) for source in weights],
-        "versions": environment["versions"] | _versions(),
+        "versions": environment["versions"],
         "platform": environment["platform"],
         "config": config_to_json(config),
     }
-
-
-def _versions() -> dict[str, str]:
-    installed = {}
-    for package in _PACKAGES:
-        try:
-            installed[package] = importlib.metadata.version(package)
-        except importlib.metadata.PackageNotFoundError:
-            installed[package] = "not installed"
-    return installed
