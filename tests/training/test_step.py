@@ -137,6 +137,7 @@ def test_adamw_takes_the_step_of_its_paper():
         assert np.allclose(new, wanted, atol=2e-6)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("broken", [(), (2, 5)])
 def test_parts_of_a_batch_give_the_gradient_of_the_whole(broken):
     whole, told = run([clips(broken=broken)])
