@@ -38,6 +38,7 @@ from dynamicrafter_jax.training.step import compile_step, make_train_step
 from dynamicrafter_jax.training.throughput import Throughput
 from dynamicrafter_jax.training.validation import open_validation
 from dynamicrafter_jax.training.workdir import claim_workdir
+from dynamicrafter_jax.warm_start import parameter_key
 from dynamicrafter_jax.weights import abstract_params, origin
 
 CONFIG = cli.define_config()
@@ -47,8 +48,8 @@ COORDINATOR = flags.DEFINE_string("coordinator_address", None, "Process 0, as ho
 NUM_PROCESSES = flags.DEFINE_integer("num_processes", None, "Processes of the run.")
 PROCESS_ID = flags.DEFINE_integer("process_id", None, "Which of them this is, from 0.")
 
-# What the run's key is folded with, for each use.
-_PARAMETERS, _STEPS, _VALIDATION = range(3)
+# What the run's key is folded with, for each use; `parameter_key` folds in 0.
+_STEPS, _VALIDATION = 1, 2
 # The exit status of a process that SIGTERM ends, by which schedulers know to start it again.
 _STOPPED = 143
 
@@ -102,7 +103,7 @@ def train(
         Checkpoints(workdir, keep_last=settings.keep_last, keep_every=settings.keep_every)
     )
     state, start = start_or_restore(
-        config, abstract, optimizer, checkpoints, jax.random.fold_in(key, _PARAMETERS)
+        config, abstract, optimizer, checkpoints, parameter_key(settings.seed)
     )
     first = int(state.step)
     if first >= settings.steps:

@@ -20,11 +20,8 @@ from dynamicrafter_jax.errors import UserError
 from dynamicrafter_jax.models import Models
 from dynamicrafter_jax.program import Program
 from dynamicrafter_jax.training.inputs import pixels
-from dynamicrafter_jax.warm_start import open_start
+from dynamicrafter_jax.warm_start import open_start, parameter_key
 from dynamicrafter_jax.weights import abstract_params, origin
-
-# What the run's key is folded with for random parameters, in train.py.
-_PARAMETERS = 0
 
 
 def local_mesh() -> Mesh:
@@ -51,7 +48,7 @@ def load_networks(
         UserError: If a file can't be used, or nothing gives a network.
     """
     boxed = abstract_params(config)
-    key = jax.random.fold_in(jax.random.key(config.train.seed), _PARAMETERS)
+    key = parameter_key(config.train.seed)
     origins = functools.cache(origin)
     with open_start(config, config.init, key, random_towers=True) as start:
         lacked = [name for name in names if name not in start.sources]
