@@ -16,7 +16,8 @@ from absl import flags
 from ml_collections import ConfigDict
 
 from dynamicrafter_jax import cli, sharding
-from dynamicrafter_jax.config import networks_of, settings_of
+from dynamicrafter_jax.attention import choose_attention
+from dynamicrafter_jax.config import matmul_precision, networks_of, settings_of
 from dynamicrafter_jax.data.loader import batches
 from dynamicrafter_jax.data.opening import open_examples
 from dynamicrafter_jax.diffusion.schedule import make_schedule
@@ -77,9 +78,9 @@ def train(
     writes = jax.process_index() == 0  # one process for all
 
     # Mesh
-    mesh = sharding.make_mesh(config.mesh.data)
+    mesh = sharding.mesh_of(config)
     stack.enter_context(sharding.use_mesh(mesh))
-    stack.enter_context(jax.default_matmul_precision(config.precision.matmul))
+    stack.enter_context(matmul_precision(config))
     sharding.local_rows(mesh, settings.batch_size // settings.accumulation)  # may refuse
     rows = sharding.local_rows(mesh, settings.batch_size)
 
@@ -88,7 +89,7 @@ def train(
 
     # Model
     boxed = abstract_params(config)
-    models = networks_of(config)
+    models = networks_of(config, choose_attention(mesh))
     models = models._replace(unet=models.unet.clone(remat=settings.remat))
     schedule = make_schedule(**config.diffusion.to_dict())
     vae_frames = config.sampling.vae_frames
@@ -138,6 +139,7 @@ def train(
             vae_frames=vae_frames,
             accumulation=settings.accumulation,
             ema_decay=settings.ema_decay,
+            where=jax.tree.map(lambda leaf: leaf.sharding, state.params),
         ),
         state,
         feed.peek(),

@@ -85,7 +85,7 @@ def get_config() -> ConfigDict:
     config.sampling.video_fps = 8.0  # the written file's
     config.sampling.seed = 0
     config.sampling.sequential_guidance = False  # one guided pass at a time: less memory
-    config.sampling.vae_frames = 4  # frames encoded or decoded at once
+    config.sampling.vae_frames = 4  # frames that each device encodes or decodes at once
 
     config.data = ConfigDict()
     config.data.source = placeholder(str)  # a .csv, a folder, a cache's folder, or tfds:NAME
@@ -138,7 +138,10 @@ def get_config() -> ConfigDict:
     config.init.towers = placeholder(str)  # where frozen networks come from, if absent
 
     config.mesh = ConfigDict()
-    config.mesh.data = 1  # devices that a batch is split over; -1: all
+    config.mesh.data = 1  # devices that a batch is split over; -1: all that the others leave
+    config.mesh.fsdp = 1  # those that parameters and moments are split over too
+    config.mesh.sequence = 1  # those that a clip is split over
+    config.mesh.tensor = 1  # those that attention heads and hidden units are split over
 
     config.precision = ConfigDict()
     config.precision.dtype = "float32"  # computed in

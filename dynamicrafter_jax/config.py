@@ -3,15 +3,23 @@
 import dataclasses
 import importlib.util
 import json
+from contextlib import AbstractContextManager
 from pathlib import Path
 from types import UnionType
 from typing import Any, Literal, TypeVar, get_args, get_origin, get_type_hints
 
+import jax
 import jax.numpy as jnp
 from ml_collections import ConfigDict
 
 from dynamicrafter_jax.errors import UserError
 from dynamicrafter_jax.models import Models, build_models
+from dynamicrafter_jax.models.attention import (
+    AttentionFn,
+    TemporalAttentionFn,
+    plain_attention,
+    plain_temporal_attention,
+)
 
 T = TypeVar("T")
 
@@ -74,8 +82,15 @@ def config_from_json(values: dict[str, Any]) -> ConfigDict:
     return ConfigDict(restore(values))
 
 
-def networks_of(config: ConfigDict) -> Models:
+def networks_of(
+    config: ConfigDict,
+    kernels: tuple[AttentionFn, TemporalAttentionFn] = (plain_attention, plain_temporal_attention),
+) -> Models:
     """Builds the five networks that a config describes.
+
+    Args:
+        config: As in `configs/`.
+        kernels: Attention within frames, and along time.
 
     Raises:
         UserError: If the config names an unknown hyperparameter or type.
@@ -89,9 +104,21 @@ def networks_of(config: ConfigDict) -> Models:
         types[name] = DTYPES[config.precision[name]]
     try:
         sections = {name: config[name].to_dict() for name in Models._fields}
-        return build_models(sections, **types)
+        attention, temporal_attention = kernels
+        return build_models(
+            sections, attention=attention, temporal_attention=temporal_attention, **types
+        )
     except (TypeError, KeyError) as error:
         raise UserError(f"the config does not fit the networks: {error}") from error
+
+
+def matmul_precision(config: ConfigDict) -> AbstractContextManager:
+    """Puts in force how accelerators round products of float32: as the config says.
+
+    Products of bfloat16 are exact in one pass, and more passes are not to be had.
+    """
+    exact = config.precision.dtype == "bfloat16"
+    return jax.default_matmul_precision("default" if exact else config.precision.matmul)
 
 
 def settings_of(cls: type[T], name: str, section: ConfigDict, **overrides: object) -> T:

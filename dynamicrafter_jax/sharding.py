@@ -1,37 +1,139 @@
-"""Where arrays live: the only file that names mesh axes and partition specs."""
+"""Where arrays live: the only file that names mesh axes and partition specs.
+
+A mesh has four axes, any of which may have one device:
+
+- `data` splits batches, and with them the guided passes of a step; it alone crosses slices;
+- `fsdp` splits batches too, and parameters and optimizer moments with them;
+- `sequence` splits a clip: its frames where layers look within a frame, its pixels where they
+  look along time;
+- `tensor` splits attention heads and the hidden units of feed-forwards.
+
+Sizes that do not divide are padded: XLA pads an activation's split axis to the next multiple.
+"""
 
 import contextlib
+import dataclasses
+import math
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.experimental import mesh_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec, Sharding
 from jaxtyping import Array, PyTree
+from ml_collections import ConfigDict
 
+from dynamicrafter_jax.config import settings_of
 from dynamicrafter_jax.errors import UserError
-from dynamicrafter_jax.models.layers import Parameter
+from dynamicrafter_jax.models.layers import Names, Parameter
 
-# Logical axis of a parameter or activation -> mesh axis. A name without a row is not split.
-LOGICAL_AXES = (("batch", "data"),)
+AXES = ("data", "fsdp", "sequence", "tensor")
 
-_BATCH = PartitionSpec("data")
+# Logical axis of a parameter or activation -> mesh axes. A name without a row is not split.
+LOGICAL_AXES = (
+    ("batch", ("data", "fsdp")),
+    ("frames", "sequence"),
+    ("pixels", "sequence"),
+    ("frames_everywhere", AXES),
+    ("heads", "tensor"),
+    ("mlp", "tensor"),
+)
+
+# A parameter of fewer elements is kept whole: to gather it would cost more than it saves.
+_SMALL = 2**12
+
+_BATCH = PartitionSpec(("data", "fsdp"))
 
 
-def make_mesh(data: int) -> Mesh:
-    """Returns a mesh that splits batches over `data` devices of all processes; -1 means all.
+@dataclasses.dataclass(frozen=True)
+class MeshSettings:
+    """The config section `mesh`: devices along each axis, of which one may be -1, the rest.
+
+    Attributes:
+        data: Devices that a batch is split over.
+        fsdp: Devices that a batch, parameters and optimizer moments are split over.
+        sequence: Devices that a clip is split over.
+        tensor: Devices that heads and hidden units are split over.
+    """
+
+    data: int
+    fsdp: int
+    sequence: int
+    tensor: int
+
+
+def mesh_of(config: ConfigDict, devices: Sequence[Any] | None = None) -> Mesh:
+    """Returns the mesh that a config asks for; see `make_mesh`.
 
     Raises:
-        UserError: If there are fewer devices.
+        UserError: If there are too few devices, or the section is wrong.
     """
-    devices = jax.devices()
-    if data != -1 and not 1 <= data <= len(devices):
+    settings = settings_of(MeshSettings, "mesh", config.mesh)
+    return make_mesh(**dataclasses.asdict(settings), devices=devices)
+
+
+def make_mesh(
+    data: int = 1,
+    fsdp: int = 1,
+    sequence: int = 1,
+    tensor: int = 1,
+    *,
+    devices: Sequence[Any] | None = None,
+) -> Mesh:
+    """Returns a mesh over the first devices of all processes.
+
+    Neighbours along `tensor` and `sequence` are neighbours in a TPU's torus. Where devices are of
+    several slices, `data` alone goes from slice to slice.
+
+    Args:
+        data: Devices along the axis; -1 along one axis means all that the others leave.
+        fsdp: The same.
+        sequence: The same.
+        tensor: The same.
+        devices: To choose from; by default those that JAX finds.
+
+    Raises:
+        UserError: If there are too few devices, or the axes do not fit them.
+    """
+    devices = list(jax.devices() if devices is None else devices)
+    sizes = _fill(dict(zip(AXES, (data, fsdp, sequence, tensor), strict=True)), len(devices))
+    devices = devices[: math.prod(sizes)]
+    slices = len({getattr(device, "slice_index", None) or 0 for device in devices})
+    if sizes[0] % slices:
         raise UserError(
-            f"mesh.data is {data}: choose from 1 to the {len(devices)} devices here, or -1 for all"
+            f"mesh.data is {sizes[0]}, but the devices are of {slices} slices: make it a multiple, "
+            "since only batches are split from slice to slice"
         )
-    devices = devices if data == -1 else devices[:data]
-    return jax.make_mesh((len(devices),), ("data",), (AxisType.Auto,), devices=devices)
+    if slices > 1:
+        inner = (sizes[0] // slices, *sizes[1:])
+        outer = (slices, 1, 1, 1)
+        placed = mesh_utils.create_hybrid_device_mesh(
+            inner, outer, devices, allow_split_physical_axes=True
+        )
+    else:
+        placed = mesh_utils.create_device_mesh(sizes, devices, allow_split_physical_axes=True)
+    return Mesh(placed, AXES, axis_types=(AxisType.Auto,) * len(AXES))
+
+
+def _fill(sizes: dict[str, int], available: int) -> tuple[int, ...]:
+    """Returns the sizes with -1 replaced."""
+    names = " x ".join(f"mesh.{name}={size}" for name, size in sizes.items() if size != 1)
+    rest = [name for name, size in sizes.items() if size == -1]
+    if len(rest) > 1:
+        raise UserError(f"{names}: only one axis of the mesh can be -1, the devices left over")
+    known = math.prod(size for size in sizes.values() if size != -1)
+    if known < 1 or any(size < -1 or size == 0 for size in sizes.values()):
+        raise UserError(f"{names}: each axis of the mesh has 1 device or more, or is -1 for all")
+    if known > available:
+        raise UserError(
+            f"{names} needs {known} devices, but there are {available}: choose fewer, or -1 for all"
+        )
+    if rest and available % known:
+        raise UserError(f"{names}: {known} does not divide the {available} devices here")
+    return tuple(available // known if size == -1 else size for size in sizes.values())
 
 
 @contextlib.contextmanager
@@ -39,6 +141,12 @@ def use_mesh(mesh: Mesh) -> Iterator[None]:
     """Puts a mesh and the table of logical axes in force, for tracing and running."""
     with jax.set_mesh(mesh), nn.logical_axis_rules(LOGICAL_AXES):
         yield
+
+
+def partition_spec(names: Names) -> PartitionSpec:
+    """Returns how an array is split whose axes have these logical names."""
+    axes: dict[str | None, str | tuple[str, ...]] = dict(LOGICAL_AXES)
+    return PartitionSpec(*(axes.get(name) for name in names))
 
 
 def replicated(mesh: Mesh) -> NamedSharding:
@@ -52,23 +160,44 @@ def batch_sharding(mesh: Mesh) -> NamedSharding:
 
 
 def parameter_shardings(boxed: PyTree, mesh: Mesh) -> PyTree:
-    """Returns where each parameter lives, by its logical axes.
+    """Returns where each parameter lives: split by its logical axes, and over `fsdp`.
+
+    `fsdp` splits the longest axis that it divides and that nothing else splits. A parameter is
+    whole along mesh axes that divide none of its own.
 
     Args:
         boxed: Abstract parameters, leaves boxed as `models.layers.Parameter`.
         mesh: The mesh.
     """
-    axes: dict[str | None, str] = dict(LOGICAL_AXES)
 
     def place(box: Parameter) -> NamedSharding:
-        return NamedSharding(mesh, PartitionSpec(*(axes.get(name) for name in box.names)))
+        shape = box.value.shape
+        spec: list = [
+            axis if axis and mesh.shape[axis] > 1 and size % mesh.shape[axis] == 0 else None
+            for axis, size in zip(partition_spec(box.names), shape, strict=True)
+        ]
+        free = [
+            axis
+            for axis, size in enumerate(shape)
+            if spec[axis] is None and size % mesh.shape["fsdp"] == 0
+        ]
+        if free and math.prod(shape) >= _SMALL:
+            spec[max(free, key=lambda axis: shape[axis])] = "fsdp"
+        return NamedSharding(mesh, PartitionSpec(*spec))
 
     return jax.tree.map(place, boxed, is_leaf=lambda leaf: isinstance(leaf, Parameter))
 
 
 def split_batch(tree: PyTree, mesh: Mesh) -> PyTree:
-    """Places arrays that lead with a batch axis and every process has, split over the mesh."""
-    return jax.tree.map(lambda leaf: place(leaf, batch_sharding(mesh)), tree)
+    """Places arrays that lead with a batch axis and every process has.
+
+    They are split over the mesh, or whole everywhere if the mesh does not divide the batch.
+    """
+
+    def where(leaf: Array | np.ndarray) -> NamedSharding:
+        return replicated(mesh) if len(leaf) % batch_multiple(mesh) else batch_sharding(mesh)
+
+    return jax.tree.map(lambda leaf: place(leaf, where(leaf)), tree)
 
 
 def replicate(tree: PyTree, mesh: Mesh) -> PyTree:
@@ -87,9 +216,15 @@ def place(array: Array | np.ndarray, where: Sharding) -> Array:
     return jax.make_array_from_callback(values.shape, where, lambda index: values[index])
 
 
-def batch_multiple(mesh: Mesh) -> int:
-    """Returns what a batch must be a multiple of."""
-    return mesh.shape["data"]
+def batch_multiple(mesh: Mesh, passes: int = 1) -> int:
+    """Returns what a batch must be a multiple of to be split evenly.
+
+    Args:
+        mesh: The mesh.
+        passes: Rows that the U-Net sees for each row of the batch, as guidance makes them.
+    """
+    devices = mesh.shape["data"] * mesh.shape["fsdp"]
+    return devices // math.gcd(devices, passes)
 
 
 def local_rows(mesh: Mesh, batch_size: int) -> Sequence[int]:

@@ -13,7 +13,8 @@ from jaxtyping import Array, Float, Int, PyTree, UInt8
 from ml_collections import ConfigDict
 
 from dynamicrafter_jax import conditioning, sharding
-from dynamicrafter_jax.config import networks_of
+from dynamicrafter_jax.attention import choose_attention
+from dynamicrafter_jax.config import matmul_precision, networks_of
 from dynamicrafter_jax.data.cache_format import DTYPES, NETWORKS
 from dynamicrafter_jax.data.clips import prompt_ids
 from dynamicrafter_jax.errors import UserError
@@ -26,8 +27,7 @@ from dynamicrafter_jax.weights import abstract_params, origin
 
 def local_mesh() -> Mesh:
     """Returns a mesh that splits batches over the devices of this process."""
-    every = sharding.make_mesh(-1)
-    return Mesh(np.asarray(jax.local_devices()), every.axis_names, axis_types=every.axis_types)
+    return sharding.make_mesh(data=-1, devices=jax.local_devices())
 
 
 def load_networks(
@@ -97,7 +97,7 @@ class NetworkEncoder:
             dtype: See above.
             frames_per_device: Frames that each device encodes at once.
         """
-        models = networks_of(config)
+        models = networks_of(config, choose_attention(mesh))
         self.batch_size = frames_per_device * sharding.batch_multiple(mesh)
         self._config, self._params, self._mesh = config, params, mesh
         self._models, self._dtype, self.dtype = models, DTYPES[dtype], dtype
@@ -145,7 +145,7 @@ class NetworkEncoder:
 
     def _run(self, program: Program, rows: np.ndarray) -> Any:
         with (
-            jax.default_matmul_precision(self._config.precision.matmul),
+            matmul_precision(self._config),
             sharding.use_mesh(self._mesh),
         ):
             return program(self._params, sharding.split_batch(rows, self._mesh))

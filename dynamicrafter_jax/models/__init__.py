@@ -8,7 +8,12 @@ import jax.numpy as jnp
 from jax.typing import DTypeLike
 from jaxtyping import PyTree
 
-from dynamicrafter_jax.models.attention import AttentionFn, plain_attention
+from dynamicrafter_jax.models.attention import (
+    AttentionFn,
+    TemporalAttentionFn,
+    plain_attention,
+    plain_temporal_attention,
+)
 from dynamicrafter_jax.models.autoencoder import Autoencoder
 from dynamicrafter_jax.models.clip import ImageEncoder, TextEncoder
 from dynamicrafter_jax.models.layers import Module, abstract_params
@@ -34,6 +39,7 @@ def build_models(
     hyperparameters: Mapping[str, Mapping[str, Any]],
     *,
     attention: AttentionFn = plain_attention,
+    temporal_attention: TemporalAttentionFn = plain_temporal_attention,
     dtype: DTypeLike = jnp.float32,
     param_dtype: DTypeLike = jnp.float32,
 ) -> Models:
@@ -42,6 +48,7 @@ def build_models(
     Args:
         hyperparameters: The fields of each network, by the names of `Models`.
         attention: The attention kernel, for all.
+        temporal_attention: That of the U-Net along time.
         dtype: Type computed in.
         param_dtype: Type of the parameters.
 
@@ -59,6 +66,7 @@ def build_models(
     networks: dict[str, Any] = {
         name: cls(**hyperparameters[name], **shared) for name, cls in classes.items()
     }
+    networks["unet"] = networks["unet"].clone(temporal_attention=temporal_attention)
     return Models(**networks)
 
 

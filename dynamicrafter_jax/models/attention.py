@@ -1,6 +1,7 @@
 """Attention: the callable given to every model, and the U-Net's two transformers."""
 
 import functools
+from collections.abc import Callable
 from typing import Protocol, runtime_checkable
 
 import flax.linen as nn
@@ -8,16 +9,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
-from dynamicrafter_jax.models.layers import (
-    ALONG_TIME,
-    WITHIN_FRAMES,
-    GroupNorm,
-    LayerNorm,
-    Linear,
-    Module,
-    constrain,
-    zeros,
-)
+from dynamicrafter_jax.models.layers import GroupNorm, LayerNorm, Linear, Module, zeros
+from dynamicrafter_jax.models.partitioning import ALONG_TIME, WITHIN_FRAMES, Names, constrain, exchange
 
 
 @runtime_checkable
@@ -26,21 +19,63 @@ class AttentionFn(Protocol):
 
     def __call__(
         self,
-        query: Float[Array, "b l heads d"],
-        key: Float[Array, "b m heads d"],
-        value: Float[Array, "b m heads d"],
+        query: Float[Array, "*b l heads d"],
+        key: Float[Array, "*c m heads d"],
+        value: Float[Array, "*c m heads d"],
         mask: Bool[Array, "l m"] | None = None,
-    ) -> Float[Array, "b l heads d"]: ...
+        names: Names = ("batch",),
+    ) -> Float[Array, "*b l heads d"]:
+        """Attends within each entry of the leading axes.
+
+        Args:
+            query: Leading axes are clips, or clips and frames.
+            key: The same leading axes; or clips alone, whose keys all their frames read.
+            value: Like the keys.
+            mask: Which keys each query sees; without one, all.
+            names: Logical names of the query's leading axes.
+        """
+        ...
+
+
+@runtime_checkable
+class TemporalAttentionFn(Protocol):
+    """Softmax attention along the frames of a clip, at each pixel, scaled by 1/sqrt(d)."""
+
+    def __call__(
+        self,
+        query: Float[Array, "b t n heads d"],
+        key: Float[Array, "b t n heads d"],
+        value: Float[Array, "b t n heads d"],
+    ) -> Float[Array, "b t n heads d"]: ...
 
 
 def plain_attention(
-    query: Float[Array, "b l heads d"],
-    key: Float[Array, "b m heads d"],
-    value: Float[Array, "b m heads d"],
+    query: Float[Array, "*b l heads d"],
+    key: Float[Array, "*c m heads d"],
+    value: Float[Array, "*c m heads d"],
     mask: Bool[Array, "l m"] | None = None,
-) -> Float[Array, "b l heads d"]:
+    names: Names = ("batch",),
+) -> Float[Array, "*b l heads d"]:
     """The default `AttentionFn`: two einsums around a float32 softmax."""
+    del names  # XLA splits einsums by itself
     mask = None if mask is None else mask[None, None]
+    attend = functools.partial(_attend, mask=mask)
+    if query.ndim == 5:
+        frames = 1 if key.ndim == 5 else None
+        attend = jax.vmap(attend, (1, frames, frames), 1)
+    return attend(query, key, value)
+
+
+def plain_temporal_attention(
+    query: Float[Array, "b t n heads d"],
+    key: Float[Array, "b t n heads d"],
+    value: Float[Array, "b t n heads d"],
+) -> Float[Array, "b t n heads d"]:
+    """The default `TemporalAttentionFn`: two einsums around a float32 softmax."""
+    return jax.vmap(_attend, 2, 2)(query, key, value)
+
+
+def _attend(query: Array, key: Array, value: Array, mask: Array | None = None) -> Array:
     with jax.numpy_dtype_promotion("standard"):  # the library promotes bfloat16 inside
         return jax.nn.dot_product_attention(query, key, value, mask=mask)
 
@@ -50,12 +85,14 @@ class SelfAttention(Module):
 
     heads: int
     head_width: int
-    attention: AttentionFn = plain_attention
 
     @nn.compact
-    def __call__(self, x: Float[Array, "b l d"]) -> Float[Array, "b l d"]:
+    def __call__(
+        self, x: Float[Array, "... d"], attend: Callable[[Array, Array, Array], Array]
+    ) -> Float[Array, "... d"]:
+        """Applies `attend` to query, key and value, whose trailing axes are heads and width."""
         project = functools.partial(_heads, self)
-        y = self.attention(project("query")(x), project("key")(x), project("value")(x))
+        y = attend(project("query")(x), project("key")(x), project("value")(x))
         return _merge_heads(self, x.shape[-1])(y)
 
 
@@ -82,24 +119,15 @@ class DualCrossAttention(Module):
         text: Float[Array, "b m d"],
         image: Float[Array, "b t n d"],
     ) -> Float[Array, "b t l c"]:
-        b, t, tokens, c = x.shape
         context = functools.partial(_heads, self, axis="context")
+        attend = functools.partial(self.attention, names=("batch", "frames"))
         query = _heads(self, "query")(x)
-        # All frames read the same text, so they are one long sequence of queries to it.
-        from_text = self.attention(
-            query.reshape(b, t * tokens, *query.shape[3:]),
-            context("text_key")(text),
-            context("text_value")(text),
-        ).reshape(query.shape)
-        from_image = self.attention(
-            query.reshape(b * t, tokens, *query.shape[3:]),
-            context("image_key")(image.reshape(b * t, *image.shape[2:])),
-            context("image_value")(image.reshape(b * t, *image.shape[2:])),
-        ).reshape(query.shape)
+        from_text = attend(query, context("text_key")(text), context("text_value")(text))
+        from_image = attend(query, context("image_key")(image), context("image_value")(image))
         if self.learnable_image_scale:
-            alpha = self.parameter("alpha", zeros, (), ())
-            from_image *= (jnp.tanh(alpha) + 1).astype(self.dtype)
-        return _merge_heads(self, c)(from_text + from_image)
+            alpha = self.weight("alpha", zeros, (), ())
+            from_image *= jnp.tanh(alpha) + 1
+        return _merge_heads(self, x.shape[-1])(from_text + from_image)
 
 
 class FeedForward(Module):
@@ -129,18 +157,16 @@ class SpatialTransformer(Module):
         text: Float[Array, "b m d"],
         image: Float[Array, "b t n d"],
     ) -> Float[Array, "b t h w c"]:
-        x = constrain(x, WITHIN_FRAMES)
         b, t, h, w, c = x.shape
+        x = constrain(x.reshape(b, t, h * w, c), WITHIN_FRAMES)
         inner = self.heads * self.head_width
-        y = GroupNorm(epsilon=1e-6, name="norm", **self.types)(x)
+        y = GroupNorm(epsilon=1e-6, name="norm", **self.types)(x.reshape(b, t, h, w, c))
         y = Linear((inner,), ("embed", "inner"), name="proj_in", **self.types)(y)
         y = y.reshape(b, t, h * w, inner)
 
-        z = LayerNorm(name="norm1", **self.types)(y).reshape(b * t, h * w, inner)
-        z = SelfAttention(self.heads, self.head_width, self.attention, name="attn1", **self.types)(
-            z
-        )
-        y += z.reshape(y.shape)
+        attend = functools.partial(self.attention, names=("batch", "frames"))
+        z = LayerNorm(name="norm1", **self.types)(y)
+        y += SelfAttention(self.heads, self.head_width, name="attn1", **self.types)(z, attend)
         z = LayerNorm(name="norm2", **self.types)(y)
         y += DualCrossAttention(
             self.heads,
@@ -152,8 +178,8 @@ class SpatialTransformer(Module):
         )(z, text, image)
         y += FeedForward(name="ff", **self.types)(LayerNorm(name="norm3", **self.types)(y))
 
-        y = y.reshape(b, t, h, w, inner)
-        return x + Linear((c,), ("inner", "embed"), zero=True, name="proj_out", **self.types)(y)
+        x += Linear((c,), ("inner", "embed"), zero=True, name="proj_out", **self.types)(y)
+        return x.reshape(b, t, h, w, c)
 
 
 class TemporalTransformer(Module):
@@ -161,26 +187,24 @@ class TemporalTransformer(Module):
 
     heads: int
     head_width: int
-    attention: AttentionFn = plain_attention
+    attention: TemporalAttentionFn = plain_temporal_attention
 
     @nn.compact
     def __call__(self, x: Float[Array, "b t h w c"]) -> Float[Array, "b t h w c"]:
-        attend = functools.partial(
-            SelfAttention, self.heads, self.head_width, self.attention, **self.types
-        )
-        x = constrain(x, ALONG_TIME)
         b, t, h, w, c = x.shape
+        x = exchange(x.reshape(b, t, h * w, c), WITHIN_FRAMES, ALONG_TIME)
         inner = self.heads * self.head_width
-        y = GroupNorm(axes=3, epsilon=1e-6, name="norm", **self.types)(x)
+        y = GroupNorm(epsilon=1e-6, name="norm", **self.types)(x)
         y = Linear((inner,), ("embed", "inner"), name="proj_in", **self.types)(y)
-        y = y.transpose(0, 2, 3, 1, 4).reshape(b * h * w, t, inner)
 
-        y += attend(name="attn1")(LayerNorm(name="norm1", **self.types)(y))
-        y += attend(name="attn2")(LayerNorm(name="norm2", **self.types)(y))
+        attend = functools.partial(SelfAttention, self.heads, self.head_width, **self.types)
+        for i in (1, 2):
+            z = LayerNorm(name=f"norm{i}", **self.types)(y)
+            y += attend(name=f"attn{i}")(z, self.attention)
         y += FeedForward(name="ff", **self.types)(LayerNorm(name="norm3", **self.types)(y))
 
-        y = y.reshape(b, h, w, t, inner).transpose(0, 3, 1, 2, 4)
-        return x + Linear((c,), ("inner", "embed"), zero=True, name="proj_out", **self.types)(y)
+        x += Linear((c,), ("inner", "embed"), zero=True, name="proj_out", **self.types)(y)
+        return exchange(x, ALONG_TIME, WITHIN_FRAMES).reshape(b, t, h, w, c)
 
 
 def _heads(module: SelfAttention | DualCrossAttention, name: str, axis: str = "embed") -> Linear:

@@ -10,6 +10,12 @@ from jaxtyping import Array, Float
 
 from dynamicrafter_jax.models.attention import AttentionFn, plain_attention
 from dynamicrafter_jax.models.layers import Conv, GroupNorm, Linear, Module, upsample_nearest
+from dynamicrafter_jax.models.partitioning import Names
+
+# The VAE sees one frame at a time, so its frames may be spread over all devices there are.
+FRAMES: Names = ("frames_everywhere",)
+
+_Conv = functools.partial(Conv, leading=FRAMES)
 
 
 class Posterior(NamedTuple):
@@ -24,7 +30,7 @@ class Posterior(NamedTuple):
 
 
 class Autoencoder(Module):
-    """Encoder and decoder of single frames; leading axes are batch.
+    """Encoder and decoder of single frames.
 
     Attributes:
         ch: Width of the first level.
@@ -57,20 +63,20 @@ class Autoencoder(Module):
         self.quant = Linear((2 * self.z_channels,), names, **self.types)
         self.post_quant = Linear((self.z_channels,), names, **self.types)
 
-    def moments(self, image: Float[Array, "... h w 3"]) -> Float[Array, "... h2 w2 moments"]:
+    def moments(self, image: Float[Array, "n h w 3"]) -> Float[Array, "n h2 w2 moments"]:
         """Returns the posterior's mean and log-variance, unscaled, on the channel axis."""
         return self.quant(self.encoder(image))
 
-    def encode(self, image: Float[Array, "... h w 3"]) -> Posterior:
+    def encode(self, image: Float[Array, "n h w 3"]) -> Posterior:
         """Returns the posterior over unscaled latents, float32, of an image in [-1, 1]."""
         mean, logvar = jnp.split(self.moments(image).astype(jnp.float32), 2, axis=-1)
         return Posterior(mean, jnp.clip(logvar, -30.0, 20.0))
 
-    def decode(self, z: Float[Array, "... h w z"]) -> Float[Array, "... h2 w2 3"]:
+    def decode(self, z: Float[Array, "n h w z"]) -> Float[Array, "n h2 w2 3"]:
         """Returns the image, around [-1, 1] and unclipped, of unscaled latents."""
         return self.decoder(self.post_quant(z))
 
-    def __call__(self, image: Float[Array, "... h w 3"]) -> Float[Array, "... h w 3"]:
+    def __call__(self, image: Float[Array, "n h w 3"]) -> Float[Array, "n h w 3"]:
         """Reconstructs an image through the posterior's mean; touches every parameter."""
         return self.decode(self.encode(image).mean)
 
@@ -85,18 +91,18 @@ class Encoder(Module):
     attention: AttentionFn = plain_attention
 
     @nn.compact
-    def __call__(self, x: Float[Array, "... h w 3"]) -> Float[Array, "... h2 w2 d"]:
-        x = Conv(self.ch, name="conv_in", **self.types)(x)
+    def __call__(self, x: Float[Array, "n h w 3"]) -> Float[Array, "n h2 w2 d"]:
+        x = _Conv(self.ch, name="conv_in", **self.types)(x)
         for level, multiplier in enumerate(self.ch_mult):
             for i in range(self.num_res_blocks):
                 name = f"down_{level}_block_{i}"
                 x = ResBlock(multiplier * self.ch, name=name, **self.types)(x)
             if level != len(self.ch_mult) - 1:
                 name = f"down_{level}_downsample"
-                x = Conv(x.shape[-1], stride=2, padding=(0, 1), name=name, **self.types)(x)
+                x = _Conv(x.shape[-1], stride=2, padding=(0, 1), name=name, **self.types)(x)
         x = Middle(self.attention, name="mid", **self.types)(x)
         x = jax.nn.silu(GroupNorm(epsilon=1e-6, name="norm_out", **self.types)(x))
-        return Conv(2 * self.z_channels, name="conv_out", **self.types)(x)
+        return _Conv(2 * self.z_channels, name="conv_out", **self.types)(x)
 
 
 class Decoder(Module):
@@ -108,8 +114,8 @@ class Decoder(Module):
     attention: AttentionFn = plain_attention
 
     @nn.compact
-    def __call__(self, z: Float[Array, "... h w z"]) -> Float[Array, "... h2 w2 3"]:
-        x = Conv(self.ch_mult[-1] * self.ch, name="conv_in", **self.types)(z)
+    def __call__(self, z: Float[Array, "n h w z"]) -> Float[Array, "n h2 w2 3"]:
+        x = _Conv(self.ch_mult[-1] * self.ch, name="conv_in", **self.types)(z)
         x = Middle(self.attention, name="mid", **self.types)(x)
         for level, multiplier in reversed(list(enumerate(self.ch_mult))):
             for i in range(self.num_res_blocks):
@@ -117,9 +123,9 @@ class Decoder(Module):
                 x = ResBlock(multiplier * self.ch, name=name, **self.types)(x)
             if level != 0:
                 name = f"up_{level}_upsample"
-                x = Conv(x.shape[-1], name=name, **self.types)(upsample_nearest(x))
+                x = _Conv(x.shape[-1], name=name, **self.types)(upsample_nearest(x))
         x = jax.nn.silu(GroupNorm(epsilon=1e-6, name="norm_out", **self.types)(x))
-        return Conv(3, name="conv_out", **self.types)(x)
+        return _Conv(3, name="conv_out", **self.types)(x)
 
 
 class Middle(Module):
@@ -128,7 +134,7 @@ class Middle(Module):
     attention: AttentionFn = plain_attention
 
     @nn.compact
-    def __call__(self, x: Float[Array, "... h w c"]) -> Float[Array, "... h w c"]:
+    def __call__(self, x: Float[Array, "n h w c"]) -> Float[Array, "n h w c"]:
         block = functools.partial(ResBlock, x.shape[-1], **self.types)
         x = block(name="block_1")(x)
         x = FrameAttention(self.attention, name="attn", **self.types)(x)
@@ -141,11 +147,11 @@ class ResBlock(Module):
     channels: int
 
     @nn.compact
-    def __call__(self, x: Float[Array, "... h w c"]) -> Float[Array, "... h w d"]:
+    def __call__(self, x: Float[Array, "n h w c"]) -> Float[Array, "n h w d"]:
         y = jax.nn.silu(GroupNorm(epsilon=1e-6, name="norm1", **self.types)(x))
-        y = Conv(self.channels, name="conv1", **self.types)(y)
+        y = _Conv(self.channels, name="conv1", **self.types)(y)
         y = jax.nn.silu(GroupNorm(epsilon=1e-6, name="norm2", **self.types)(y))
-        y = Conv(self.channels, name="conv2", **self.types)(y)
+        y = _Conv(self.channels, name="conv2", **self.types)(y)
         if x.shape[-1] != self.channels:
             names = ("channels_in", "channels_out")
             x = Linear((self.channels,), names, name="skip", **self.types)(x)
@@ -158,11 +164,14 @@ class FrameAttention(Module):
     attention: AttentionFn = plain_attention
 
     @nn.compact
-    def __call__(self, x: Float[Array, "... h w c"]) -> Float[Array, "... h w c"]:
-        *_, h, w, c = x.shape
+    def __call__(self, x: Float[Array, "n h w c"]) -> Float[Array, "n h w c"]:
+        n, h, w, c = x.shape
         project = functools.partial(Linear, (c,), ("channels_in", "channels_out"), **self.types)
-        y = GroupNorm(epsilon=1e-6, name="norm", **self.types)(x).reshape(-1, h * w, 1, c)
+        y = GroupNorm(epsilon=1e-6, name="norm", **self.types)(x).reshape(n, h * w, 1, c)
         y = self.attention(
-            project(name="query")(y), project(name="key")(y), project(name="value")(y)
+            project(name="query")(y),
+            project(name="key")(y),
+            project(name="value")(y),
+            names=FRAMES,
         )
         return x + project(name="out")(y.reshape(x.shape))

@@ -98,6 +98,7 @@ class ImageEncoder(Module):
             stride=self.patch_size,
             padding=(0, 0),
             use_bias=False,
+            leading=("batch",),
             name="patch_embed",
             **self.types,
         )(image)
@@ -129,7 +130,7 @@ class Block(Module):
             name="qkv",
             **self.types,
         )(y)
-        y = self.attention(qkv[:, :, 0], qkv[:, :, 1], qkv[:, :, 2], mask)
+        y = self.attention(qkv[:, :, 0], qkv[:, :, 1], qkv[:, :, 2], mask=mask)
         x += Linear((d,), ("heads", "head_width", "embed"), num_inputs=2, name="out", **self.types)(
             y
         )

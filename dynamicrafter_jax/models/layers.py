@@ -18,14 +18,9 @@ from flax import struct
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Key, Num, PyTree
 
+from dynamicrafter_jax.models.partitioning import Names, constrain, on_each_device
+
 Initializer = Callable[[jax.Array, Sequence[int], DTypeLike], Array]
-Names = tuple[str | None, ...]
-
-# A clip is split over chips by frames where layers look within a frame, and by rows where they
-# look along time. The two layouts have names of their own, so that one table can say which.
-WITHIN_FRAMES: Names = ("batch", "frames", "height", "width", "channels")
-ALONG_TIME: Names = ("batch", "time", "rows", "columns", "channels")
-
 
 # Lengths at which `init_params` draws.
 _COMMON_LENGTHS = (2**12, 2**14, 2**16, 2**18, 2**20)
@@ -131,6 +126,17 @@ class Module(nn.Module, kw_only=True):
         init: Callable[..., Any] = declare(initializer, names)  # `param` unboxes what it gives
         return self.param(name, init, shape, self.param_dtype)
 
+    def weight(
+        self, name: str, initializer: Initializer, shape: tuple[int, ...], names: Names
+    ) -> Array:
+        """Declares a parameter and returns it in the type computed in, split by its names alone.
+
+        Where a parameter is stored in more parts than that, this is where they are gathered, in
+        the smaller type; and their gradient is scattered.
+        """
+        value = self.parameter(name, initializer, shape, names)
+        return constrain(value.astype(self.dtype), names)
+
 
 class Linear(Module):
     """A linear map of the last `num_inputs` axes to `features`.
@@ -155,12 +161,11 @@ class Linear(Module):
         inputs = x.shape[x.ndim - n :]
         init = zeros if self.zero else uniform_fan_in(math.prod(inputs))
         shape = (*inputs, *self.features)
-        kernel = self.parameter("kernel", init, shape, self.names)
+        kernel = self.weight("kernel", init, shape, self.names)
         axes = (tuple(range(x.ndim - n, x.ndim)), tuple(range(n)))
-        y = jax.lax.dot_general(x.astype(self.dtype), kernel.astype(self.dtype), (axes, ((), ())))
+        y = jax.lax.dot_general(x.astype(self.dtype), kernel, (axes, ((), ())))
         if self.use_bias:
-            bias = self.parameter("bias", init, self.features, self.names[n:])
-            y += _expand(bias.astype(self.dtype), y.ndim)
+            y += _expand(self.weight("bias", init, self.features, self.names[n:]), y.ndim)
         return y
 
 
@@ -173,6 +178,7 @@ class Conv(Module):
         stride: Step along both axes.
         padding: Zeros before and after each axis; half the kernel by default.
         zero: Whether kernel and bias start at zero.
+        leading: Logical names of the axes before the height.
     """
 
     features: int
@@ -181,6 +187,7 @@ class Conv(Module):
     padding: tuple[int, int] | None = None
     use_bias: bool = True
     zero: bool = False
+    leading: Names = ("batch", "frames")
 
     @nn.compact
     def __call__(self, x: Float[Array, "... h w c"]) -> Float[Array, "... h2 w2 d"]:
@@ -188,20 +195,23 @@ class Conv(Module):
         init = zeros if self.zero else uniform_fan_in(k * k * channels)
         names = (None, None, "channels_in", "channels_out")
         shape = (k, k, channels, self.features)
-        kernel = self.parameter("kernel", init, shape, names)
+        kernel = self.weight("kernel", init, shape, names)
         padding = (k // 2, k // 2) if self.padding is None else self.padding
-        leading = x.shape[:-3]
-        y = jax.lax.conv_general_dilated(
-            x.astype(self.dtype).reshape(math.prod(leading), *x.shape[-3:]),
-            kernel.astype(self.dtype),
-            (self.stride, self.stride),
-            (padding, padding),
-            dimension_numbers=("NHWC", "HWIO", "NHWC"),
-        )
-        y = y.reshape(*leading, *y.shape[1:])
+
+        def convolve(x: Array, kernel: Array) -> Array:
+            y = jax.lax.conv_general_dilated(
+                x.reshape(-1, *x.shape[-3:]),
+                kernel,
+                (self.stride, self.stride),
+                (padding, padding),
+                dimension_numbers=("NHWC", "HWIO", "NHWC"),
+            )
+            return y.reshape(*x.shape[:-3], *y.shape[1:])
+
+        y = on_each_device(convolve, x.astype(self.dtype), kernel, names=self.leading)
         if self.use_bias:
-            bias = self.parameter("bias", init, (self.features,), ("channels_out",))
-            y += _expand(bias.astype(self.dtype), y.ndim)
+            bias = self.weight("bias", init, (self.features,), ("channels_out",))
+            y += _expand(bias, y.ndim)
         return y
 
 
@@ -216,44 +226,50 @@ class TemporalConv(Module):
     zero: bool = False
 
     @nn.compact
-    def __call__(self, x: Float[Array, "b t h w c"]) -> Float[Array, "b t h w d"]:
+    def __call__(self, x: Float[Array, "b t n c"]) -> Float[Array, "b t n d"]:
         taps, channels, frames = 3, x.shape[-1], x.shape[1]
         init = zeros if self.zero else uniform_fan_in(taps * channels)
         names = (None, "channels_in", "channels_out")
         shape = (taps, channels, self.features)
-        kernel = self.parameter("kernel", init, shape, names)
-        bias = self.parameter("bias", init, (self.features,), ("channels_out",))
-        padded = jnp.pad(x.astype(self.dtype), ((0, 0), (1, 1), (0, 0), (0, 0), (0, 0)))
+        kernel = self.weight("kernel", init, shape, names)
+        bias = self.weight("bias", init, (self.features,), ("channels_out",))
+        padded = jnp.pad(x.astype(self.dtype), ((0, 0), (1, 1), (0, 0), (0, 0)))
         y = sum(
-            jnp.einsum("bthwc,cd->bthwd", padded[:, i : i + frames], tap)
-            for i, tap in enumerate(kernel.astype(self.dtype))
+            jnp.einsum("btnc,cd->btnd", padded[:, i : i + frames], tap)
+            for i, tap in enumerate(kernel)
         )
-        return y + _expand(bias.astype(self.dtype), x.ndim)
+        return y + _expand(bias, x.ndim)
 
 
 class GroupNorm(Module):
-    """Group normalisation with statistics over the trailing `axes` spatial axes.
+    """Group normalisation over the two axes before the channels.
+
+    They are height and width of a frame, or frames and pixels of a clip. Pixels are summed up
+    channel by channel, and only the sums are grouped: to cut the channels of every pixel into
+    groups is what accelerators are slow at.
 
     Attributes:
-        axes: 2 normalises each frame over (h, w); 3 normalises a clip over (t, h, w).
         epsilon: Added to the variance.
         groups: Number of channel groups.
     """
 
-    axes: int = 2
     epsilon: float = 1e-5
     groups: int = 32
 
     @nn.compact
-    def __call__(self, x: Float[Array, "... c"]) -> Float[Array, "... c"]:
-        channels = x.shape[-1]
-        scale, bias = _scale_and_bias(self, channels)
-        grouped = x.astype(jnp.float32).reshape(*x.shape[:-1], self.groups, channels // self.groups)
-        over = (*range(x.ndim - 1 - self.axes, x.ndim - 1), x.ndim)
-        mean = grouped.mean(over, keepdims=True)
-        variance = jnp.square(grouped - mean).mean(over, keepdims=True)
-        normed = ((grouped - mean) * jax.lax.rsqrt(variance + self.epsilon)).reshape(x.shape)
-        return (normed * _expand(scale, x.ndim) + _expand(bias, x.ndim)).astype(self.dtype)
+    def __call__(self, x: Float[Array, "... m n c"]) -> Float[Array, "... m n c"]:
+        scale, bias = _scale_and_bias(self, x.shape[-1])
+        centred = x.astype(jnp.float32)
+        centred -= self._group_mean(centred)
+        factor = jax.lax.rsqrt(self._group_mean(jnp.square(centred)) + self.epsilon)
+        y = centred * (factor * _expand(scale, x.ndim)) + _expand(bias, x.ndim)
+        return y.astype(self.dtype)
+
+    def _group_mean(self, x: Float[Array, "... m n c"]) -> Float[Array, "... 1 1 c"]:
+        """Each channel's mean over its group."""
+        means = x.mean((-3, -2), keepdims=True)
+        grouped = means.reshape(*means.shape[:-1], self.groups, -1)
+        return jnp.broadcast_to(grouped.mean(-1, keepdims=True), grouped.shape).reshape(means.shape)
 
 
 class LayerNorm(Module):
@@ -315,11 +331,6 @@ def upsample_nearest(x: Float[Array, "... h w c"]) -> Float[Array, "... h2 w2 c"
     *leading, h, w, c = x.shape
     doubled = jnp.broadcast_to(x[..., :, None, :, None, :], (*leading, h, 2, w, 2, c))
     return doubled.reshape(*leading, 2 * h, 2 * w, c)
-
-
-def constrain(x: Array, names: Names) -> Array:
-    """Names the logical axes of an activation; a no-op until rules and a mesh are in force."""
-    return nn.spmd.with_logical_constraint(x, names)
 
 
 def _boxed(

@@ -11,22 +11,22 @@ from jaxtyping import Array, Float, Key, Num
 from dynamicrafter_jax.models.attention import (
     AttentionFn,
     SpatialTransformer,
+    TemporalAttentionFn,
     TemporalTransformer,
     plain_attention,
+    plain_temporal_attention,
 )
 from dynamicrafter_jax.models.layers import (
-    ALONG_TIME,
-    WITHIN_FRAMES,
     Conv,
     Dropout,
     GroupNorm,
     Linear,
     Module,
     TemporalConv,
-    constrain,
     sinusoid,
     upsample_nearest,
 )
+from dynamicrafter_jax.models.partitioning import ALONG_TIME, WITHIN_FRAMES, constrain, exchange
 
 
 def products_saveable(primitive: Any, *_: Any, **parameters: Any) -> bool:
@@ -80,7 +80,8 @@ class UNet(Module):
         image_cross_attention_scale_learnable: Whether image attention has a learned scale.
         default_fs: The `fs` condition it expects when none is chosen.
         remat: One of `REMAT_POLICIES`: what the backward pass recomputes.
-        attention: The attention kernel.
+        attention: The attention kernel within frames.
+        temporal_attention: The attention kernel along time.
     """
 
     in_channels: int = 8
@@ -97,6 +98,7 @@ class UNet(Module):
     default_fs: int = 24
     remat: str = "none"
     attention: AttentionFn = plain_attention
+    temporal_attention: TemporalAttentionFn = plain_temporal_attention
 
     @property
     def size_multiple(self) -> int:
@@ -133,6 +135,7 @@ class UNet(Module):
             dropout=self.dropout,
             learnable_image_scale=self.image_cross_attention_scale_learnable,
             attention=self.attention,
+            temporal_attention=self.temporal_attention,
             **self.types,
         )
         emb = Embedding(self.model_channels, name="time_embed", **self.types)(timestep)
@@ -145,9 +148,10 @@ class UNet(Module):
         )
         last_level = len(self.channel_mult) - 1
 
-        h = Conv(self.model_channels, name="input_0", **self.types)(x.astype(self.dtype))
+        x = constrain(x.astype(self.dtype), WITHIN_FRAMES[:2])
+        h = Conv(self.model_channels, name="input_0", **self.types)(x)
         h = TemporalTransformer(
-            8, self.num_head_channels, self.attention, name="init_attn", **self.types
+            8, self.num_head_channels, self.temporal_attention, name="init_attn", **self.types
         )(h)
         skips = [h]
         for level, multiplier in enumerate(self.channel_mult):
@@ -220,6 +224,7 @@ class UNetBlock(Module):
     dropout: float = 0.0
     learnable_image_scale: bool = False
     attention: AttentionFn = plain_attention
+    temporal_attention: TemporalAttentionFn = plain_temporal_attention
 
     @nn.compact
     def __call__(
@@ -243,13 +248,16 @@ class UNetBlock(Module):
                 **self.types,
             )(x, text, image)
             x = TemporalTransformer(
-                heads, self.num_head_channels, self.attention, name="temporal", **self.types
+                heads,
+                self.num_head_channels,
+                self.temporal_attention,
+                name="temporal",
+                **self.types,
             )(x)
         if self.res_after:
             x = res_block(name="res_after")(x, emb, dropout_keys)
         if self.upsample:
-            x = constrain(upsample_nearest(x), WITHIN_FRAMES)
-            x = Conv(self.channels, name="upsample", **self.types)(x)
+            x = Conv(self.channels, name="upsample", **self.types)(upsample_nearest(x))
         return x
 
 
@@ -258,7 +266,6 @@ class Downsample(Module):
 
     @nn.compact
     def __call__(self, x: Float[Array, "b t h w c"]) -> Float[Array, "b t h2 w2 c"]:
-        x = constrain(x, WITHIN_FRAMES)
         return Conv(x.shape[-1], stride=2, name="downsample", **self.types)(x)
 
 
@@ -275,7 +282,6 @@ class ResBlock(Module):
         emb: Float[Array, "b e"],
         dropout_keys: Key[Array, " b"] | None = None,
     ) -> Float[Array, "b t h w c2"]:
-        x = constrain(x, WITHIN_FRAMES)
         y = jax.nn.silu(GroupNorm(name="norm1", **self.types)(x))
         y = Conv(self.channels, name="conv1", **self.types)(y)
         shift = Linear((self.channels,), ("embed", "channels_out"), name="emb", **self.types)(emb)
@@ -299,11 +305,11 @@ class TemporalBlock(Module):
     def __call__(
         self, x: Float[Array, "b t h w c"], dropout_keys: Key[Array, " b"] | None = None
     ) -> Float[Array, "b t h w c"]:
-        x = constrain(x, ALONG_TIME)
-        y = x
+        b, t, h, w, c = x.shape
+        x = y = exchange(x.reshape(b, t, h * w, c), WITHIN_FRAMES, ALONG_TIME)
         for i in range(1, 5):
-            y = jax.nn.silu(GroupNorm(axes=3, name=f"norm{i}", **self.types)(y))
+            y = jax.nn.silu(GroupNorm(name=f"norm{i}", **self.types)(y))
             if i > 1:
                 y = Dropout(self.dropout, name=f"dropout{i}", **self.types)(y, dropout_keys)
-            y = TemporalConv(x.shape[-1], zero=i == 4, name=f"conv{i}", **self.types)(y)
-        return x + y
+            y = TemporalConv(c, zero=i == 4, name=f"conv{i}", **self.types)(y)
+        return exchange(x + y, ALONG_TIME, WITHIN_FRAMES).reshape(b, t, h, w, c)

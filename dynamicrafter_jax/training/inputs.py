@@ -9,7 +9,8 @@ from jaxtyping import Array, Float, Float32, Int, Key, PyTree, UInt8, UInt32
 from dynamicrafter_jax import conditioning
 from dynamicrafter_jax.conditioning import Conditioning
 from dynamicrafter_jax.models import Models
-from dynamicrafter_jax.models.autoencoder import Posterior
+from dynamicrafter_jax.models.autoencoder import FRAMES, Posterior
+from dynamicrafter_jax.models.partitioning import map_in_chunks
 
 Concat = Literal["frame", "ends", "nothing"]
 """What is concatenated to the noise: the conditioning frame's latent for every frame; the first
@@ -56,7 +57,7 @@ def posteriors(models: Models, params: PyTree, batch: Batch, vae_frames: int) ->
         models: The networks.
         params: Their parameters.
         batch: The clips.
-        vae_frames: Frames of each clip that are encoded at once.
+        vae_frames: Frames that each device encodes at once.
     """
     if batch.moments is not None:
         mean, logvar = jnp.split(batch.moments.astype(jnp.float32), 2, axis=-1)
@@ -66,9 +67,10 @@ def posteriors(models: Models, params: PyTree, batch: Batch, vae_frames: int) ->
     def encode(frames: Array) -> Posterior:
         return models.apply("vae", params, pixels(frames), method="encode")
 
-    frames = jnp.moveaxis(batch.video, 1, 0)
-    posterior = jax.lax.map(encode, frames, batch_size=min(vae_frames, len(frames)))
-    return jax.tree.map(lambda moment: jnp.moveaxis(moment, 0, 1), posterior)
+    b, t, *frame = batch.video.shape
+    frames = batch.video.reshape(b * t, *frame)
+    posterior = map_in_chunks(encode, frames, vae_frames, FRAMES)
+    return jax.tree.map(lambda moment: moment.reshape(b, t, *moment.shape[1:]), posterior)
 
 
 def clip_latents(

@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import optax
-from jax.sharding import Mesh
+from jax.sharding import Mesh, Sharding
 from jaxtyping import Array, Bool, Float32, Int32, Key, PyTree
 
 from dynamicrafter_jax import conditioning, sharding
@@ -86,7 +86,7 @@ def clip_losses(
         batch: The clips.
         keys: One a clip, from which all draws follow.
         concat: What is concatenated to the noise.
-        vae_frames: Frames of each clip that are encoded at once.
+        vae_frames: Frames that each device encodes at once.
         timestep: Drawn uniformly where not given.
         dropout: Whether the U-Net drops out.
     """
@@ -129,6 +129,7 @@ def make_train_step(
     vae_frames: int,
     accumulation: int,
     ema_decay: float,
+    where: PyTree[Sharding] | None = None,
 ) -> TrainStep:
     """Returns the step of a run.
 
@@ -141,9 +142,11 @@ def make_train_step(
         schedule: The noise schedule.
         optimizer: See `optimizer.make_optimizer`.
         concat: What is concatenated to the noise.
-        vae_frames: Frames of each clip that are encoded at once.
+        vae_frames: Frames that each device encodes at once.
         accumulation: Parts that a batch is worked on in.
         ema_decay: See `update_ema`.
+        where: Where trained parameters live. Gradients go there as they come, so that what is
+            summed up over parts is as small on a device as the parameters; None lets XLA choose.
     """
     total = len(schedule.alpha_bar)
 
@@ -169,6 +172,8 @@ def make_train_step(
         gradient, losses = jax.grad(summed_loss, has_aux=True)(
             state.params, state.frozen, batch, rng
         )
+        if where is not None:
+            gradient = jax.lax.with_sharding_constraint(gradient, where)
         return losses, gradient
 
     def train_step(
