@@ -1,0 +1,247 @@
+"""The programs of `train.py` and of sampling, lowered from shapes alone."""
+
+import contextlib
+import functools
+import math
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jax.sharding import Mesh, Sharding
+from jaxtyping import PyTree
+from ml_collections import ConfigDict
+
+from dynamicrafter_jax import conditioning, sampling, sharding
+from dynamicrafter_jax.attention import choose_attention
+from dynamicrafter_jax.config import DTYPES, matmul_precision, networks_of, settings_of
+from dynamicrafter_jax.diffusion.loop import initial_state
+from dynamicrafter_jax.diffusion.schedule import make_schedule, spaced_timesteps
+from dynamicrafter_jax.diffusion.solver import DDIM, ddim_coefficients
+from dynamicrafter_jax.models import Models
+from dynamicrafter_jax.noise import KeyedNoise
+from dynamicrafter_jax.sampling import GuidanceScales, SamplingSettings
+from dynamicrafter_jax.training import inputs
+from dynamicrafter_jax.training.inputs import Batch
+from dynamicrafter_jax.training.optimizer import make_optimizer
+from dynamicrafter_jax.training.settings import TrainSettings
+from dynamicrafter_jax.training.state import abstract_state
+from dynamicrafter_jax.training.step import make_train_step
+from dynamicrafter_jax.weights import abstract_params
+
+
+class PlannedProgram(NamedTuple):
+    """A program, ready to be compiled.
+
+    Attributes:
+        name: What it does.
+        lowered: What the compiler is given.
+        held: Bytes that its arguments take on a device, by what they are, unpadded.
+        beside: Bytes of parameters that it does not read, and that lie beside it.
+    """
+
+    name: str
+    lowered: jax.stages.Lowered
+    held: dict[str, int]
+    beside: int = 0
+
+
+def training_programs(
+    config: ConfigDict, mesh: Mesh, *, batch_size: int | None = None, cached: bool = False
+) -> Iterator[PlannedProgram]:
+    """Yields the training step, and the frozen networks' part of it on its own.
+
+    Args:
+        config: As in `configs/`.
+        mesh: Devices, of a topology or here.
+        batch_size: Clips a step, in place of `train.batch_size`.
+        cached: Whether batches come from a cache with text and vision, so that VAE and towers do
+            not run.
+
+    Raises:
+        UserError: If a setting is refused.
+    """
+    chosen = {} if batch_size is None else {"batch_size": batch_size}
+    settings = settings_of(TrainSettings, "train", config.train, **chosen)
+    sharding.local_rows(mesh, settings.batch_size // settings.accumulation)  # may refuse
+    models = networks_of(config, choose_attention(mesh))
+    models = models._replace(unet=models.unet.clone(remat=settings.remat))
+    optimizer = make_optimizer(settings)
+    state = abstract_state(abstract_params(config), optimizer, settings, mesh)
+    where = jax.tree.map(lambda leaf: leaf.sharding, state)
+    step = make_train_step(
+        models,
+        make_schedule(**config.diffusion.to_dict()),
+        optimizer,
+        concat=settings.concat,
+        vae_frames=config.sampling.vae_frames,
+        accumulation=settings.accumulation,
+        ema_decay=settings.ema_decay,
+        where=jax.tree.map(lambda leaf: leaf.sharding, state.params),
+    )
+    whole = sharding.replicated(mesh)
+    batch = abstract_batch(config, models, mesh, settings.batch_size, cached=cached)
+    rng = _like(jax.eval_shape(lambda: jax.random.key(0)), whole)
+    jitted = jax.jit(step, donate_argnums=0, out_shardings=(where, whole))
+    held = {
+        "parameters": held_bytes((state.params, state.frozen)),
+        "optimizer": held_bytes((state.opt_state, state.step)),
+        "averages": held_bytes(state.ema),
+    }
+    yield PlannedProgram("step", _lower(config, mesh, jitted, state, batch, rng), held)
+    if not cached:
+        part = settings.batch_size // settings.accumulation
+        batch = abstract_batch(config, models, mesh, part)
+        encode = functools.partial(_frozen_networks, models, config.sampling.vae_frames)
+        everything = state.best_params
+        params = {name: everything[name] for name in ("vae", "text_encoder", "image_encoder")}
+        lowered = _lower(config, mesh, jax.jit(encode), params, batch)
+        yield PlannedProgram("frozen networks", lowered, {"parameters": held_bytes(params)})
+
+
+def _frozen_networks(models: Models, vae_frames: int, params: PyTree, batch: Batch) -> PyTree:
+    """What VAE and towers do for one part of a batch."""
+    assert batch.ids is not None
+    return (
+        inputs.posteriors(models, params, batch, vae_frames),
+        conditioning.text_context(models, params, batch.ids),
+        conditioning.image_tokens(models, params, inputs.conditioning_image(batch)),
+    )
+
+
+def sampling_programs(
+    config: ConfigDict, mesh: Mesh, *, batch_size: int = 1
+) -> Iterator[PlannedProgram]:
+    """Yields what a sample runs: "encode", "denoise" and "decode".
+
+    The number of steps is an argument of the second, so its loop counts as one step. What goes from
+    one program to the next is taken to be split as a batch is.
+
+    Args:
+        config: As in `configs/`.
+        mesh: Devices, of a topology or here.
+        batch_size: Clips, padded as `Sampler` does.
+
+    Raises:
+        UserError: If a setting is refused.
+    """
+    settings = SamplingSettings.from_config(config.sampling)
+    models = networks_of(config, choose_attention(mesh))
+    schedule = make_schedule(**config.diffusion.to_dict())
+    solver = DDIM(schedule.parameterization)
+    boxed = abstract_params(config)
+    params = jax.tree.map(_like, nn.meta.unbox(boxed), sharding.parameter_shardings(boxed, mesh))
+    b = padded_batch(settings, mesh, batch_size)
+    whole = sharding.replicated(mesh)
+    rows = whole if b % sharding.batch_multiple(mesh) else sharding.batch_sharding(mesh)
+    shape = sampling.latent_shape(models, settings)
+    length = models.text_encoder.context_length
+
+    def program(name: str, function: Callable[..., PyTree], *rest: PyTree) -> PlannedProgram:
+        with _in_force(config, mesh):
+            traced = jax.jit(function).trace(params, *rest)
+            lowered = traced.lower()
+        needed = {id(value) for step in traced.jaxpr.jaxpr.eqns for value in step.invars}
+        leaves = zip(jax.tree.leaves(params), traced.jaxpr.jaxpr.invars, strict=False)
+        read = held_bytes([leaf for leaf, value in leaves if id(value) in needed])
+        return PlannedProgram(name, lowered, {"parameters": read}, held_bytes(params) - read)
+
+    def of(where: Sharding, dtype: Any, *size: int) -> Any:
+        return jax.ShapeDtypeStruct(size, dtype, sharding=where)
+
+    def made(where: Sharding, function: Callable[..., PyTree], *arguments: PyTree) -> PyTree:
+        with _in_force(config, mesh):
+            results = jax.eval_shape(function, *arguments)
+        return jax.tree.map(lambda leaf: _like(leaf, where), results)
+
+    first = of(rows, jnp.float32, b, settings.height, settings.width, 3)
+    ids, negative_ids = of(rows, jnp.int32, b, length), of(whole, jnp.int32, 1, length)
+    fs = of(rows, jnp.float32, b)
+    draws = made(rows, lambda: KeyedNoise.from_seed(0, list(range(b))))
+    encode = functools.partial(sampling.encode, models, shape=shape, num_passes=settings.num_passes)
+    arguments = (first, None, ids, negative_ids, fs, draws)
+    yield program("encode", encode, *arguments)
+
+    timesteps = spaced_timesteps(settings.spacing, settings.steps, len(schedule.alpha_bar))
+    table = ddim_coefficients(schedule, timesteps, settings.eta)
+    denoise = functools.partial(
+        sampling.denoise, models, solver=solver, sequential=settings.sequential_guidance
+    )
+    yield program(
+        "denoise",
+        denoise,
+        made(rows, encode, params, *arguments),
+        # As long as the schedule, so that every number of steps is the same program.
+        jax.tree.map(lambda rows: of(whole, rows.dtype, len(schedule.alpha_bar)), table),
+        GuidanceScales(*[of(rows, jnp.float32, b)] * 3),
+        made(rows, lambda draws: initial_state(solver, draws.initial(shape)), draws),
+        draws,
+        *[of(whole, jnp.int32)] * 2,
+    )
+
+    size = {"height": settings.height, "width": settings.width}
+    decode = functools.partial(sampling.decode, models, **size, vae_frames=settings.vae_frames)
+    latents = of(rows, jnp.float32, b, *shape)
+    yield program("decode", decode, latents)
+
+
+def padded_batch(settings: SamplingSettings, mesh: Mesh, batch_size: int) -> int:
+    """Returns the clips that are sampled at once, with those that fill up the mesh."""
+    passes = 1 if settings.sequential_guidance else settings.num_passes
+    multiple = sharding.batch_multiple(mesh, passes)
+    return math.ceil(batch_size / multiple) * multiple
+
+
+def abstract_batch(
+    config: ConfigDict, models: Models, mesh: Mesh, batch_size: int, *, cached: bool = False
+) -> Batch:
+    """Returns a batch as shapes, as it comes from videos or from a cache with text and vision."""
+    settings = SamplingSettings.from_config(config.sampling)
+    where = sharding.batch_sharding(mesh)
+    stored = DTYPES[config.precision.dtype]  # in which `data.cache` stores if not told otherwise
+
+    def of(dtype: Any, *shape: int) -> Any:
+        return jax.ShapeDtypeStruct((batch_size, *shape), dtype, sharding=where)
+
+    size = settings.num_frames, settings.height, settings.width
+    f = models.vae.downsampling
+    length, image = models.text_encoder.context_length, models.image_encoder
+    tokens = 1 + (image.image_size // image.patch_size) ** 2
+    latent = size[0], size[1] // f, size[2] // f
+    return Batch(
+        sample_index=of(jnp.uint32),
+        weight=of(jnp.float32),
+        fs=of(jnp.float32),
+        frame=of(jnp.int32),
+        keep_image=of(jnp.float32),
+        video=None if cached else of(jnp.uint8, *size, 3),
+        ids=None if cached else of(jnp.int32, length),
+        moments=of(stored, *latent, 2 * models.vae.z_channels) if cached else None,
+        text=of(stored, length, models.text_encoder.width) if cached else None,
+        vision=of(stored, tokens, image.width) if cached else None,
+    )
+
+
+def held_bytes(tree: PyTree) -> int:
+    """Returns the bytes of arrays, given as shapes with shardings, on one device."""
+    return sum(
+        math.prod(leaf.sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize
+        for leaf in jax.tree.leaves(tree)
+    )
+
+
+def _lower(config: ConfigDict, mesh: Mesh, jitted: Any, *arguments: Any) -> jax.stages.Lowered:
+    with _in_force(config, mesh):
+        return jitted.lower(*arguments)
+
+
+@contextlib.contextmanager
+def _in_force(config: ConfigDict, mesh: Mesh) -> Iterator[None]:
+    """As `train.py` and `Sampler` trace."""
+    with matmul_precision(config), sharding.use_mesh(mesh):
+        yield
+
+
+def _like(leaf: Any, where: Sharding) -> Any:
+    return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=where)
