@@ -3,28 +3,39 @@ r"""Animate images: flags in, videos out.
     python sample.py --config=configs/i2v_512.py --checkpoint=model.ckpt \
         --image=picture.png --prompt="a man surfing" --output=out.mp4
 
+Or a table of them, on as many devices and hosts as there are; the same command goes on where it
+stopped:
+
+    python sample.py --checkpoint=model_512 --prompts=batch.csv --output_dir=videos
+
 Every setting is a flag too: `--config.sampling.steps=25`. See docs/sampling.md.
 """
 
+import contextlib
+import dataclasses
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
+import jax
 from absl import flags
 from etils import epath
 from ml_collections import ConfigDict
 
-from dynamicrafter_jax import cli, files, media, provenance
-from dynamicrafter_jax.bulk import Request, read_requests
+from dynamicrafter_jax import bulk, cli, files, media, provenance, sharding
 from dynamicrafter_jax.checkpoint import read_config
 from dynamicrafter_jax.config import config_to_json
 from dynamicrafter_jax.errors import UserError
+from dynamicrafter_jax.models import Models
 from dynamicrafter_jax.noise import read_noise
 from dynamicrafter_jax.pipeline import Clips, ImageToVideo
 from dynamicrafter_jax.progress import ProgressBar
+from dynamicrafter_jax.sampler import Sampler
 from dynamicrafter_jax.sampling import SamplingSettings
-from dynamicrafter_jax.weights import origin
+from dynamicrafter_jax.training import distributed
+from dynamicrafter_jax.training.preemption import Preemption
+from dynamicrafter_jax.weights import abstract_params, load_pretrained, origin
 
 CONFIG = cli.define_config()
 CHECKPOINT = flags.DEFINE_string("checkpoint", None, "Converted directory, .ckpt or .safetensors.")
@@ -38,68 +49,59 @@ SEED = flags.DEFINE_integer("seed", None, "Wins over --config.sampling.seed.")
 NUM_SAMPLES = flags.DEFINE_integer("num_samples", 1, "Videos of the same image and prompt.")
 PROMPTS = flags.DEFINE_string("prompts", None, "A .csv or .jsonl of id, image, prompt, ...")
 OUTPUT_DIR = flags.DEFINE_string("output_dir", None, "Folder for the videos of --prompts.")
+BATCH_SIZE = flags.DEFINE_integer(
+    "batch_size", None, "Clips of --prompts at once; else as many as the mesh splits.", 1
+)
 CODEC = flags.DEFINE_string("codec", "libx264", "Video codec of .mp4 files.")
 CRF = flags.DEFINE_integer("crf", 18, "Constant rate factor of .mp4 files; lower is better.")
 NOISE = flags.DEFINE_string("noise", None, "Replay the draws of another run, from an .npz.")
 SAVE_LATENTS = flags.DEFINE_string("save_latents", None, "Also write the final latents, a .npy.")
 SAVE_VIDEO = flags.DEFINE_string("save_video", None, "Also write the unclipped frames, a .npy.")
+MULTIHOST = flags.DEFINE_bool("multihost", False, "Find the other processes of a TPU pod.")
+COORDINATOR = flags.DEFINE_string("coordinator_address", None, "Process 0, as host:port.")
+NUM_PROCESSES = flags.DEFINE_integer("num_processes", None, "Processes that share the work.")
+PROCESS_ID = flags.DEFINE_integer("process_id", None, "Which of them this is, from 0.")
+
+# Config sections beside the networks' that decide what a request becomes.
+_DECIDING = ("diffusion", "precision")
+# The exit status of a process that SIGTERM ends, by which schedulers know to start it again.
+_STOPPED = 143
 
 
 def main(_: Sequence[str]) -> None:
-    """Checks everything cheap, loads the model, then samples and writes each request."""
-    requests = read_flags()
-    checkpoint = CHECKPOINT.value
-    if checkpoint is None:
-        raise UserError("no --checkpoint: give a converted directory, .ckpt or .safetensors file")
-    config = choose_config(checkpoint)
-    check_early(config, requests)
-    noise = None if NOISE.value is None else read_noise(NOISE.value)
-
-    animate = ImageToVideo.from_pretrained(checkpoint, config=config, towers=TOWERS.value)
-    made_with = {
-        "checkpoint": checkpoint,
-        "weights": origin(checkpoint),
-        "config": config_to_json(config),
-        **provenance.environment(),
-    }
-    for request in requests:
-        started = time.perf_counter()
-        settings = {} if request.seed is None else {"seed": request.seed}
-        with ProgressBar() as progress:
-            clips = animate.sample(
-                request.image,
-                request.prompt,
-                end_image=request.end_image,
-                loop=LOOP.value,
-                num_samples=NUM_SAMPLES.value,
-                first_index=request.first_index,
-                noise=noise,
-                progress=progress,
-                **settings,
-            )
-        paths = write(request, clips, config, made_with)
-        seconds = time.perf_counter() - started
-        print(
-            f"{', '.join(paths)}: {seconds:.1f} s, {progress.seconds_per_step:.3f} s a step, "
-            f"peak memory {provenance.peak_memory() / 2**30:.2f} GiB",
-            flush=True,
-        )
-
-
-def read_flags() -> list[Request]:
-    """Returns what to make."""
-    if PROMPTS.value is not None:
-        if OUTPUT_DIR.value is None:
+    """Checks the flags, joins the other processes, and samples."""
+    table, folder, image, output = PROMPTS.value, OUTPUT_DIR.value, IMAGE.value, OUTPUT.value
+    if table is not None:
+        if folder is None:
             raise UserError("--prompts needs --output_dir, the folder for its videos")
         for flag in (IMAGE, OUTPUT, END_IMAGE, NOISE, SAVE_LATENTS, SAVE_VIDEO):
             if flag.value is not None:
                 raise UserError(f"--{flag.name} does not go with --prompts")
-        return read_requests(PROMPTS.value, OUTPUT_DIR.value)
-    if IMAGE.value is None:
+        with joined() as (config, checkpoint):
+            status = sample_table(config, checkpoint, table, folder)
+        sys.exit(status)
+    if BATCH_SIZE.value is not None:
+        raise UserError("--batch_size goes with --prompts only")
+    if image is None:
         raise UserError("no --image: the picture to animate")
-    if OUTPUT.value is None:
+    if output is None:
         raise UserError("no --output: the video to write, as out.mp4")
-    return [Request(IMAGE.value, OUTPUT.value, PROMPT.value, END_IMAGE.value, SEED.value)]
+    with joined() as (config, checkpoint):
+        sample_image(config, checkpoint, image, output)
+
+
+@contextlib.contextmanager
+def joined() -> Iterator[tuple[ConfigDict, str]]:
+    """Gives the config and the checkpoint, with the other processes joined."""
+    checkpoint = CHECKPOINT.value
+    if checkpoint is None:
+        raise UserError("no --checkpoint: give a converted directory, .ckpt or .safetensors file")
+    config = choose_config(checkpoint)
+    distributed.initialize(
+        COORDINATOR.value, NUM_PROCESSES.value, PROCESS_ID.value, multihost=MULTIHOST.value
+    )
+    with distributed.leaving_at_once():
+        yield config, checkpoint
 
 
 def choose_config(checkpoint: str) -> ConfigDict:
@@ -114,42 +116,153 @@ def choose_config(checkpoint: str) -> ConfigDict:
     return config
 
 
-def check_early(config: ConfigDict, requests: Sequence[Request]) -> None:
+def sample_image(config: ConfigDict, checkpoint: str, image: str, output: str) -> None:
+    """Makes the videos of one image: checks all that is cheap, loads the model, and samples."""
+    check_early(config, image, output)
+    noise = None if NOISE.value is None else read_noise(NOISE.value)
+    animate = ImageToVideo.from_pretrained(checkpoint, config=config, towers=TOWERS.value)
+    details = made_with(checkpoint) | describe(config)
+    started = time.perf_counter()
+    with ProgressBar() as progress:
+        clips = animate.sample(
+            image,
+            PROMPT.value,
+            end_image=END_IMAGE.value,
+            loop=LOOP.value,
+            num_samples=NUM_SAMPLES.value,
+            noise=noise,
+            progress=progress,
+        )
+    if jax.process_index() != 0:
+        return
+    paths = write(clips, config, image, output, details)
+    seconds = time.perf_counter() - started
+    print(
+        f"{', '.join(paths)}: {seconds:.1f} s, {progress.seconds_per_step:.3f} s a step, "
+        f"peak memory {provenance.peak_memory() / 2**30:.2f} GiB",
+        flush=True,
+    )
+
+
+def sample_table(config: ConfigDict, checkpoint: str, table: str, folder: str) -> int:
+    """Makes the videos of a table that are not there yet; returns the exit status."""
+    # What to make
+    requests = bulk.read_requests(
+        table, config.sampling, loop=LOOP.value, num_samples=NUM_SAMPLES.value
+    )
+    names = [request.name for request in requests]
+    fps, options = config.sampling.video_fps, {"codec": CODEC.value, "crf": CRF.value}
+    media.check_output(files.as_path(folder) / "video.mp4", fps, **options)
+    share = bulk.share_of(config)
+    batch_size = BATCH_SIZE.value or sharding.batch_multiple(share.mesh)
+    batches = bulk.plan_batches(requests, batch_size)[share.part :: share.parts]
+
+    # Model
+    config, params = load_pretrained(checkpoint, config=config, towers=TOWERS.value)
+    sampler = Sampler(config, share.mesh)
+    where = sharding.parameter_shardings(abstract_params(config), share.mesh)
+    params = jax.tree.map(sharding.place, params, where)
+
+    # Run
+    if jax.process_index() == 0:
+        bulk.remove_leftovers(folder, names)
+    manifest = bulk.Manifest(folder, jax.process_index())
+    made, details = made_with(checkpoint), describe(config)
+    decides = {name: details["config"][name] for name in (*Models._fields, *_DECIDING)}
+    decides |= {"weights": made["weights"], "towers": made["towers"], **options}
+    length = sampler.models.text_encoder.context_length
+    loader = bulk.Loader(manifest, decides, length, together=share.together)
+    inspect = bulk.agreed(loader, requests) if share.together else loader.inspect
+    writer = bulk.Writer(
+        manifest, folder, video_fps=fps, **options, made_with=made, details=details
+    )
+    with Preemption() as preemption:
+        run = bulk.BulkRun(
+            bulk.BatchSampler(sampler, params, batch_size),
+            lambda batch: loader.load([inspect(request) for request in batch]),
+            writer if share.writes else None,
+            preemption.requested,
+            lambda one, seconds: print(f"{folder}/{one.request.name}.mp4: {seconds:.1f} s"),
+        )
+        summary = run(batches)
+    return conclude(summary, manifest, folder, names)
+
+
+def conclude(
+    summary: bulk.Summary, manifest: bulk.Manifest, folder: str, names: Sequence[str]
+) -> int:
+    """Brings the manifests of all processes together and says how it went; returns the status."""
+    process, alone = jax.process_index(), jax.process_count() == 1
+    numbered = "summary.json" if process == 0 else f"summary-{process:05d}.json"
+    files.write_json(files.as_path(folder) / numbered, dataclasses.asdict(summary))
+    if not alone:
+        distributed.wait_for_all("sampled")
+    if process == 0:
+        manifest.compact(names)
+    if not alone:
+        distributed.wait_for_all("compacted")
+    print(summary if alone else f"process {process}: {summary}", flush=True)
+    if summary.stopped:
+        sys.stderr.write("stopped as asked: the same command goes on from here\n")
+        return _STOPPED
+    noted = bulk.read_manifest(folder)
+    failed = sum(noted[name]["status"] == "error" for name in names if name in noted)
+    if failed:
+        sys.stderr.write(
+            f'error: {failed} of {len(names)} clips failed: the lines with status "error" in '
+            f"{files.as_path(folder) / bulk.MANIFEST_FILE} say why\n"
+        )
+    return 1 if failed else 0
+
+
+def made_with(checkpoint: str) -> dict[str, Any]:
+    """Returns what makes the same request give the same video."""
+    return {
+        "checkpoint": checkpoint,
+        "weights": origin(checkpoint),
+        "towers": None if TOWERS.value is None else origin(TOWERS.value),
+        **provenance.environment(),
+    }
+
+
+def describe(config: ConfigDict) -> dict[str, Any]:
+    """Returns what else is kept beside a video."""
+    return {"config": config_to_json(config), "noise": NOISE.value, "command": sys.argv}
+
+
+def check_early(config: ConfigDict, image: str, output: str) -> None:
     """Finds what would fail later, before the model is loaded."""
     settings = SamplingSettings.from_config(config.sampling)
-    for request in requests:
-        for path in output_paths(request.output):
-            media.check_output(path, settings.video_fps, codec=CODEC.value, crf=CRF.value)
-        if LOOP.value and request.end_image is not None:
-            raise UserError("--end_image and --loop exclude each other: a loop ends as it began")
-        for image in (request.image, request.end_image):
-            if image is not None:
-                media.load_image(image, settings.height, settings.width)
+    for path in output_paths(output):
+        media.check_output(path, settings.video_fps, codec=CODEC.value, crf=CRF.value)
+    if LOOP.value and END_IMAGE.value is not None:
+        raise UserError("--end_image and --loop exclude each other: a loop ends as it began")
+    for picture in (image, END_IMAGE.value):
+        if picture is not None:
+            media.load_image(picture, settings.height, settings.width)
     for flag in (SAVE_LATENTS, SAVE_VIDEO):
         if flag.value is not None:
             files.check_writable(flag.value)
 
 
 def write(
-    request: Request, clips: Clips, config: ConfigDict, made_with: dict[str, Any]
+    clips: Clips, config: ConfigDict, image: str, output: str, details: dict[str, Any]
 ) -> list[str]:
     """Writes each clip's video and, beside it, how it was made; returns the videos' paths."""
-    paths = output_paths(request.output)
+    paths = output_paths(output)
+    video_fps = config.sampling.video_fps
     for index, (path, frames) in enumerate(zip(paths, clips.frames(), strict=True)):
-        video_fps = config.sampling.video_fps
         media.write_video(path, frames, video_fps, codec=CODEC.value, crf=CRF.value)
         files.write_json(
             sidecar(path),
             {
-                "image": request.image,
-                "end_image": request.end_image,
+                "image": image,
+                "end_image": END_IMAGE.value,
                 "loop": LOOP.value,
-                "prompt": request.prompt,
-                "seed": config.sampling.seed if request.seed is None else request.seed,
-                "sample_index": request.first_index + index,
-                "noise": NOISE.value,
-                "command": sys.argv,
-                **made_with,
+                "prompt": PROMPT.value,
+                "seed": config.sampling.seed,
+                "sample_index": index,
+                **details,
             },
         )
     for flag, arrays in ((SAVE_LATENTS, clips.latents), (SAVE_VIDEO, clips.video)):

@@ -44,9 +44,10 @@ class ImageToVideo:
             UserError: If the config is refused.
         """
         self.config = config
-        self.sampler = Sampler(config, sharding.make_mesh(config.mesh.data))
+        self.sampler = Sampler(config, sharding.mesh_of(config))
         self.models = self.sampler.models
-        self.params = sharding.replicate(params, self.sampler.mesh)
+        where = sharding.parameter_shardings(abstract_models(self.models), self.sampler.mesh)
+        self.params = jax.tree.map(sharding.place, params, where)
 
     @classmethod
     def from_pretrained(

@@ -1,8 +1,10 @@
 """Sampling compiled: inputs are read, split over a mesh and taken through the three stages."""
 
+import contextlib
 import dataclasses
 import functools
-from collections.abc import Sequence
+import time
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Protocol, runtime_checkable
 
 import jax
@@ -15,7 +17,9 @@ from ml_collections import ConfigDict
 from PIL import Image
 
 from dynamicrafter_jax import sampling, sharding
-from dynamicrafter_jax.config import networks_of
+from dynamicrafter_jax.attention import choose_attention
+from dynamicrafter_jax.conditioning import Conditioning
+from dynamicrafter_jax.config import matmul_precision, networks_of
 from dynamicrafter_jax.diffusion.loop import LoopState, initial_state
 from dynamicrafter_jax.diffusion.schedule import make_schedule, spaced_timesteps
 from dynamicrafter_jax.diffusion.solver import DDIM, ddim_coefficients
@@ -53,9 +57,16 @@ class Clips:
     loop: bool = False
 
     def frames(self) -> UInt8[np.ndarray, "b t2 h2 w2 3"]:
-        """Returns the frames to show: 8 bits, without a loop's repeated last frame."""
-        video = self.video[:, :-1] if self.loop else self.video
-        return np.round((np.clip(video, -1, 1) + 1) * 127.5).astype(np.uint8)
+        """Returns the frames to show, as `shown_frames` does."""
+        return shown_frames(self.video, self.loop)
+
+
+def shown_frames(
+    video: Float32[np.ndarray, "*b t h w 3"], loop: bool
+) -> UInt8[np.ndarray, "*b t2 h w 3"]:
+    """Returns a video's frames to show: 8 bits, without a loop's repeated last frame."""
+    video = video[..., :-1, :, :, :] if loop else video
+    return np.round((np.clip(video, -1, 1) + 1) * 127.5).astype(np.uint8)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -85,6 +96,10 @@ class Inputs:
         return Inputs(self.first[chosen], last, self.ids[chosen], self.loop)
 
 
+def _unwatched(stage: str, done: int, total: int) -> None:
+    """A `Progress` that nobody sees."""
+
+
 class Sampler:
     """The stages compiled for a config and a mesh, with parameters given at each call.
 
@@ -95,6 +110,7 @@ class Sampler:
         models: The five networks.
         schedule: The noise schedule.
         mesh: What batches are split over.
+        compile_seconds: How long compilation has taken so far.
     """
 
     def __init__(self, config: ConfigDict, mesh: Mesh) -> None:
@@ -105,12 +121,13 @@ class Sampler:
         """
         self.config = config
         self.mesh = mesh
-        self.models = networks_of(config)
+        self.models = networks_of(config, choose_attention(mesh))
         self.schedule = make_schedule(**config.diffusion.to_dict())
         self._encode = Program(functools.partial(sampling.encode, self.models))
         self._start = Program(_initial_state)
         self._denoise = Program(functools.partial(sampling.denoise, self.models))
         self._decode = Program(functools.partial(sampling.decode, self.models))
+        self.compile_seconds = 0.0
 
     def read(
         self,
@@ -177,11 +194,24 @@ class Sampler:
             draws: The noise of each clip.
             progress: Told about compilation and steps.
         """
+        with self.in_force():
+            return self._run(params, inputs, settings, draws, progress or _unwatched)
+
+    @contextlib.contextmanager
+    def in_force(self) -> Iterator[None]:
+        """Puts the mesh and the config's precision in force, for everything but `__call__`."""
         with (
-            jax.default_matmul_precision(self.config.precision.matmul),
+            matmul_precision(self.config),
             sharding.use_mesh(self.mesh),
         ):
-            return self._run(params, inputs, settings, draws, progress or _unwatched)
+            yield
+
+    def compiled(self, program: Program, *args: Any, **static: Any) -> Callable[..., Any]:
+        """Returns a program's executable, and counts the seconds if it must compile."""
+        started = time.perf_counter()
+        executable = program.compile(*args, **static)
+        self.compile_seconds += time.perf_counter() - started
+        return executable
 
     def _run(
         self,
@@ -192,64 +222,103 @@ class Sampler:
         report: Progress,
     ) -> Clips:
         """Encodes, denoises and decodes."""
-        timesteps = self.timesteps(settings)
-        steps = len(timesteps)
-        coefficients = ddim_coefficients(self.schedule, timesteps, settings.eta)
-        # Rows that no step reaches make every number of steps the same program.
-        rows = len(self.schedule.alpha_bar) - steps
-        coefficients = jax.tree.map(lambda table: np.pad(table, (0, rows)), coefficients)
-        shape = sampling.latent_shape(self.models, settings)
         length = self.models.text_encoder.context_length
         fs = np.full(inputs.count, settings.fps, np.float32)
         batch = (inputs.first, inputs.last, inputs.ids, fs, draws)
-        pad = functools.partial(_pad_batch, multiple=sharding.batch_multiple(self.mesh))
-        whole = functools.partial(sharding.replicate, mesh=self.mesh)
+        passes = 1 if settings.sequential_guidance else settings.num_passes
+        multiple = sharding.batch_multiple(self.mesh, passes)
+        pad = functools.partial(_pad_batch, multiple=multiple)
         batch = sharding.split_batch(jax.tree.map(pad, batch), self.mesh)
         first, last, ids, fs, draws = batch
-        negative_ids = whole(tokenize([settings.negative_prompt], length))
-        coefficients = whole(coefficients)
-        scales = whole(GuidanceScales.from_settings(settings))
+        negative_ids = self._whole(tokenize([settings.negative_prompt], length))
 
         report("compile", 0, 3)
         arguments = (params, first, last, ids, negative_ids, fs, draws)
+        shape = sampling.latent_shape(self.models, settings)
         passes = {"shape": shape, "num_passes": settings.num_passes}
-        self._encode.compile(*arguments, **passes)
+        executable = self.compiled(self._encode, *arguments, **passes)
         report("compile", 1, 3)
-        conditions = self._encode(*arguments, **passes)
+        conditions = executable(*arguments)
 
+        latents = self.denoise(params, conditions, [settings] * len(fs), draws, report)
+        video = self.decode(params, latents, settings, report)
+        videos = np.asarray(self.to_every_process(video))[: inputs.count]
+        report("decode", 1, 1)
+        return Clips(
+            np.asarray(self.to_every_process(latents))[: inputs.count], videos, inputs.loop
+        )
+
+    def denoise(
+        self,
+        params: PyTree,
+        conditions: tuple[Conditioning, ...],
+        settings: Sequence[SamplingSettings],
+        draws: Noise,
+        report: Progress = _unwatched,
+    ) -> Array:
+        """Returns the latents of a batch, not waiting for them unless someone watches.
+
+        Args:
+            params: As in `__call__`.
+            conditions: What each guided pass is conditioned on, on the mesh.
+            settings: One for each clip. They may differ in scales, `fps` and seed.
+            draws: The noise of each clip, on the mesh.
+            report: Told about compilation and steps.
+        """
+        timesteps = self.timesteps(settings[0])
+        steps = len(timesteps)
+        coefficients = ddim_coefficients(self.schedule, timesteps, settings[0].eta)
+        # Rows that no step reaches make every number of steps the same program.
+        rows = len(self.schedule.alpha_bar) - steps
+        coefficients = jax.tree.map(lambda table: np.pad(table, (0, rows)), coefficients)
+        coefficients = self._whole(coefficients)
+        scales = sharding.split_batch(GuidanceScales.per_clip(settings), self.mesh)
         solver = DDIM(self.schedule.parameterization)
-        state = self._start(draws, solver=solver, shape=shape)
-        options = {"solver": solver, "sequential": settings.sequential_guidance}
+        shape = sampling.latent_shape(self.models, settings[0])
+        state = self.compiled(self._start, draws, solver=solver, shape=shape)(draws)
+        options = {"solver": solver, "sequential": settings[0].sequential_guidance}
         # One call runs all steps; with someone watching, the same program runs one at a time.
         stride = steps if report is _unwatched else 1
         for start in range(0, steps, stride):
-            bounds = whole((np.asarray(start, np.int32), np.asarray(start + stride, np.int32)))
+            bounds = self._whole(
+                (np.asarray(start, np.int32), np.asarray(start + stride, np.int32))
+            )
             arguments = (params, conditions, coefficients, scales, state, draws, *bounds)
+            executable = self.compiled(self._denoise, *arguments, **options)
             if start == 0:
-                self._denoise.compile(*arguments, **options)
                 report("compile", 2, 3)
-            state = jax.block_until_ready(self._denoise(*arguments, **options))
+            state = executable(*arguments)
+            if report is not _unwatched:
+                jax.block_until_ready(state)
             report("denoise", min(start + stride, steps), steps)
+        return state.x
 
+    def decode(
+        self,
+        params: PyTree,
+        latents: Array,
+        settings: SamplingSettings,
+        report: Progress = _unwatched,
+    ) -> Array:
+        """Returns the video of latents, not waiting for it; arguments are those of `denoise`."""
         size = {"height": settings.height, "width": settings.width}
         size["vae_frames"] = settings.vae_frames
-        self._decode.compile(params, state.x, **size)
+        executable = self.compiled(self._decode, params, latents, **size)
         report("compile", 3, 3)
-        video = self._fetch(self._decode(params, state.x, **size), inputs.count)
-        report("decode", 1, 1)
-        latents = self._fetch(state.x, inputs.count)
-        return Clips(latents, video, inputs.loop)
+        return executable(params, latents)
 
-    def _fetch(self, rows: Array, count: int) -> np.ndarray:
-        """Returns the first `count` rows of a batch, to every process."""
-        if not rows.is_fully_addressable:
-            first = jax.jit(lambda rows: rows[:count], out_shardings=sharding.replicated(self.mesh))
-            return np.asarray(first(rows))
-        return np.asarray(rows)[:count]
+    def to_every_process(self, rows: Array) -> Array:
+        """Returns an array that every process can read, not waiting for it."""
+        if rows.is_fully_addressable:
+            return rows
+        return jax.jit(_identity, out_shardings=sharding.replicated(self.mesh))(rows)
+
+    def _whole(self, tree: PyTree) -> PyTree:
+        return sharding.replicate(tree, self.mesh)
 
 
-def _unwatched(stage: str, done: int, total: int) -> None:
-    """A `Progress` that nobody sees."""
+def _identity(rows: Array) -> Array:
+    return rows
 
 
 def _initial_state(draws: Noise, *, solver: DDIM, shape: tuple[int, int, int, int]) -> LoopState:

@@ -2,10 +2,11 @@
 
 import dataclasses
 import math
+from collections.abc import Sequence
 from typing import NamedTuple
 
-import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float, Float32, Int, PyTree
 from ml_collections import ConfigDict
 
@@ -17,6 +18,8 @@ from dynamicrafter_jax.diffusion.loop import LoopState, run_steps
 from dynamicrafter_jax.diffusion.solver import Coefficients, Solver
 from dynamicrafter_jax.errors import UserError
 from dynamicrafter_jax.models import Models
+from dynamicrafter_jax.models.autoencoder import FRAMES, Posterior
+from dynamicrafter_jax.models.partitioning import map_in_chunks
 from dynamicrafter_jax.noise import Noise
 
 
@@ -40,7 +43,7 @@ class SamplingSettings:
         video_fps: Frames a second of the written file.
         seed: Of all random draws.
         sequential_guidance: One guided pass after another, to save memory.
-        vae_frames: Frames that the VAE works on at once.
+        vae_frames: Frames that the VAE works on at once, on each device.
     """
 
     height: int
@@ -70,6 +73,14 @@ class SamplingSettings:
             raise UserError(f"sampling.seed is {self.seed}: choose one below 2^32")
         if self.video_fps <= 0:
             raise UserError(f"sampling.video_fps is {self.video_fps}: it must be above 0")
+        if not 0 <= self.eta <= 1:
+            raise UserError(
+                f"sampling.eta is {self.eta}: choose from 0 (deterministic) to 1 (as noisy as DDPM)"
+            )
+        if self.spacing not in ("uniform", "uniform_trailing"):
+            raise UserError(
+                f"sampling.spacing is {self.spacing!r}: choose 'uniform' or 'uniform_trailing'"
+            )
         if not 0 <= self.guidance_rescale <= 1:
             raise UserError(f"sampling.guidance_rescale is {self.guidance_rescale}: 0 to 1")
         for name in ("guidance_scale", "image_guidance_scale"):
@@ -94,21 +105,25 @@ class SamplingSettings:
 
 
 class GuidanceScales(NamedTuple):
-    """Traced scales: changing one does not recompile."""
+    """Traced scales, one for a batch or one a clip: changing one does not recompile."""
 
-    text: Float32[Array, ""]
-    image: Float32[Array, ""]
-    rescale: Float32[Array, ""]
+    text: Float32[Array | np.ndarray, " *b"]
+    image: Float32[Array | np.ndarray, " *b"]
+    rescale: Float32[Array | np.ndarray, " *b"]
 
     @classmethod
     def from_settings(cls, settings: SamplingSettings) -> "GuidanceScales":
-        """Takes the scales of `settings`."""
-        values = (
-            settings.guidance_scale,
-            settings.image_guidance_scale or 0.0,
-            settings.guidance_rescale,
-        )
-        return cls(*(jnp.asarray(value, jnp.float32) for value in values))
+        """Takes the scales of `settings`, for a whole batch."""
+        return cls(*(values[0] for values in cls.per_clip([settings])))
+
+    @classmethod
+    def per_clip(cls, settings: Sequence[SamplingSettings]) -> "GuidanceScales":
+        """Takes the scales of each clip of a batch."""
+        rows = [
+            (one.guidance_scale, one.image_guidance_scale or 0.0, one.guidance_rescale)
+            for one in settings
+        ]
+        return cls(*np.asarray(rows, np.float32).T)
 
 
 def latent_shape(models: Models, settings: SamplingSettings) -> tuple[int, int, int, int]:
@@ -147,30 +162,94 @@ def encode(
         num_passes: 1 for (conditional,); 2 for (conditional, unconditional); 3 for
             (conditional, image only, unconditional).
     """
+    guided = num_passes > 1
+    encoded = Encoded(
+        text=encode_text(models, params, ids),
+        image=encode_image(models, params, first, num_frames=shape[0]),
+        first=encode_posterior(models, params, first, shape=shape),
+        last=None if last is None else encode_posterior(models, params, last, shape=shape),
+        negative=encode_text(models, params, negative_ids) if guided else None,
+        no_image=(
+            encode_image(models, params, jnp.zeros_like(first[:1]), num_frames=shape[0])
+            if guided
+            else None
+        ),
+    )
+    return assemble(models, encoded, fs, noise, shape=shape, num_passes=num_passes)
+
+
+class Encoded(NamedTuple):
+    """What the networks make of texts and images, before any noise.
+
+    Attributes:
+        text: States of the prompts.
+        image: Context tokens of the images.
+        first: Posterior of the images.
+        last: Posterior of the end images, or None.
+        negative: States of what the unconditional pass reads, one for each clip or for all; None
+            without guidance.
+        no_image: Context tokens of no image, for all clips; None without guidance.
+    """
+
+    text: Float[Array, "b l d"]
+    image: Float[Array, "b t n d"]
+    first: Posterior
+    last: Posterior | None
+    negative: Float[Array, "#b l d"] | None
+    no_image: Float[Array, "1 t n d"] | None
+
+
+def encode_text(models: Models, params: PyTree, ids: Int[Array, "b l"]) -> Float[Array, "b l d"]:
+    """Returns the states of texts, given as token ids."""
+    return conditioning.text_context(models, params, ids)
+
+
+def encode_image(
+    models: Models, params: PyTree, image: Float[Array, "b h w 3"], *, num_frames: int
+) -> Float[Array, "b t n d"]:
+    """Returns the context tokens of images in [-1, 1]; a zero image gives those of none."""
+    return conditioning.image_context(models, params, image, num_frames)
+
+
+def encode_posterior(
+    models: Models,
+    params: PyTree,
+    image: Float[Array, "b h w 3"],
+    *,
+    shape: tuple[int, int, int, int],
+) -> Posterior:
+    """Returns the VAE's posterior of images in [-1, 1], padded to what `shape` needs."""
+    height, width = (side * models.vae.downsampling for side in shape[1:3])
+    return models.apply("vae", params, _pad_to(image, height, width), method="encode")
+
+
+def assemble(
+    models: Models,
+    encoded: Encoded,
+    fs: Float[Array, " b"],
+    noise: Noise,
+    *,
+    shape: tuple[int, int, int, int],
+    num_passes: int,
+) -> tuple[Conditioning, ...]:
+    """Returns what each guided pass is conditioned on; arguments are those of `encode`."""
     num_frames, *frame = shape
 
-    def latents(image: Array, is_last: bool) -> Array:
-        padded = _pad_to(
-            image, frame[0] * models.vae.downsampling, frame[1] * models.vae.downsampling
-        )
+    def latents(posterior: Posterior, is_last: bool) -> Array:
         drawn = noise.posterior(is_last, tuple(frame))
-        return conditioning.image_latents(models, params, padded, drawn)
+        return models.vae.scale_factor * posterior.sample(drawn)
 
     concat = conditioning.concat_latents(
-        latents(first, False), num_frames, None if last is None else latents(last, True)
+        latents(encoded.first, False),
+        num_frames,
+        None if encoded.last is None else latents(encoded.last, True),
     )
-    image = conditioning.image_context(models, params, first, num_frames)
-    text = conditioning.text_context(models, params, ids)
-    conditional = Conditioning(text=text, image=image, concat=concat, fs=fs)
+    conditional = Conditioning(text=encoded.text, image=encoded.image, concat=concat, fs=fs)
     if num_passes == 1:
         return (conditional,)
-
-    negative = conditioning.text_context(models, params, negative_ids)
-    negative = jnp.broadcast_to(negative, text.shape)
-    side = models.image_encoder.image_size
-    grey = jnp.zeros((1, side, side, 3), first.dtype)
-    no_image = conditioning.image_context(models, params, grey, num_frames)
-    no_image = jnp.broadcast_to(no_image, image.shape)
+    assert encoded.negative is not None and encoded.no_image is not None
+    negative = jnp.broadcast_to(encoded.negative, encoded.text.shape)
+    no_image = jnp.broadcast_to(encoded.no_image, encoded.image.shape)
     unconditional = conditional._replace(text=negative, image=no_image)
     if num_passes == 2:
         return conditional, unconditional
@@ -220,15 +299,16 @@ def decode(
     width: int,
     vae_frames: int,
 ) -> Float32[Array, "b t {height} {width} 3"]:
-    """Returns the video, unclipped, of scaled latents; a few frames are decoded at a time."""
+    """Returns the video, unclipped, of scaled latents; a device decodes a few frames at a time."""
 
-    def decode_frame(frame: Array) -> Array:
-        z = frame / models.vae.scale_factor
-        return models.apply("vae", params, z, method="decode")[:, :height, :width]
+    def decode_frames(frames: Array) -> Array:
+        z = frames / models.vae.scale_factor
+        video = models.apply("vae", params, z, method="decode")[:, :height, :width]
+        return video.astype(jnp.float32)
 
-    frames = jnp.moveaxis(latents, 1, 0)
-    video = jax.lax.map(decode_frame, frames, batch_size=min(vae_frames, len(frames)))
-    return jnp.moveaxis(video, 0, 1).astype(jnp.float32)
+    b, t, *frame = latents.shape
+    video = map_in_chunks(decode_frames, latents.reshape(b * t, *frame), vae_frames, FRAMES)
+    return video.reshape(b, t, *video.shape[1:])
 
 
 def _pad_to(image: Float[Array, "b h w 3"], height: int, width: int) -> Float[Array, "b h2 w2 3"]:

@@ -146,6 +146,32 @@ def test_a_table_of_prompts_makes_a_video_each(tmp_path, checkpoints, photograph
     assert read_video(tmp_path / "videos" / "two.mp4")[0].shape == (4, 64, 96, 3)
 
 
+def test_a_picture_that_cannot_be_read_fails_its_row_alone(tmp_path, checkpoints, photograph):
+    table = tmp_path / "batch.csv"
+    table.write_text(f"id,image\none,{photograph.name}\ntwo,missing.png\n")
+    flags = (
+        f"--config={CONFIGS / 'tiny_v.py'}",
+        f"--checkpoint={checkpoints['v']}",
+        f"--prompts={table}",
+        f"--output_dir={tmp_path / 'videos'}",
+        "--config.sampling.steps=1",
+        "--config.sampling.guidance_scale=1",
+    )
+    done = run(*flags)
+    assert done.returncode == 1
+    (line,) = [line for line in done.stderr.splitlines() if line]
+    assert line.startswith("error: 1 of 2 clips failed") and "manifest.jsonl" in line
+    lines = (tmp_path / "videos" / "manifest.jsonl").read_text().splitlines()
+    one, two = map(json.loads, lines)
+    assert one["status"] == "done" and read_video(tmp_path / "videos" / one["output"])
+    assert two["status"] == "error" and "missing.png does not exist" in two["error"]
+    assert "1 clips in" in done.stdout and "device busy" in done.stdout
+    # Put right, the other is kept.
+    table.write_text(table.read_text().replace("missing.png", photograph.name))
+    done = run(*flags)
+    assert done.returncode == 0 and "1 were there already, 0 failed" in done.stdout, done.stderr
+
+
 def spoil(tensors, how):
     name = "model.diffusion_model.out.2.bias"
     if how == "missing":
@@ -295,9 +321,11 @@ def test_tables_that_do_not_fit(tmp_path, photograph):
         ("id,image\n../a,b.png\n", "id '../a'"),
         ("id,image\na,photograph.png\na,photograph.png\n", "stands twice"),
         ("id,image,seed\na,photograph.png,x\n", "seed 'x'"),
+        ("id,image,steps\na,photograph.png,0\n", "line 2: sampling.steps is 0"),
         ("id,image,colour\na,photograph.png,red\n", "colour"),
         ("id,image\n", "holds no rows"),
     ):
         table.write_text(text)
         refused(tmp_path, said, prompts=table, output_dir=tmp_path / "videos", **common)
     refused(tmp_path, "--output_dir", prompts=table, **common)
+    refused(tmp_path, "--batch_size goes with --prompts", image=photograph, batch_size=2)

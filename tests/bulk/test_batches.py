@@ -1,0 +1,47 @@
+"""Which requests meet in a batch."""
+
+import random
+from collections import Counter
+
+import bulk_jobs
+import pytest
+
+from dynamicrafter_jax.bulk import plan_batches
+from dynamicrafter_jax.bulk.batches import bucket
+
+
+def rows() -> list[dict]:
+    """Rows of four buckets and three kinds of tables, in counts that no batch divides."""
+    choices = ({}, {"guidance_scale": 1}, {"steps": 3}, {"loop": True}, {"eta": 0, "loop": True})
+    return [
+        {"id": f"r{i}", "image": f"{i % 3}.png", "seed": i, "fps": 5 + i} | choices[i * i % 5]
+        for i in range(23)
+    ]
+
+
+@pytest.mark.parametrize("batch_size", [1, 4, 100])
+def test_each_request_is_in_one_batch_with_its_like(tmp_path, batch_size):
+    wanted = bulk_jobs.requests(bulk_jobs.table(tmp_path, rows()))
+    batches = plan_batches(wanted, batch_size)
+    assert Counter(one for batch in batches for one in batch) == Counter(wanted)
+    kinds = []
+    for batch in batches:
+        assert 1 <= len(batch) <= batch_size
+        (kind,) = {(bucket(one), one.settings.steps, one.settings.eta) for one in batch}
+        kinds.append((kind, len(batch)))
+    smaller = Counter(kind for kind, size in kinds if size < batch_size)
+    assert all(count == 1 for count in smaller.values())
+
+
+def test_the_order_of_rows_changes_no_batch(tmp_path):
+    shuffled = rows()
+    random.Random(0).shuffle(shuffled)
+    there = plan_batches(bulk_jobs.requests(bulk_jobs.table(tmp_path, rows())), 4)
+    back = plan_batches(bulk_jobs.requests(bulk_jobs.table(tmp_path, shuffled)), 4)
+    assert there == back
+
+
+def test_rows_of_one_image_are_neighbours(tmp_path):
+    table = bulk_jobs.table(tmp_path, [{"id": f"{i}", "image": f"{i % 3}.png"} for i in range(9)])
+    batches = plan_batches(bulk_jobs.requests(table), 3)
+    assert [len({one.image for one in batch}) for batch in batches] == [1, 1, 1]
