@@ -31,6 +31,12 @@ ENTRY_POINTS = {
     "dynamicrafter_jax.data.cache": ["dynamicrafter_jax/data/cache.py", "dynamicrafter_jax/cli.py"],
     "dynamicrafter_jax.data.prepare": ["dynamicrafter_jax/data/prepare.py"],
     "train.py": ["train.py", "dynamicrafter_jax/cli.py"],
+    "dynamicrafter_jax.plan": ["dynamicrafter_jax/plan.py", "dynamicrafter_jax/cli.py"],
+    "dynamicrafter_jax.planning.table": ["dynamicrafter_jax/planning/table.py"],
+    "dynamicrafter_jax.artifact": [
+        "dynamicrafter_jax/artifact/__main__.py",
+        "dynamicrafter_jax/cli.py",
+    ],
 }
 FOLDERS = "dynamicrafter_jax|configs|tests|docs|benchmarks|requirements"
 
@@ -134,10 +140,15 @@ def test_python_uses_options_that_exist(document):
 
 @pytest.mark.parametrize(
     "program, document",
-    [("sample.py", "docs/sampling.md"), ("dynamicrafter_jax.convert", "docs/converting.md")],
+    [
+        ("sample.py", "docs/sampling.md"),
+        ("dynamicrafter_jax.convert", "docs/converting.md"),
+        ("dynamicrafter_jax.artifact", "docs/exporting.md"),
+    ],
 )
 def test_every_flag_is_documented(program, document):
-    documented = {row[0].strip("`") for row in table(document, "## Flags")}
+    rows = table(document, "## Flags")
+    documented = {flag for row in rows for flag in re.findall(r"--[\w.]+", row[0])}
     flags = {f"--{flag}" for flag in flags_of(program)}
     assert documented - {"--config.SECTION.FIELD"} == flags
 

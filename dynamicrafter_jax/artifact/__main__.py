@@ -1,0 +1,69 @@
+r"""Exports a model as programs that run without its code.
+
+    python -m dynamicrafter_jax.artifact --checkpoint=model_512 --output=artifact_512
+
+Settings that decide the programs are those of the config: `--config.sampling.steps=25`. See
+docs/exporting.md.
+"""
+
+import time
+from collections.abc import Sequence
+
+from absl import flags
+from ml_collections import ConfigDict
+
+from dynamicrafter_jax import cli
+from dynamicrafter_jax.artifact.exporting import check_targets, export_artifact, possible_targets
+from dynamicrafter_jax.checkpoint import read_config
+from dynamicrafter_jax.errors import UserError
+from dynamicrafter_jax.files import as_path, check_writable
+from dynamicrafter_jax.sampling import SamplingSettings
+from dynamicrafter_jax.weights import load_pretrained, origin
+
+CONFIG = cli.define_config()
+CHECKPOINT = flags.DEFINE_string("checkpoint", None, "Converted directory, .ckpt or .safetensors.")
+TOWERS = flags.DEFINE_string("towers", None, "Where frozen towers come from, if not in there.")
+OUTPUT = flags.DEFINE_string("output", None, "Directory to write, new or empty.")
+PLATFORMS = flags.DEFINE_list("platforms", None, "Of portable, tpu and cuda; else what can be.")
+BATCH_SIZE = flags.DEFINE_integer("batch_size", 1, "Clips that a call samples.", 1)
+INTERPOLATION = flags.DEFINE_bool("interpolation", False, "Clips have an end image, or loop.")
+
+
+def main(_: Sequence[str]) -> None:
+    """Checks all that is cheap, reads the model and exports it."""
+    started = time.perf_counter()
+    checkpoint, output = CHECKPOINT.value, OUTPUT.value
+    if checkpoint is None:
+        raise UserError("no --checkpoint: give a converted directory, .ckpt or .safetensors file")
+    if output is None:
+        raise UserError("no --output: the directory to write")
+    config = choose_config(checkpoint)
+    targets = possible_targets() if PLATFORMS.value is None else PLATFORMS.value
+    check_targets(targets)
+    SamplingSettings.from_config(config.sampling)
+    check_writable(output, folder=True)
+    sources = origin(checkpoint) + ([] if TOWERS.value is None else origin(TOWERS.value))
+    config, params = load_pretrained(checkpoint, config=config, towers=TOWERS.value)
+    export_artifact(
+        config,
+        params,
+        output,
+        targets=targets,
+        batch_size=BATCH_SIZE.value,
+        interpolation=INTERPOLATION.value,
+        sources=sources,
+    )
+    print(f"{output}: {', '.join(targets)}, {time.perf_counter() - started:.1f} s", flush=True)
+
+
+def choose_config(checkpoint: str) -> ConfigDict:
+    """Returns the config of the flags, else that of the converted directory."""
+    if CONFIG.value is not None:
+        return CONFIG.value
+    if not as_path(checkpoint).is_dir():
+        raise UserError("no --config: a file does not say which model it is, as i2v_1024")
+    return read_config(checkpoint)
+
+
+if __name__ == "__main__":
+    cli.run(main)

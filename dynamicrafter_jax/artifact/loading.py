@@ -1,0 +1,300 @@
+"""Running an artifact: only its programs, and nothing of the networks or of diffusion.
+
+animate = load("artifact")
+video = animate("picture.png", "a man surfing", seed=0)  # uint8 (t, h, w, 3)
+"""
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+from etils import epath
+from jax import export
+from jaxtyping import Array, Float32, UInt8
+from numpy.typing import ArrayLike
+
+from dynamicrafter_jax.artifact.layout import (
+    RANDOM_IMPLEMENTATION,
+    TABLES_FILE,
+    WEIGHTS_FILE,
+    check_files,
+    program_file,
+    read_description,
+)
+from dynamicrafter_jax.errors import UserError
+from dynamicrafter_jax.files import as_path, read_bytes
+from dynamicrafter_jax.media import load_image
+from dynamicrafter_jax.media.pictures import ImageInput
+from dynamicrafter_jax.noise import KeyedNoise
+from dynamicrafter_jax.tensors import open_tensors
+from dynamicrafter_jax.tokenizer import tokenize
+
+# Settings that a call may change, with the numbers that they may be.
+_RANGES = {
+    "guidance_scale": (-math.inf, math.inf),
+    "image_guidance_scale": (-math.inf, math.inf),
+    "guidance_rescale": (0, 1),
+    "fps": (0, math.inf),
+    "seed": (0, 2**32 - 1),
+}
+_CHANGEABLE = (*_RANGES, "negative_prompt")
+
+
+class Samples(NamedTuple):
+    """What a call made.
+
+    Attributes:
+        latents: Scaled latents, with the padding that the networks need.
+        frames: The frames to show.
+    """
+
+    latents: Float32[np.ndarray, "b t h w z"]
+    frames: UInt8[np.ndarray, "b t2 h2 w2 3"]
+
+
+def load(directory: epath.PathLike) -> "Artifact":
+    """Opens an exported model on the first device here, with the program that suits it best.
+
+    Every file that is used is compared with its SHA-256. Nothing is executed but XLA programs.
+
+    Args:
+        directory: What `python -m dynamicrafter_jax.artifact` wrote.
+
+    Raises:
+        UserError: If it is absent, damaged, of a newer format, or made for other platforms.
+    """
+    description = read_description(directory)
+    name = choose_program(description["programs"], export.default_export_platform())
+    check_files(directory, description, (program_file(name), WEIGHTS_FILE, TABLES_FILE))
+    path = as_path(directory) / program_file(name)
+    try:
+        program = export.deserialize(bytearray(read_bytes(path)))
+    except Exception as error:  # whatever a library finds in what another version wrote
+        made_with = (
+            description.get("made_with", {}).get("versions", {}).get("jax", "another version")
+        )
+        raise UserError(
+            f"{path} was made with JAX {made_with}, and JAX {jax.__version__} can't read it "
+            f"({error}): export the model again, or use a version closer to that"
+        ) from error
+    weights, tables = (
+        _read_arrays(as_path(directory) / file) for file in (WEIGHTS_FILE, TABLES_FILE)
+    )
+    return Artifact(description, program, weights, tables)
+
+
+def choose_program(programs: Mapping[str, Sequence[str]], platform: str) -> str:
+    """Returns the program made for a platform: one for it alone where there is one.
+
+    Args:
+        programs: The platforms that each program runs on.
+        platform: Its name in `jax.export`: "cpu", "cuda", "rocm" or "tpu".
+
+    Raises:
+        UserError: If there is none.
+    """
+    fitting = [name for name, platforms in programs.items() if platform in platforms]
+    if not fitting:
+        made_for = sorted({platform for platforms in programs.values() for platform in platforms})
+        raise UserError(
+            f"the exported model runs on {', '.join(made_for)}, not on {platform}: export it with "
+            "the program for this platform, or choose another by JAX_PLATFORMS"
+        )
+    return min(fitting, key=lambda name: len(programs[name]))
+
+
+class Artifact:
+    """An exported model. It compiles when it is first called, and once only.
+
+    Attributes:
+        description: What `artifact.json` says.
+        batch_size: Clips that one run of the program makes.
+    """
+
+    def __init__(
+        self,
+        description: dict[str, Any],
+        program: export.Exported,
+        weights: dict[str, Array],
+        tables: dict[str, Array],
+    ) -> None:
+        """Binds weights and tables to a program; see `load`."""
+        self.description = description
+        self.batch_size = description["inputs"]["image"]["shape"][0]
+        self._program = jax.jit(program.call)
+        self._weights = weights
+        self._tables = tables
+
+    def __call__(
+        self,
+        image: ImageInput | Sequence[ImageInput],
+        prompt: str | Sequence[str] = "",
+        **options: Any,
+    ) -> UInt8[np.ndarray, "*n t h w 3"]:
+        """Animates an image, or a list of them.
+
+        Args:
+            image: A path, picture or uint8 array (h, w, 3); or a list of them.
+            prompt: What happens; empty for the image alone. One for all, or a list.
+            **options: As in `sample`.
+
+        Returns:
+            The video (t, h, w, 3); with a list (n, t, h, w, 3).
+        """
+        frames = self.sample(image, prompt, **options).frames
+        return frames if isinstance(image, (list, tuple)) else frames[0]
+
+    def sample(
+        self,
+        image: ImageInput | Sequence[ImageInput],
+        prompt: str | Sequence[str] = "",
+        *,
+        end_image: ImageInput | Sequence[ImageInput] | None = None,
+        loop: bool = False,
+        first_index: int = 0,
+        **settings: Any,
+    ) -> Samples:
+        """Animates images and returns latents beside frames, as `pipeline.ImageToVideo` does.
+
+        Any number of images may be given: they are sampled `batch_size` at a time.
+
+        Args:
+            image: One image or a list of them.
+            prompt: One prompt for all, or a list.
+            end_image: Where each clip ends: needed, unless looping, by a model exported for
+                interpolation, and refused by others.
+            loop: Whether each clip ends where it began; for interpolation only.
+            first_index: Global index of the first clip, which with the seed decides its noise.
+            **settings: `guidance_scale`, `image_guidance_scale`, `guidance_rescale`, `fps`,
+                `negative_prompt` and `seed`, in place of those exported with the model.
+
+        Raises:
+            UserError: If an input or a setting can't be used; the message says why.
+        """
+        chosen = self._choose(settings)
+        rows = self._read(_as_list(image), prompt, end_image, loop)
+        count = len(rows["image"])
+        rows |= {
+            name: np.full(count, chosen[name] or 0.0, np.float32)
+            for name in ("fps", "guidance_scale", "image_guidance_scale", "guidance_rescale")
+        }
+        with jax.default_prng_impl(RANDOM_IMPLEMENTATION):
+            noise = KeyedNoise.from_seed(chosen["seed"], range(first_index, first_index + count))
+        rows["keys"] = np.asarray(jax.random.key_data(noise.keys))
+        negative = {"negative_token_ids": self._tokenize([chosen["negative_prompt"]])}
+        runs = []
+        for start in range(0, count, self.batch_size):
+            # The last row fills a batch up, and what becomes of it is dropped.
+            chosen_rows = np.minimum(np.arange(start, start + self.batch_size), count - 1)
+            batch = {name: values[chosen_rows] for name, values in rows.items()}
+            runs.append(self.run(batch | negative))
+        latents, frames = (
+            np.concatenate([np.asarray(run[name]) for run in runs])[:count]
+            for name in ("latents", "frames")
+        )
+        return Samples(latents, frames[:, :-1] if loop else frames)
+
+    def run(self, inputs: Mapping[str, ArrayLike]) -> dict[str, Array]:
+        """Runs the program once, on inputs as `description["inputs"]` lists them.
+
+        Returns:
+            `latents`, float32 (b, t, h, w, z), and `frames`, uint8 (b, t, h, w, 3).
+
+        Raises:
+            UserError: If an input is missing, unknown, or of another shape or type.
+        """
+        expected = self.description["inputs"]
+        if difference := sorted(set(expected) ^ set(inputs)):
+            raise UserError(
+                f"the exported model takes the inputs {', '.join(expected)}, and "
+                f"{', '.join(difference)} is missing or unknown"
+            )
+        arrays = {name: np.asarray(inputs[name]) for name in expected}
+        for name, wanted in expected.items():
+            found, shape = arrays[name], tuple(wanted["shape"])
+            if (found.dtype.name, found.shape) != (wanted["dtype"], shape):
+                raise UserError(
+                    f"the input {name} is {found.dtype} {found.shape}: the exported model takes "
+                    f"{wanted['dtype']} {shape}"
+                )
+        return self._program(self._weights, self._tables, arrays)
+
+    def _choose(self, settings: Mapping[str, Any]) -> dict[str, Any]:
+        """Returns the settings of a call, checked."""
+        exported = self.description["settings"]
+        given = {name: value for name, value in settings.items() if value is not None}
+        for name, value in given.items():
+            if name not in exported:
+                raise UserError(f"unknown setting {name}: choose of {', '.join(_CHANGEABLE)}")
+            if name not in _CHANGEABLE and value != exported[name]:
+                raise UserError(
+                    f"{name} is {exported[name]} in this exported model and can't be {value}: "
+                    f"export another; {', '.join(_CHANGEABLE)} can be chosen"
+                )
+            if name in _RANGES:
+                _check_number(name, value)
+        chosen = {**exported, **given}
+        passes = self.description["num_passes"]
+        if passes == 1 and chosen["guidance_scale"] != 1:
+            raise UserError("this model was exported without guidance: guidance_scale has to be 1")
+        if passes < 3 and chosen["image_guidance_scale"] is not None:
+            raise UserError("this model was exported without image_guidance_scale: leave it out")
+        return chosen
+
+    def _read(
+        self,
+        images: list[ImageInput],
+        prompt: str | Sequence[str],
+        end_image: ImageInput | Sequence[ImageInput] | None,
+        loop: bool,
+    ) -> dict[str, np.ndarray]:
+        """Returns images and prompts as the program takes them, one row a clip."""
+        if self.description["interpolation"] != (loop or end_image is not None):
+            raise UserError(
+                "this model was exported for interpolation: give an end_image, or loop"
+                if self.description["interpolation"]
+                else "this model was not exported for interpolation: it takes no end_image or loop"
+            )
+        if loop and end_image is not None:
+            raise UserError("an end image and a loop exclude each other: a loop ends as it began")
+        prompts = [prompt] * len(images) if isinstance(prompt, str) else list(prompt)
+        ends = images if end_image is None else _as_list(end_image)
+        for name, values in (("prompts", prompts), ("end images", ends)):
+            if len(values) != len(images):
+                raise UserError(f"{len(images)} images but {len(values)} {name}")
+        if not images:
+            raise UserError("no image to animate")
+        rows = {"image": self._load(images), "token_ids": self._tokenize(prompts)}
+        if self.description["interpolation"]:
+            rows["end_image"] = rows["image"] if loop else self._load(ends)
+        return rows
+
+    def _load(self, images: list[ImageInput]) -> Float32[np.ndarray, "b h w 3"]:
+        _, height, width, _ = self.description["inputs"]["image"]["shape"]
+        return np.stack([load_image(image, height, width) for image in images])
+
+    def _tokenize(self, texts: list[str]) -> np.ndarray:
+        return tokenize(texts, self.description["inputs"]["token_ids"]["shape"][1])
+
+
+def _check_number(name: str, value: Any) -> None:
+    low, high = _RANGES[name]
+    kinds = int if name == "seed" else (int, float)
+    if isinstance(value, bool) or not isinstance(value, kinds):
+        raise UserError(
+            f"{name} is {value!r}: a {'whole ' if kinds is int else ''}number is needed"
+        )
+    if not (low <= value <= high and math.isfinite(value)):
+        raise UserError(f"{name} is {value}: choose a finite number from {low} to {high}")
+
+
+def _as_list(value: Any) -> list:
+    return list(value) if isinstance(value, (list, tuple)) else [value]
+
+
+def _read_arrays(path: epath.Path) -> dict[str, Array]:
+    """Returns the arrays of a file on the device, where they come one by one."""
+    with open_tensors(path) as tensors:
+        return {name: jax.device_put(tensor.read()) for name, tensor in tensors.items()}
