@@ -24,7 +24,7 @@ from etils import epath
 from ml_collections import ConfigDict
 
 from dynamicrafter_jax import bulk, cli, files, media, provenance, sharding
-from dynamicrafter_jax.checkpoint import read_config
+from dynamicrafter_jax.checkpoint import config_for
 from dynamicrafter_jax.config import config_to_json
 from dynamicrafter_jax.errors import UserError
 from dynamicrafter_jax.models import Models
@@ -106,11 +106,7 @@ def joined() -> Iterator[tuple[ConfigDict, str]]:
 
 def choose_config(checkpoint: str) -> ConfigDict:
     """Returns the config of the flags, else that of the converted directory."""
-    config = CONFIG.value
-    if config is None:
-        if not files.as_path(checkpoint).is_dir():
-            raise UserError("no --config: a file does not say which model it is, as i2v_1024")
-        config = read_config(checkpoint)
+    config = config_for(checkpoint, CONFIG.value)
     if SEED.value is not None:
         config.sampling.seed = SEED.value
     return config

@@ -218,9 +218,16 @@ def encode_posterior(
     *,
     shape: tuple[int, int, int, int],
 ) -> Posterior:
-    """Returns the VAE's posterior of images in [-1, 1], padded to what `shape` needs."""
+    """Returns the VAE's posterior of images in [-1, 1], padded to what `shape` needs.
+
+    A device encodes one image at a time, so that memory does not grow with the batch.
+    """
     height, width = (side * models.vae.downsampling for side in shape[1:3])
-    return models.apply("vae", params, _pad_to(image, height, width), method="encode")
+
+    def encode(image: Array) -> Posterior:
+        return models.apply("vae", params, image, method="encode")
+
+    return map_in_chunks(encode, _pad_to(image, height, width), 1, FRAMES)
 
 
 def assemble(

@@ -182,49 +182,74 @@ def unet(theme: Theme) -> str:
 
 def rooms(theme: Theme) -> str:
     """The files of the package, and which imports which."""
-    draw = Drawing(theme, 1080, 470, "The rooms of the package and the direction of imports")
+    draw = Drawing(theme, 1240, 580, "The rooms of the package and the direction of imports")
     plain, line = theme.plain, theme.line
-    draw.box(24, 30, 220, 62, ("sample.py", "flags, files, one video each"), theme.text)
-    draw.box(284, 30, 220, 62, ("demo.py", "the same, without flags"), theme.text)
-    draw.box(544, 30, 220, 62, ("convert.py", "release files in and out"), theme.text)
-    draw.box(24, 142, 480, 62, ("pipeline.py", "image and prompt to video: ImageToVideo"), plain)
-    draw.box(544, 142, 220, 62, ("weights.py, export.py", "complete or not at all"), plain)
-    draw.box(24, 254, 220, 62, ("sampling.py", "encode, denoise, decode"), plain)
-    draw.box(284, 254, 220, 62, ("conditioning.py", "how text and image enter"), plain)
-    draw.box(544, 254, 220, 62, ("release.py", "the release's names and layout"), plain)
-    draw.box(24, 366, 220, 62, ("diffusion/", "functions of arrays"), theme.context)
-    draw.box(284, 366, 220, 62, ("models/", "Flax modules"), theme.detail)
-
-    arrows = (
-        [(134, 92), (134, 142)],
-        [(394, 92), (394, 142)],
-        [(654, 92), (654, 142)],
-        [(504, 173), (544, 173)],
-        [(134, 204), (134, 254)],
-        [(654, 204), (654, 254)],
-        [(244, 285), (284, 285)],
-        [(134, 316), (134, 366)],
-        [(394, 316), (394, 366)],
-        [(654, 316), (654, 397), (504, 397)],
-        [(690, 316), (690, 450), (134, 450), (134, 428)],
+    columns = [24 + 190 * i for i in range(5)]
+    for x, entry in zip(
+        columns,
+        (
+            ("train.py", "videos to a model"),
+            ("sample.py, demo.py", "images to videos"),
+            ("plan.py", "what TPUs would need"),
+            ("artifact/", "sampling, exported"),
+            ("convert.py", "release files"),
+        ),
+        strict=True,
+    ):
+        draw.box(x, 30, 170, 62, entry, theme.text)
+    for x, room in zip(
+        columns,
+        (
+            ("training/", "step, state, watching"),
+            ("pipeline.py, bulk/", "one, or a table"),
+            ("planning/", "programs, counted"),
+            ("exporting.py", "in one program"),
+            ("weights.py, export.py", "complete, or not"),
+        ),
+        strict=True,
+    ):
+        draw.box(x, 142, 170, 62, room, plain)
+    draw.box(columns[0], 254, 170, 62, ("data/", "videos to clips, cache"), plain)
+    draw.box(
+        columns[1], 254, 550, 62, ("sampler.py, sampling.py", "encode, denoise, decode"), plain
     )
+    draw.box(columns[4], 254, 170, 62, ("release.py", "names and layout"), plain)
+    draw.box(columns[1], 366, 550, 62, ("conditioning.py", "how text and image enter"), plain)
+    draw.box(columns[0], 478, 360, 62, ("diffusion/", "functions of arrays"), theme.context)
+    draw.box(columns[2], 478, 550, 62, ("models/", "Flax modules"), theme.detail)
+
+    centre = [x + 85 for x in columns]
+    arrows = [[(x, 92), (x, 142)] for x in centre]
+    arrows += [
+        [(centre[0], 204), (centre[0], 254)],
+        [(centre[2], 204), (centre[2], 254)],
+        [(centre[3], 204), (centre[3], 254)],
+        [(centre[4], 204), (centre[4], 254)],
+        [(centre[1], 204), (centre[1], 254)],
+        [(centre[2], 316), (centre[2], 366)],
+        [(centre[1], 428), (centre[1], 478)],
+        [(centre[2], 428), (centre[2], 478)],
+        [(centre[4], 316), (centre[4], 478)],
+    ]
     for points in arrows:
         draw.arrow(points, line)
 
-    draw.rect(804, 30, 252, 398, plain, radius=10)
-    draw.words(930, 56, "used by those on the left", bold=True)
+    draw.rect(984, 30, 232, 510, plain, radius=10)
+    draw.words(1100, 56, "used by those on the left", bold=True)
     leaves = (
+        ("sharding.py", "meshes: the only file with axes"),
+        ("attention/", "which kernel runs where"),
         ("media/", "images in, video out"),
         ("tokenizer.py", "text to ids"),
         ("noise.py", "random draws, or replayed ones"),
-        ("sharding.py", "devices"),
         ("checkpoint.py, tensors.py", "files of arrays"),
         ("files.py", "whole or absent"),
+        ("program.py", "compilation that is seen"),
         ("config.py, cli.py, errors.py", "the same manners everywhere"),
     )
     for i, (name, what) in enumerate(leaves):
-        draw.words(824, 90 + 50 * i, name, size=13, bold=True, anchor="start")
-        draw.words(824, 107 + 50 * i, what, size=12.5, colour=theme.muted, anchor="start")
+        draw.words(1000, 92 + 50 * i, name, size=13, bold=True, anchor="start")
+        draw.words(1000, 109 + 50 * i, what, size=12.5, colour=theme.muted, anchor="start")
     return draw.svg()
 
 

@@ -10,13 +10,12 @@ import time
 from collections.abc import Sequence
 
 from absl import flags
-from ml_collections import ConfigDict
 
 from dynamicrafter_jax import cli
 from dynamicrafter_jax.artifact.exporting import check_targets, export_artifact, possible_targets
-from dynamicrafter_jax.checkpoint import read_config
+from dynamicrafter_jax.checkpoint import config_for
 from dynamicrafter_jax.errors import UserError
-from dynamicrafter_jax.files import as_path, check_writable
+from dynamicrafter_jax.files import check_writable
 from dynamicrafter_jax.sampling import SamplingSettings
 from dynamicrafter_jax.weights import load_pretrained, origin
 
@@ -37,7 +36,7 @@ def main(_: Sequence[str]) -> None:
         raise UserError("no --checkpoint: give a converted directory, .ckpt or .safetensors file")
     if output is None:
         raise UserError("no --output: the directory to write")
-    config = choose_config(checkpoint)
+    config = config_for(checkpoint, CONFIG.value)
     targets = possible_targets() if PLATFORMS.value is None else PLATFORMS.value
     check_targets(targets)
     SamplingSettings.from_config(config.sampling)
@@ -54,15 +53,6 @@ def main(_: Sequence[str]) -> None:
         sources=sources,
     )
     print(f"{output}: {', '.join(targets)}, {time.perf_counter() - started:.1f} s", flush=True)
-
-
-def choose_config(checkpoint: str) -> ConfigDict:
-    """Returns the config of the flags, else that of the converted directory."""
-    if CONFIG.value is not None:
-        return CONFIG.value
-    if not as_path(checkpoint).is_dir():
-        raise UserError("no --config: a file does not say which model it is, as i2v_1024")
-    return read_config(checkpoint)
 
 
 if __name__ == "__main__":

@@ -10,7 +10,13 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
 from dynamicrafter_jax.models.layers import GroupNorm, LayerNorm, Linear, Module, zeros
-from dynamicrafter_jax.models.partitioning import ALONG_TIME, WITHIN_FRAMES, Names, constrain, exchange
+from dynamicrafter_jax.models.partitioning import (
+    ALONG_TIME,
+    WITHIN_FRAMES,
+    Names,
+    constrain,
+    exchange,
+)
 
 
 @runtime_checkable
