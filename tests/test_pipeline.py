@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import tiny
 
-from dynamicrafter_jax.config import load_config
+from dynamicrafter_jax.config import load_config, networks_of
 from dynamicrafter_jax.errors import UserError
 from dynamicrafter_jax.pipeline import Clips, ImageToVideo
 
@@ -214,7 +214,7 @@ def test_noise_of_the_wrong_shape_or_not_finite_is_refused():
     [
         ("diffusion", "parameterization", "eps", "does not go with rescale_betas_zero_snr"),
         ("precision", "dtype", "float64", "precision.dtype is 'float64'"),
-        ("mesh", "data", 99, "mesh.data is 99: choose from 1 to the 8 devices"),
+        ("mesh", "data", 99, "mesh.data=99 needs 99 devices, but there are 8"),
     ],
 )
 def test_configs_that_cannot_work_are_refused(section, field, value, message):
@@ -227,4 +227,4 @@ def test_configs_that_cannot_work_are_refused(section, field, value, message):
 def test_every_config_that_ships_describes_networks():
     for name in ("i2v_256", "i2v_512", "i2v_1024", "interp_512", "demo"):
         assert load_config(name).name == name
-        ImageToVideo(load_config(name), {})
+        networks_of(load_config(name))

@@ -12,6 +12,7 @@ import pytest
 import tiny
 
 from dynamicrafter_jax import conditioning, sharding
+from dynamicrafter_jax.attention import choose_attention
 from dynamicrafter_jax.conditioning import Conditioning
 from dynamicrafter_jax.config import networks_of
 from dynamicrafter_jax.diffusion.loss import denoising_loss
@@ -126,7 +127,7 @@ def trained_params(mesh) -> Any:
 @each_mix
 def test_the_training_loss_is_the_releases_however_it_is_split(sizes):
     mesh = sharding.make_mesh(**sizes)
-    loss, inputs = golden_loss(networks_of(tiny.config("v")), 4)
+    loss, inputs = golden_loss(networks_of(tiny.config("v"), choose_attention(mesh)), 4)
     params = trained_params(mesh)
     with sharding.use_mesh(mesh):
         traced = jax.jit(loss).trace(params, *sharding.split_batch(inputs, mesh))
@@ -136,17 +137,40 @@ def test_the_training_loss_is_the_releases_however_it_is_split(sizes):
     assert_fair(traced, compiled, sizes, params)
 
 
+def micro_inputs(frames: int) -> tuple[np.ndarray, ...]:
+    """Inputs of the smallest U-Net for two clips."""
+    draw = np.random.default_rng(0).standard_normal
+    return (
+        draw((2, frames, 16, 24, 8)).astype(np.float32),
+        np.asarray([500, 20], np.float32),
+        draw((2, 7, 16)).astype(np.float32),
+        draw((2, frames, 5, 16)).astype(np.float32),
+        np.asarray([24, 10], np.float32),
+    )
+
+
+def applied(unet: Module, params: Any, *inputs: Any) -> Any:
+    return unet.apply({"params": params}, *inputs)
+
+
 @pytest.mark.slow
-def test_every_gradient_is_the_same_and_split_as_its_parameter(relative_error):
+def test_every_gradient_is_the_same_and_split_as_its_parameter():
+    params = tiny.micro().params["unet"]
+    boxed = abstract_models(tiny.micro().models)["unet"]
     results = []
-    loss, inputs = golden_loss(networks_of(tiny.config("v")), 2)
+
+    def loss(unet, params, *inputs):
+        return jnp.square(applied(unet, params, *inputs)).mean()
+
     for mesh in (sharding.make_mesh(), sharding.make_mesh(fsdp=2, sequence=2, tensor=2)):
-        params = trained_params(mesh)
-        where = jax.tree.map(lambda leaf: leaf.sharding, params)
+        where = sharding.parameter_shardings(boxed, mesh)
+        placed = jax.tree.map(sharding.place, params, where)
         with sharding.use_mesh(mesh):
-            gradient = jax.jit(jax.grad(loss), out_shardings=where)
-            results.append(gradient(params, *sharding.split_batch(inputs, mesh)))
-    ours, wanted = results[1], results[0]
+            unet = networks_of(tiny.micro().config, choose_attention(mesh)).unet
+            bound = functools.partial(loss, unet)
+            gradient = jax.jit(jax.grad(bound), out_shardings=where)
+            results.append(gradient(placed, *sharding.split_batch(micro_inputs(4), mesh)))
+    wanted, ours = results
     largest = max(float(jnp.abs(leaf).max()) for leaf in jax.tree.leaves(wanted))
     for one, other in zip(jax.tree.leaves(ours), jax.tree.leaves(wanted), strict=True):
         assert np.allclose(one, other, rtol=1e-4, atol=2e-6 * largest)
@@ -154,24 +178,16 @@ def test_every_gradient_is_the_same_and_split_as_its_parameter(relative_error):
 
 @pytest.mark.slow
 def test_sixteen_frames_on_eight_devices(relative_error):
-    models = tiny.models("v")
-    draw = np.random.default_rng(0).standard_normal
-    inputs = [
-        draw((1, 16, 8, 12, 8)).astype(np.float32),
-        np.asarray([500.0], np.float32),
-        draw((1, 77, 48)).astype(np.float32),
-        draw((1, 16, 16, 48)).astype(np.float32),
-        np.asarray([24.0], np.float32),
-    ]
-    results = []
+    params, inputs, results = tiny.micro().params["unet"], micro_inputs(16), []
     for devices in (1, 8):
         mesh = sharding.make_mesh(sequence=devices)
-        params = sharding.replicate({"unet": tiny.params("v", "unet")}, mesh)
-        run = jax.jit(functools.partial(models.apply, "unet"))
+        unet = networks_of(tiny.micro().config, choose_attention(mesh)).unet
+        arguments = sharding.replicate((params, *inputs), mesh)
         with sharding.use_mesh(mesh):
-            traced = run.trace(params, *sharding.replicate(inputs, mesh))
+            run = jax.jit(functools.partial(applied, unet))
+            traced = run.trace(*arguments)
             compiled = traced.lower().compile()
-            results.append(np.asarray(compiled(params, *sharding.replicate(inputs, mesh))))
+            results.append(np.asarray(compiled(*arguments)))
         assert_fair(traced, compiled, {"sequence": devices}, params)
     assert relative_error(results[1], results[0]) < 2e-5
 

@@ -95,9 +95,9 @@ def command(name: str) -> str:
 def table(plans: dict[str, dict[str, Any]]) -> str:
     """Returns a Markdown table of plans, by the names of their rows."""
     lines = [
-        "| row | chips | mesh | clips | GiB a device | FLOPs to analytic | wall, s a step |"
-        " utilisation at best | all-to-all |",
-        "|---|---|---|---|---|---|---|---|---|",
+        "| row | chips | mesh | clips | GiB a device | ratio | share a device | VAE and towers |"
+        " wall, s a step | utilisation at best | all-to-all |",
+        "|---|---|---|---|---|---|---|---|---|---|---|",
     ]
     lines += [_row(name, plan) for name, plan in plans.items()]
     return "\n".join(lines)
@@ -128,12 +128,14 @@ def _row(name: str, plan: dict[str, Any]) -> str:
         summary = plan["summary"]
         cells += [
             f"{summary['ratio']:.3f}",
+            f"{summary['share_a_device']:.3f}" if "share_a_device" in summary else "",
+            f"{summary['frozen_flops'] / 1e12:.0f} TFLOP" if "frozen_flops" in summary else "",
             f"{main_program['wall']}, {main_program['seconds']['roofline']:.3g}",
             f"{summary['utilisation']:.0%}",
             f"{summary['all_to_all_share']:.1%}",
         ]
     else:
-        cells += [""] * 4
+        cells += [""] * 6
     return f"| {' | '.join(cells)} |"
 
 
