@@ -33,7 +33,8 @@ def test_all_that_made_a_run_is_there(tmp_path: Path, monkeypatch: pytest.Monkey
     assert config_from_json(session["config"]) == load_config("i2v_256")
     assert session["weights"] == WEIGHTS and session["first_step"] == 0
     assert session["command"] == ["train.py", "--config=i2v_256"]
-    assert session["mesh"] == {"data": 4, "fsdp": 1, "sequence": 1, "tensor": 1} and session["devices"] == {"cpu:cpu": 4}
+    assert session["mesh"] == {"data": 4, "fsdp": 1, "sequence": 1, "tensor": 1}
+    assert session["devices"] == {"cpu:cpu": 4}
     assert session["processes"] == 1
     for package in ("jax", "flax", "optax", "grain", "orbax-checkpoint"):
         assert session["versions"][package] == version(package)
