@@ -105,16 +105,11 @@ class SamplingSettings:
 
 
 class GuidanceScales(NamedTuple):
-    """Traced scales, one for a batch or one a clip: changing one does not recompile."""
+    """Traced scales, one a clip: changing one does not recompile."""
 
     text: Float32[Array | np.ndarray, " *b"]
     image: Float32[Array | np.ndarray, " *b"]
     rescale: Float32[Array | np.ndarray, " *b"]
-
-    @classmethod
-    def from_settings(cls, settings: SamplingSettings) -> "GuidanceScales":
-        """Takes the scales of `settings`, for a whole batch."""
-        return cls(*(values[0] for values in cls.per_clip([settings])))
 
     @classmethod
     def per_clip(cls, settings: Sequence[SamplingSettings]) -> "GuidanceScales":

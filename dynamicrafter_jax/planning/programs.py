@@ -27,7 +27,7 @@ from dynamicrafter_jax.training.inputs import Batch
 from dynamicrafter_jax.training.optimizer import make_optimizer
 from dynamicrafter_jax.training.settings import TrainSettings
 from dynamicrafter_jax.training.state import abstract_state
-from dynamicrafter_jax.training.step import make_train_step
+from dynamicrafter_jax.training.step import jit_step, make_train_step
 from dynamicrafter_jax.weights import abstract_params
 
 
@@ -69,7 +69,6 @@ def training_programs(
     models = models._replace(unet=models.unet.clone(remat=settings.remat))
     optimizer = make_optimizer(settings)
     state = abstract_state(abstract_params(config), optimizer, settings, mesh)
-    where = jax.tree.map(lambda leaf: leaf.sharding, state)
     step = make_train_step(
         models,
         make_schedule(**config.diffusion.to_dict()),
@@ -83,7 +82,7 @@ def training_programs(
     whole = sharding.replicated(mesh)
     batch = abstract_batch(config, models, mesh, settings.batch_size, cached=cached)
     rng = _like(jax.eval_shape(lambda: jax.random.key(0)), whole)
-    jitted = jax.jit(step, donate_argnums=0, out_shardings=(where, whole))
+    jitted = jit_step(step, state, mesh)
     held = {
         "parameters": held_bytes((state.params, state.frozen)),
         "optimizer": held_bytes((state.opt_state, state.step)),

@@ -202,6 +202,12 @@ def make_train_step(
     return train_step
 
 
+def jit_step(step: TrainStep, state: TrainState, mesh: Mesh) -> Any:
+    """Returns the step under `jax.jit`: the state is donated, and stays where it is."""
+    where = jax.tree.map(lambda leaf: leaf.sharding, state)
+    return jax.jit(step, donate_argnums=0, out_shardings=(where, sharding.replicated(mesh)))
+
+
 def compile_step(
     step: TrainStep, state: TrainState, batch: Batch, rng: Key[Array, ""], mesh: Mesh
 ) -> tuple[TrainStep, int]:
@@ -210,9 +216,7 @@ def compile_step(
     Returns:
         The executable, and the floating-point operations of its products, over all devices.
     """
-    where = jax.tree.map(lambda leaf: leaf.sharding, state)
-    jitted = jax.jit(step, donate_argnums=0, out_shardings=(where, sharding.replicated(mesh)))
-    traced = jitted.trace(state, batch, rng)
+    traced = jit_step(step, state, mesh).trace(state, batch, rng)
     return traced.lower().compile(), product_flops(traced.jaxpr)
 
 
