@@ -28,6 +28,7 @@ from dynamicrafter_jax.training.console import Console
 from dynamicrafter_jax.training.feed import Feed
 from dynamicrafter_jax.training.history import History
 from dynamicrafter_jax.training.metrics import MetricWriter
+from dynamicrafter_jax.training.objectives import make_objective
 from dynamicrafter_jax.training.optimizer import learning_rate, make_optimizer
 from dynamicrafter_jax.training.preemption import Preemption
 from dynamicrafter_jax.training.profiling import Profiler
@@ -92,7 +93,7 @@ def train(
     models = networks_of(config, choose_attention(mesh))
     models = models._replace(unet=models.unet.clone(remat=settings.remat))
     schedule = make_schedule(**config.diffusion.to_dict())
-    vae_frames = config.sampling.vae_frames
+    objective = make_objective(settings, models, schedule, config.sampling.vae_frames)
 
     # State
     optimizer = make_optimizer(settings)
@@ -132,11 +133,8 @@ def train(
     rng = sharding.replicate(jax.random.fold_in(key, _STEPS), mesh)
     train_step, flops = compile_step(
         make_train_step(
-            models,
-            schedule,
+            objective,
             optimizer,
-            concat=settings.concat,
-            vae_frames=vae_frames,
             accumulation=settings.accumulation,
             ema_decay=settings.ema_decay,
             where=jax.tree.map(lambda leaf: leaf.sharding, state.params),
@@ -164,7 +162,7 @@ def train(
         )
     )
     validation = open_validation(
-        config, settings, models, schedule, mesh, jax.random.fold_in(key, _VALIDATION)
+        config, settings, objective, mesh, jax.random.fold_in(key, _VALIDATION)
     )
     samples = open_samples(config, settings, mesh, workdir, writer)
     preemption = stack.enter_context(Preemption())

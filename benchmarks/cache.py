@@ -48,6 +48,7 @@ from dynamicrafter_jax.data.sources import open_source
 from dynamicrafter_jax.diffusion.schedule import make_schedule
 from dynamicrafter_jax.training import inputs
 from dynamicrafter_jax.training.inputs import Batch
+from dynamicrafter_jax.training.objectives import make_objective
 from dynamicrafter_jax.training.optimizer import make_optimizer
 from dynamicrafter_jax.training.settings import TrainSettings
 from dynamicrafter_jax.training.state import abstract_state
@@ -250,12 +251,10 @@ def compare_config(config: ConfigDict, *, compiled: bool) -> bool:
     mesh, models, boxed = sharding.make_mesh(1), networks_of(config), abstract_params(config)
     optimizer = make_optimizer(settings)
     state = abstract_state(boxed, optimizer, settings, mesh)
+    schedule = make_schedule(**config.diffusion.to_dict())
     step = make_train_step(
-        models,
-        make_schedule(**config.diffusion.to_dict()),
+        make_objective(settings, models, schedule, config.sampling.vae_frames),
         optimizer,
-        concat="frame",
-        vae_frames=config.sampling.vae_frames,
         accumulation=1,
         ema_decay=0.0,
     )

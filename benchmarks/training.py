@@ -28,6 +28,7 @@ from dynamicrafter_jax.diffusion.schedule import make_schedule
 from dynamicrafter_jax.errors import UserError
 from dynamicrafter_jax.provenance import peak_memory
 from dynamicrafter_jax.training.inputs import Batch
+from dynamicrafter_jax.training.objectives import make_objective
 from dynamicrafter_jax.training.optimizer import make_optimizer
 from dynamicrafter_jax.training.settings import TrainSettings
 from dynamicrafter_jax.training.state import TrainState, abstract_state, create_state
@@ -112,12 +113,10 @@ def make_step(config: ConfigDict, settings: TrainSettings, remat: str | None = N
     """The step that `train.py` takes; `remat` in place of the setting."""
     models = networks_of(config)
     models = models._replace(unet=models.unet.clone(remat=remat or settings.remat))
+    schedule = make_schedule(**config.diffusion.to_dict())
     return make_train_step(
-        models,
-        make_schedule(**config.diffusion.to_dict()),
+        make_objective(settings, models, schedule, config.sampling.vae_frames),
         make_optimizer(settings),
-        concat=settings.concat,
-        vae_frames=config.sampling.vae_frames,
         accumulation=settings.accumulation,
         ema_decay=settings.ema_decay,
     )

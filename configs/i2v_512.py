@@ -28,6 +28,7 @@ def get_config() -> ConfigDict:
     config.unet.dropout = 0.1
     config.unet.image_cross_attention_scale_learnable = False
     config.unet.default_fs = 24
+    config.unet.norm_groups = 32
 
     config.vae = ConfigDict()
     config.vae.ch = 128
@@ -35,6 +36,7 @@ def get_config() -> ConfigDict:
     config.vae.num_res_blocks = 2
     config.vae.z_channels = 4
     config.vae.scale_factor = 0.18215
+    config.vae.norm_groups = 32
 
     config.text_encoder = ConfigDict()
     config.text_encoder.width = 1024
@@ -86,6 +88,7 @@ def get_config() -> ConfigDict:
     config.sampling.seed = 0
     config.sampling.sequential_guidance = False  # one guided pass at a time: less memory
     config.sampling.vae_frames = 4  # frames that each device encodes or decodes at once
+    config.sampling.fit = "crop"  # pictures fill height x width; "letterbox": they stay whole
 
     config.data = ConfigDict()
     config.data.source = placeholder(str)  # a .csv, a folder, a cache's folder, or tfds:NAME
@@ -106,8 +109,13 @@ def get_config() -> ConfigDict:
     config.train.batch_size = 64  # clips an optimizer step, over all devices
     config.train.accumulation = 2  # parts of a batch, one after another
     config.train.trainable = "all"
+    config.train.objective = "denoise"  # "reconstruct" trains the VAE, "align" the towers
     config.train.concat = "frame"
+    config.train.timestep_power = 1.0  # above 1: more of the noisy timesteps
+    config.train.kl_weight = 1e-6  # of "reconstruct"
+    config.train.temperature = 0.07  # of "align"
     config.train.remat = "blocks"
+    config.train.optimizer = "adamw"  # "muon" for a model that starts from nothing
     config.train.learning_rate = 1e-5
     config.train.decay = "constant"
     config.train.warmup_steps = 0

@@ -155,6 +155,7 @@ class SpatialTransformer(Module):
     head_width: int
     learnable_image_scale: bool = False
     attention: AttentionFn = plain_attention
+    norm_groups: int = 32
 
     @nn.compact
     def __call__(
@@ -166,7 +167,7 @@ class SpatialTransformer(Module):
         b, t, h, w, c = x.shape
         x = constrain(x.reshape(b, t, h * w, c), WITHIN_FRAMES)
         inner = self.heads * self.head_width
-        y = GroupNorm(epsilon=1e-6, name="norm", **self.types)(x.reshape(b, t, h, w, c))
+        y = GroupNorm(1e-6, self.norm_groups, name="norm", **self.types)(x.reshape(b, t, h, w, c))
         y = Linear((inner,), ("embed", "inner"), name="proj_in", **self.types)(y)
         y = y.reshape(b, t, h * w, inner)
 
@@ -194,13 +195,14 @@ class TemporalTransformer(Module):
     heads: int
     head_width: int
     attention: TemporalAttentionFn = plain_temporal_attention
+    norm_groups: int = 32
 
     @nn.compact
     def __call__(self, x: Float[Array, "b t h w c"]) -> Float[Array, "b t h w c"]:
         b, t, h, w, c = x.shape
         x = exchange(x.reshape(b, t, h * w, c), WITHIN_FRAMES, ALONG_TIME)
         inner = self.heads * self.head_width
-        y = GroupNorm(epsilon=1e-6, name="norm", **self.types)(x)
+        y = GroupNorm(1e-6, self.norm_groups, name="norm", **self.types)(x)
         y = Linear((inner,), ("embed", "inner"), name="proj_in", **self.types)(y)
 
         attend = functools.partial(SelfAttention, self.heads, self.head_width, **self.types)

@@ -1,7 +1,7 @@
 """The KL-regularised autoencoder between pixels and latents (arXiv 2112.10752)."""
 
 import functools
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import flax.linen as nn
 import jax
@@ -15,7 +15,10 @@ from dynamicrafter_jax.models.partitioning import Names
 # The VAE sees one frame at a time, so its frames may be spread over all devices there are.
 FRAMES: Names = ("frames_everywhere",)
 
-_Conv = functools.partial(Conv, leading=FRAMES)
+# A fresh VAE must pass an image through some twenty layers before it can learn: so it starts with
+# layers that keep the variance, and with nothing on its residual branches.
+_Conv = functools.partial(Conv, leading=FRAMES, steady=True)
+_Linear = functools.partial(Linear, steady=True)
 
 
 class Posterior(NamedTuple):
@@ -38,6 +41,7 @@ class Autoencoder(Module):
         num_res_blocks: Res-blocks a level in the encoder; one more in the decoder.
         z_channels: Channels of a latent.
         scale_factor: What latents are multiplied by before the U-Net sees them.
+        norm_groups: Groups of channels that are normalised together.
         attention: The attention kernel.
     """
 
@@ -46,6 +50,7 @@ class Autoencoder(Module):
     num_res_blocks: int = 2
     z_channels: int = 4
     scale_factor: float = 0.18215
+    norm_groups: int = 32
     attention: AttentionFn = plain_attention
 
     @property
@@ -55,13 +60,16 @@ class Autoencoder(Module):
 
     def setup(self) -> None:
         names = ("channels_in", "channels_out")
+        shared: dict[str, Any] = {
+            "attention": self.attention,
+            "norm_groups": self.norm_groups,
+            **self.types,
+        }
         sizes = (self.ch, self.ch_mult)
-        self.encoder = Encoder(
-            *sizes, self.num_res_blocks, self.z_channels, self.attention, **self.types
-        )
-        self.decoder = Decoder(*sizes, self.num_res_blocks + 1, self.attention, **self.types)
-        self.quant = Linear((2 * self.z_channels,), names, **self.types)
-        self.post_quant = Linear((self.z_channels,), names, **self.types)
+        self.encoder = Encoder(*sizes, self.num_res_blocks, self.z_channels, **shared)
+        self.decoder = Decoder(*sizes, self.num_res_blocks + 1, **shared)
+        self.quant = _Linear((2 * self.z_channels,), names, **self.types)
+        self.post_quant = _Linear((self.z_channels,), names, **self.types)
 
     def moments(self, image: Float[Array, "n h w 3"]) -> Float[Array, "n h2 w2 moments"]:
         """Returns the posterior's mean and log-variance, unscaled, on the channel axis."""
@@ -89,6 +97,7 @@ class Encoder(Module):
     num_res_blocks: int
     z_channels: int
     attention: AttentionFn = plain_attention
+    norm_groups: int = 32
 
     @nn.compact
     def __call__(self, x: Float[Array, "n h w 3"]) -> Float[Array, "n h2 w2 d"]:
@@ -96,12 +105,12 @@ class Encoder(Module):
         for level, multiplier in enumerate(self.ch_mult):
             for i in range(self.num_res_blocks):
                 name = f"down_{level}_block_{i}"
-                x = ResBlock(multiplier * self.ch, name=name, **self.types)(x)
+                x = ResBlock(multiplier * self.ch, self.norm_groups, name=name, **self.types)(x)
             if level != len(self.ch_mult) - 1:
                 name = f"down_{level}_downsample"
                 x = _Conv(x.shape[-1], stride=2, padding=(0, 1), name=name, **self.types)(x)
-        x = Middle(self.attention, name="mid", **self.types)(x)
-        x = jax.nn.silu(GroupNorm(epsilon=1e-6, name="norm_out", **self.types)(x))
+        x = Middle(self.attention, self.norm_groups, name="mid", **self.types)(x)
+        x = jax.nn.silu(GroupNorm(1e-6, self.norm_groups, name="norm_out", **self.types)(x))
         return _Conv(2 * self.z_channels, name="conv_out", **self.types)(x)
 
 
@@ -112,19 +121,20 @@ class Decoder(Module):
     ch_mult: tuple[int, ...]
     num_res_blocks: int
     attention: AttentionFn = plain_attention
+    norm_groups: int = 32
 
     @nn.compact
     def __call__(self, z: Float[Array, "n h w z"]) -> Float[Array, "n h2 w2 3"]:
         x = _Conv(self.ch_mult[-1] * self.ch, name="conv_in", **self.types)(z)
-        x = Middle(self.attention, name="mid", **self.types)(x)
+        x = Middle(self.attention, self.norm_groups, name="mid", **self.types)(x)
         for level, multiplier in reversed(list(enumerate(self.ch_mult))):
             for i in range(self.num_res_blocks):
                 name = f"up_{level}_block_{i}"
-                x = ResBlock(multiplier * self.ch, name=name, **self.types)(x)
+                x = ResBlock(multiplier * self.ch, self.norm_groups, name=name, **self.types)(x)
             if level != 0:
                 name = f"up_{level}_upsample"
                 x = _Conv(x.shape[-1], name=name, **self.types)(upsample_nearest(x))
-        x = jax.nn.silu(GroupNorm(epsilon=1e-6, name="norm_out", **self.types)(x))
+        x = jax.nn.silu(GroupNorm(1e-6, self.norm_groups, name="norm_out", **self.types)(x))
         return _Conv(3, name="conv_out", **self.types)(x)
 
 
@@ -132,12 +142,13 @@ class Middle(Module):
     """Res-block, attention over the whole frame, res-block."""
 
     attention: AttentionFn = plain_attention
+    norm_groups: int = 32
 
     @nn.compact
     def __call__(self, x: Float[Array, "n h w c"]) -> Float[Array, "n h w c"]:
-        block = functools.partial(ResBlock, x.shape[-1], **self.types)
+        block = functools.partial(ResBlock, x.shape[-1], self.norm_groups, **self.types)
         x = block(name="block_1")(x)
-        x = FrameAttention(self.attention, name="attn", **self.types)(x)
+        x = FrameAttention(self.attention, self.norm_groups, name="attn", **self.types)(x)
         return block(name="block_2")(x)
 
 
@@ -145,16 +156,18 @@ class ResBlock(Module):
     """Two normalised convolutions with a residual connection."""
 
     channels: int
+    norm_groups: int = 32
 
     @nn.compact
     def __call__(self, x: Float[Array, "n h w c"]) -> Float[Array, "n h w d"]:
-        y = jax.nn.silu(GroupNorm(epsilon=1e-6, name="norm1", **self.types)(x))
+        norm = functools.partial(GroupNorm, 1e-6, self.norm_groups, **self.types)
+        y = jax.nn.silu(norm(name="norm1")(x))
         y = _Conv(self.channels, name="conv1", **self.types)(y)
-        y = jax.nn.silu(GroupNorm(epsilon=1e-6, name="norm2", **self.types)(y))
-        y = _Conv(self.channels, name="conv2", **self.types)(y)
+        y = jax.nn.silu(norm(name="norm2")(y))
+        y = _Conv(self.channels, name="conv2", zero=True, **self.types)(y)
         if x.shape[-1] != self.channels:
             names = ("channels_in", "channels_out")
-            x = Linear((self.channels,), names, name="skip", **self.types)(x)
+            x = _Linear((self.channels,), names, name="skip", **self.types)(x)
         return x + y
 
 
@@ -162,16 +175,17 @@ class FrameAttention(Module):
     """Single-head self-attention of a frame's pixels, with biases."""
 
     attention: AttentionFn = plain_attention
+    norm_groups: int = 32
 
     @nn.compact
     def __call__(self, x: Float[Array, "n h w c"]) -> Float[Array, "n h w c"]:
         n, h, w, c = x.shape
-        project = functools.partial(Linear, (c,), ("channels_in", "channels_out"), **self.types)
-        y = GroupNorm(epsilon=1e-6, name="norm", **self.types)(x).reshape(n, h * w, 1, c)
+        project = functools.partial(_Linear, (c,), ("channels_in", "channels_out"), **self.types)
+        y = GroupNorm(1e-6, self.norm_groups, name="norm", **self.types)(x).reshape(n, h * w, 1, c)
         y = self.attention(
             project(name="query")(y),
             project(name="key")(y),
             project(name="value")(y),
             names=FRAMES,
         )
-        return x + project(name="out")(y.reshape(x.shape))
+        return x + project(name="out", zero=True)(y.reshape(x.shape))

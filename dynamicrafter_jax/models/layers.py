@@ -147,6 +147,8 @@ class Linear(Module):
         num_inputs: How many trailing axes of the input are contracted.
         use_bias: Whether a bias is added.
         zero: Whether kernel and bias start at zero.
+        steady: Whether the kernel starts so that variance is kept, and the bias at zero, rather
+            than as PyTorch's do, which keep a third of the variance.
     """
 
     features: tuple[int, ...]
@@ -154,18 +156,20 @@ class Linear(Module):
     num_inputs: int = 1
     use_bias: bool = True
     zero: bool = False
+    steady: bool = False
 
     @nn.compact
     def __call__(self, x: Num[Array, "..."]) -> Num[Array, "..."]:
         n = self.num_inputs
         inputs = x.shape[x.ndim - n :]
-        init = zeros if self.zero else uniform_fan_in(math.prod(inputs))
+        init, bias_init = _fresh(math.prod(inputs), self.zero, self.steady)
         shape = (*inputs, *self.features)
         kernel = self.weight("kernel", init, shape, self.names)
         axes = (tuple(range(x.ndim - n, x.ndim)), tuple(range(n)))
         y = jax.lax.dot_general(x.astype(self.dtype), kernel, (axes, ((), ())))
         if self.use_bias:
-            y += _expand(self.weight("bias", init, self.features, self.names[n:]), y.ndim)
+            bias = self.weight("bias", bias_init, self.features, self.names[n:])
+            y += _expand(bias, y.ndim)
         return y
 
 
@@ -179,6 +183,8 @@ class Conv(Module):
         padding: Zeros before and after each axis; half the kernel by default.
         zero: Whether kernel and bias start at zero.
         leading: Logical names of the axes before the height.
+        steady: Whether the kernel starts so that variance is kept, and the bias at zero, rather
+            than as PyTorch's do, which keep a third of the variance.
     """
 
     features: int
@@ -188,11 +194,12 @@ class Conv(Module):
     use_bias: bool = True
     zero: bool = False
     leading: Names = ("batch", "frames")
+    steady: bool = False
 
     @nn.compact
     def __call__(self, x: Float[Array, "... h w c"]) -> Float[Array, "... h2 w2 d"]:
         k, channels = self.kernel_size, x.shape[-1]
-        init = zeros if self.zero else uniform_fan_in(k * k * channels)
+        init, bias_init = _fresh(k * k * channels, self.zero, self.steady)
         names = (None, None, "channels_in", "channels_out")
         shape = (k, k, channels, self.features)
         kernel = self.weight("kernel", init, shape, names)
@@ -210,7 +217,7 @@ class Conv(Module):
 
         y = on_each_device(convolve, x.astype(self.dtype), kernel, names=self.leading)
         if self.use_bias:
-            bias = self.weight("bias", init, (self.features,), ("channels_out",))
+            bias = self.weight("bias", bias_init, (self.features,), ("channels_out",))
             y += _expand(bias, y.ndim)
         return y
 
@@ -337,6 +344,15 @@ def _boxed(
     initializer: Initializer, names: Names, key: jax.Array, shape: Sequence[int], dtype: DTypeLike
 ) -> Parameter:
     return Parameter(initializer(key, shape, dtype), names=names, initializer=initializer)
+
+
+def _fresh(fan_in: int, zero: bool, steady: bool) -> tuple[Initializer, Initializer]:
+    """Returns how a kernel and its bias start."""
+    if zero:
+        return zeros, zeros
+    if steady:
+        return functools.partial(_uniform, math.sqrt(3 / fan_in)), zeros
+    return uniform_fan_in(fan_in), uniform_fan_in(fan_in)
 
 
 def _uniform(bound: float, key: jax.Array, shape: Sequence[int], dtype: DTypeLike) -> Array:

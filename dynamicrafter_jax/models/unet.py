@@ -79,6 +79,7 @@ class UNet(Module):
         dropout: Rate in res-blocks and temporal convolutions, in training.
         image_cross_attention_scale_learnable: Whether image attention has a learned scale.
         default_fs: The `fs` condition it expects when none is chosen.
+        norm_groups: Groups of channels that are normalised together.
         remat: One of `REMAT_POLICIES`: what the backward pass recomputes.
         attention: The attention kernel within frames.
         temporal_attention: The attention kernel along time.
@@ -96,6 +97,7 @@ class UNet(Module):
     dropout: float = 0.1
     image_cross_attention_scale_learnable: bool = False
     default_fs: int = 24
+    norm_groups: int = 32
     remat: str = "none"
     attention: AttentionFn = plain_attention
     temporal_attention: TemporalAttentionFn = plain_temporal_attention
@@ -136,6 +138,7 @@ class UNet(Module):
             learnable_image_scale=self.image_cross_attention_scale_learnable,
             attention=self.attention,
             temporal_attention=self.temporal_attention,
+            norm_groups=self.norm_groups,
             **self.types,
         )
         emb = Embedding(self.model_channels, name="time_embed", **self.types)(timestep)
@@ -151,7 +154,12 @@ class UNet(Module):
         x = constrain(x.astype(self.dtype), WITHIN_FRAMES[:2])
         h = Conv(self.model_channels, name="input_0", **self.types)(x)
         h = TemporalTransformer(
-            8, self.num_head_channels, self.temporal_attention, name="init_attn", **self.types
+            8,
+            self.num_head_channels,
+            self.temporal_attention,
+            self.norm_groups,
+            name="init_attn",
+            **self.types,
         )(h)
         skips = [h]
         for level, multiplier in enumerate(self.channel_mult):
@@ -176,7 +184,7 @@ class UNet(Module):
                     name=f"output_{(last_level - level) * (self.num_res_blocks + 1) + i}",
                 )(jnp.concatenate([h, skips.pop()], axis=-1), *condition)
 
-        h = jax.nn.silu(GroupNorm(name="out_norm", **self.types)(h))
+        h = jax.nn.silu(GroupNorm(groups=self.norm_groups, name="out_norm", **self.types)(h))
         return Conv(self.out_channels, zero=True, name="out", **self.types)(h)
 
     def _check(self, x: Array, text: Array) -> None:
@@ -225,6 +233,7 @@ class UNetBlock(Module):
     learnable_image_scale: bool = False
     attention: AttentionFn = plain_attention
     temporal_attention: TemporalAttentionFn = plain_temporal_attention
+    norm_groups: int = 32
 
     @nn.compact
     def __call__(
@@ -235,7 +244,9 @@ class UNetBlock(Module):
         image: Float[Array, "b t n d"],
         dropout_keys: Key[Array, " b"] | None = None,
     ) -> Float[Array, "b t h2 w2 c2"]:
-        res_block = functools.partial(ResBlock, self.channels, self.dropout, **self.types)
+        res_block = functools.partial(
+            ResBlock, self.channels, self.dropout, self.norm_groups, **self.types
+        )
         heads = self.channels // self.num_head_channels
         x = res_block(name="res")(x, emb, dropout_keys)
         if self.attends:
@@ -244,6 +255,7 @@ class UNetBlock(Module):
                 self.num_head_channels,
                 self.learnable_image_scale,
                 self.attention,
+                self.norm_groups,
                 name="spatial",
                 **self.types,
             )(x, text, image)
@@ -251,6 +263,7 @@ class UNetBlock(Module):
                 heads,
                 self.num_head_channels,
                 self.temporal_attention,
+                self.norm_groups,
                 name="temporal",
                 **self.types,
             )(x)
@@ -274,6 +287,7 @@ class ResBlock(Module):
 
     channels: int
     dropout: float = 0.0
+    norm_groups: int = 32
 
     @nn.compact
     def __call__(
@@ -282,17 +296,18 @@ class ResBlock(Module):
         emb: Float[Array, "b e"],
         dropout_keys: Key[Array, " b"] | None = None,
     ) -> Float[Array, "b t h w c2"]:
-        y = jax.nn.silu(GroupNorm(name="norm1", **self.types)(x))
+        norm = functools.partial(GroupNorm, groups=self.norm_groups, **self.types)
+        y = jax.nn.silu(norm(name="norm1")(x))
         y = Conv(self.channels, name="conv1", **self.types)(y)
         shift = Linear((self.channels,), ("embed", "channels_out"), name="emb", **self.types)(emb)
         y += shift[:, None, None, None]
-        y = jax.nn.silu(GroupNorm(name="norm2", **self.types)(y))
+        y = jax.nn.silu(norm(name="norm2")(y))
         y = Dropout(self.dropout, name="dropout", **self.types)(y, dropout_keys)
         y = Conv(self.channels, zero=True, name="conv2", **self.types)(y)
         if x.shape[-1] != self.channels:
             names = ("channels_in", "channels_out")
             x = Linear((self.channels,), names, name="skip", **self.types)(x)
-        block = TemporalBlock(self.dropout, name="temporal_conv", **self.types)
+        block = TemporalBlock(self.dropout, self.norm_groups, name="temporal_conv", **self.types)
         return block(x + y, dropout_keys)
 
 
@@ -300,6 +315,7 @@ class TemporalBlock(Module):
     """Four convolutions along time, added to the input; the last starts at zero."""
 
     dropout: float = 0.0
+    norm_groups: int = 32
 
     @nn.compact
     def __call__(
@@ -307,8 +323,9 @@ class TemporalBlock(Module):
     ) -> Float[Array, "b t h w c"]:
         b, t, h, w, c = x.shape
         x = y = exchange(x.reshape(b, t, h * w, c), WITHIN_FRAMES, ALONG_TIME)
+        norm = functools.partial(GroupNorm, groups=self.norm_groups, **self.types)
         for i in range(1, 5):
-            y = jax.nn.silu(GroupNorm(name=f"norm{i}", **self.types)(y))
+            y = jax.nn.silu(norm(name=f"norm{i}")(y))
             if i > 1:
                 y = Dropout(self.dropout, name=f"dropout{i}", **self.types)(y, dropout_keys)
             y = TemporalConv(c, zero=i == 4, name=f"conv{i}", **self.types)(y)

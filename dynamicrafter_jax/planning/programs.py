@@ -24,6 +24,7 @@ from dynamicrafter_jax.noise import KeyedNoise
 from dynamicrafter_jax.sampling import GuidanceScales, SamplingSettings
 from dynamicrafter_jax.training import inputs
 from dynamicrafter_jax.training.inputs import Batch
+from dynamicrafter_jax.training.objectives import make_objective
 from dynamicrafter_jax.training.optimizer import make_optimizer
 from dynamicrafter_jax.training.settings import TrainSettings
 from dynamicrafter_jax.training.state import abstract_state
@@ -69,12 +70,10 @@ def training_programs(
     models = models._replace(unet=models.unet.clone(remat=settings.remat))
     optimizer = make_optimizer(settings)
     state = abstract_state(abstract_params(config), optimizer, settings, mesh)
+    schedule = make_schedule(**config.diffusion.to_dict())
     step = make_train_step(
-        models,
-        make_schedule(**config.diffusion.to_dict()),
+        make_objective(settings, models, schedule, config.sampling.vae_frames),
         optimizer,
-        concat=settings.concat,
-        vae_frames=config.sampling.vae_frames,
         accumulation=settings.accumulation,
         ema_decay=settings.ema_decay,
         where=jax.tree.map(lambda leaf: leaf.sharding, state.params),

@@ -12,8 +12,8 @@ from dynamicrafter_jax.errors import UserError
 _PROJECTOR = "projector/.*"
 _TEMPORAL = r".*/(temporal|temporal_conv)/.*|init_attn/.*"
 
-# What trains, as regular expressions of whole paths, "section/module/.../leaf". The frozen
-# networks of the release, VAE and towers, are in none.
+# What trains, as regular expressions of whole paths, "section/module/.../leaf". VAE and towers
+# come with weights, and train only for a model that starts from nothing.
 PRESETS: Mapping[str, tuple[str, ...]] = {
     # Stage 1 of arXiv 2310.12190, section 3.4.
     "projector_and_image_attention": (
@@ -28,6 +28,8 @@ PRESETS: Mapping[str, tuple[str, ...]] = {
     ),
     # The release's fine-tuning.
     "all": (_PROJECTOR, "unet/.*"),
+    "vae": ("vae/.*",),
+    "towers": (_PROJECTOR, "(text|image)_encoder/.*"),
     "temporal_frozen": (_PROJECTOR, rf"unet/(?!{_TEMPORAL}).*"),
 }
 

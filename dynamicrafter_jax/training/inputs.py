@@ -4,7 +4,7 @@ from typing import Literal, NamedTuple, assert_never
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Float32, Int, Key, PyTree, UInt8, UInt32
+from jaxtyping import Array, Bool, Float, Float32, Int, Key, PyTree, UInt8, UInt32
 
 from dynamicrafter_jax import conditioning
 from dynamicrafter_jax.conditioning import Conditioning
@@ -12,9 +12,10 @@ from dynamicrafter_jax.models import Models
 from dynamicrafter_jax.models.autoencoder import FRAMES, Posterior
 from dynamicrafter_jax.models.partitioning import map_in_chunks
 
-Concat = Literal["frame", "ends", "nothing"]
+Concat = Literal["frame", "ends", "either", "nothing"]
 """What is concatenated to the noise: the conditioning frame's latent for every frame; the first
-and last frame's at the ends (interpolation); nothing (the paper's first two stages)."""
+and last frame's at the ends (interpolation); one of the two for each clip, so that one model learns
+both; nothing (the paper's first two stages)."""
 
 
 class Batch(NamedTuple):
@@ -83,7 +84,12 @@ def clip_latents(
 
 
 def clip_condition(
-    models: Models, params: PyTree, batch: Batch, latents: Float[Array, "b t h w z"], concat: Concat
+    models: Models,
+    params: PyTree,
+    batch: Batch,
+    latents: Float[Array, "b t h w z"],
+    concat: Concat,
+    ends: Bool[Array, " b"] | None = None,
 ) -> Conditioning:
     """Returns all that the U-Net is told of the clips.
 
@@ -93,15 +99,21 @@ def clip_condition(
         batch: The clips.
         latents: Their scaled latents: the concatenated ones are a frame's of these.
         concat: What to concatenate.
+        ends: Under "either", whether a clip is given by both its ends.
     """
     num_frames = latents.shape[1]
     match concat:
         case "frame":
-            first = jax.vmap(lambda clip, frame: clip[frame])(latents, batch.frame)
-            concatenated = conditioning.concat_latents(first, num_frames)
+            concatenated = _frame_latents(latents, batch)
         case "ends":
-            first, last = latents[:, 0], latents[:, -1]
-            concatenated = conditioning.concat_latents(first, num_frames, last)
+            concatenated = _end_latents(latents)
+        case "either":
+            assert ends is not None, "'either' needs to know which"
+            concatenated = jnp.where(
+                ends[:, None, None, None, None],
+                _end_latents(latents),
+                _frame_latents(latents, batch),
+            )
         case "nothing":
             concatenated = jnp.zeros_like(latents)
         case _:
@@ -115,6 +127,15 @@ def clip_condition(
         tokens = conditioning.image_tokens(models, params, conditioning_image(batch))
     image = conditioning.project_tokens(models, params, tokens, num_frames)
     return Conditioning(text=text, image=image, concat=concatenated, fs=batch.fs)
+
+
+def _frame_latents(latents: Float[Array, "b t h w z"], batch: Batch) -> Float[Array, "b t h w z"]:
+    first = jax.vmap(lambda clip, frame: clip[frame])(latents, batch.frame)
+    return conditioning.concat_latents(first, latents.shape[1])
+
+
+def _end_latents(latents: Float[Array, "b t h w z"]) -> Float[Array, "b t h w z"]:
+    return conditioning.concat_latents(latents[:, 0], latents.shape[1], latents[:, -1])
 
 
 def conditioning_image(batch: Batch) -> Float32[Array, "b h w 3"]:

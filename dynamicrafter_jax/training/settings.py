@@ -8,6 +8,12 @@ from dynamicrafter_jax.models.unet import REMAT_POLICIES
 from dynamicrafter_jax.training.freezing import trains
 from dynamicrafter_jax.training.inputs import Concat
 
+ObjectiveName = Literal["denoise", "reconstruct", "align"]
+"""What a run trains by: the functions of `objectives` of these names."""
+
+Optimizer = Literal["adamw", "muon"]
+"""What makes steps of gradients; see `optimizer.make_optimizer`."""
+
 Decay = Literal["constant", "cosine"]
 """What the learning rate does after its warm-up."""
 
@@ -22,15 +28,20 @@ class TrainSettings:
         batch_size: Clips an optimizer step, over all devices.
         accumulation: Parts that a batch is worked on in, one after another, to save memory.
         trainable: What trains: a preset of `freezing.PRESETS`, or expressions of paths.
-        concat: What is concatenated to the noise: "frame", "ends" or "nothing".
+        objective: What is learned from: "denoise", "reconstruct" (the VAE) or "align" (towers).
+        concat: What is concatenated to the noise: "frame", "ends", "either" or "nothing".
+        timestep_power: See `objectives.denoise`.
+        kl_weight: See `objectives.reconstruct`.
+        temperature: See `objectives.align`.
         remat: What the backward pass recomputes: one of `unet.REMAT_POLICIES`.
+        optimizer: "adamw" or "muon".
         learning_rate: The highest.
         decay: "constant" or "cosine", to 0 at `steps`.
         warmup_steps: Steps over which the rate rises from 0.
-        beta1: Of AdamW.
+        beta1: Of AdamW; of Muon's momentum too.
         beta2: Of AdamW.
         epsilon: Of AdamW.
-        weight_decay: Of AdamW, on every parameter.
+        weight_decay: Of AdamW, on every parameter; of Muon, on kernels.
         clip_norm: Most that the gradient's global norm may be.
         ema_decay: Of the averaged parameters; 0 keeps none.
         log_every: Steps between lines and scalars.
@@ -52,8 +63,13 @@ class TrainSettings:
     batch_size: int
     accumulation: int
     trainable: str | tuple[str, ...]
+    objective: ObjectiveName
     concat: Concat
+    timestep_power: float
+    kl_weight: float
+    temperature: float
     remat: str
+    optimizer: Optimizer
     learning_rate: float
     decay: Decay
     warmup_steps: int
@@ -80,7 +96,7 @@ class TrainSettings:
         for name in _POSITIVE:
             if not getattr(self, name) > 0:
                 raise UserError(f"train.{name} is {getattr(self, name)}: it must be above 0")
-        for name in ("warmup_steps", "weight_decay", "sample_every", "seed"):
+        for name in ("warmup_steps", "weight_decay", "kl_weight", "sample_every", "seed"):
             if not getattr(self, name) >= 0:
                 raise UserError(f"train.{name} is {getattr(self, name)}: at least 0")
         for name in ("beta1", "beta2", "ema_decay"):
@@ -111,6 +127,8 @@ _POSITIVE = (
     "steps",
     "batch_size",
     "accumulation",
+    "timestep_power",
+    "temperature",
     "learning_rate",
     "epsilon",
     "clip_norm",

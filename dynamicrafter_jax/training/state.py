@@ -54,13 +54,18 @@ def abstract_state(
     placed = jax.tree.map(_place, shapes, sharding.parameter_shardings(boxed, mesh))
     params, frozen = freezing.split(placed, settings.trainable)
     whole = sharding.replicated(mesh)
-    opt_state = optax.tree_map_params(
-        optimizer,
-        lambda leaf, like: _place(leaf, like.sharding),
-        jax.eval_shape(optimizer.init, params),
-        params,
-        transform_non_params=lambda leaf: _place(leaf, whole),
-    )
+    homes = {_keys(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(params)}
+
+    def place(path: tuple, leaf: Any) -> jax.ShapeDtypeStruct:
+        # A moment lies in some part of the state below the keys of its parameter.
+        keys = _keys(path)
+        likes = (homes.get(keys[start:]) for start in range(len(keys)))
+        for like in filter(None, likes):
+            if like.shape == leaf.shape:
+                return _place(leaf, like.sharding)
+        return _place(leaf, whole)
+
+    opt_state = jax.tree_util.tree_map_with_path(place, jax.eval_shape(optimizer.init, params))
     step: Any = jax.ShapeDtypeStruct((), jnp.int32, sharding=whole)
     return TrainState(step, params, frozen, opt_state, params if settings.ema_decay else None)
 
@@ -94,3 +99,8 @@ def create_state(
 
 def _place(leaf: Any, placed: jax.sharding.Sharding) -> jax.ShapeDtypeStruct:
     return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=placed)
+
+
+def _keys(path: tuple) -> tuple[str, ...]:
+    """The keys of dicts on a way through a tree."""
+    return tuple(key.key for key in path if isinstance(key, jax.tree_util.DictKey))

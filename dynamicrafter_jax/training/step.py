@@ -1,4 +1,4 @@
-"""One optimizer step, and the loss it takes, as pure functions of state, batch and key."""
+"""One optimizer step, as a pure function of state, batch and key."""
 
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -7,22 +7,14 @@ import jax
 import jax.numpy as jnp
 import optax
 from jax.sharding import Mesh, Sharding
-from jaxtyping import Array, Bool, Float32, Int32, Key, PyTree
+from jaxtyping import Array, Bool, Float32, Key, PyTree
 
-from dynamicrafter_jax import conditioning, sharding
-from dynamicrafter_jax.diffusion.loss import denoising_loss
-from dynamicrafter_jax.diffusion.schedule import Schedule
-from dynamicrafter_jax.models import Models
-from dynamicrafter_jax.training import freezing, inputs
-from dynamicrafter_jax.training.inputs import Batch, Concat
+from dynamicrafter_jax import sharding
+from dynamicrafter_jax.training import freezing
+from dynamicrafter_jax.training.inputs import Batch
+from dynamicrafter_jax.training.objectives import QUARTERS, ClipLosses, Objective
 from dynamicrafter_jax.training.state import TrainState
 from dynamicrafter_jax.training.throughput import product_flops
-
-# The draws of one sample, by what is folded into its key.
-_POSTERIOR, _NOISE, _TIMESTEP, _DROPOUT = range(4)
-
-QUARTERS = 4
-"""Parts of the diffusion process whose losses are told apart."""
 
 TrainStep = Callable[[TrainState, Batch, Key[Array, ""]], tuple[TrainState, "Metrics"]]
 
@@ -65,68 +57,18 @@ class Metrics(NamedTuple):
         return jnp.isfinite(self.losses.loss) & jnp.isfinite(self.grad_norm)
 
 
-def clip_losses(
-    models: Models,
-    schedule: Schedule,
-    params: PyTree,
-    batch: Batch,
-    keys: Key[Array, " b"],
-    *,
-    concat: Concat,
-    vae_frames: int,
-    timestep: Int32[Array, " b"] | None = None,
-    dropout: bool = False,
-) -> tuple[Float32[Array, " b"], Int32[Array, " b"]]:
-    """Returns each clip's loss and the timestep it was taken at.
-
-    Args:
-        models: The networks.
-        schedule: The noise schedule.
-        params: All parameters.
-        batch: The clips.
-        keys: One a clip, from which all draws follow.
-        concat: What is concatenated to the noise.
-        vae_frames: Frames that each device encodes at once.
-        timestep: Drawn uniformly where not given.
-        dropout: Whether the U-Net drops out.
-    """
-    fold = jax.vmap(jax.random.fold_in, (0, None))
-    posterior = inputs.posteriors(models, params, batch, vae_frames)
-    latents = inputs.clip_latents(models, posterior, fold(keys, _POSTERIOR))
-    condition = inputs.clip_condition(models, params, batch, latents, concat)
-    shape, timesteps = latents.shape[1:], len(schedule.alpha_bar)
-    noise = jax.vmap(lambda key: jax.random.normal(key, shape))(fold(keys, _NOISE))
-    if timestep is None:
-        draw = jax.vmap(lambda key: jax.random.randint(key, (), 0, timesteps))
-        timestep = draw(fold(keys, _TIMESTEP))
-    unet = conditioning.conditioned_unet(models, params, fold(keys, _DROPOUT) if dropout else None)
-
-    def predict(x: Array, timestep: Array) -> Array:
-        return unet(x, timestep, condition)
-
-    return denoising_loss(predict, schedule, latents, noise, timestep), timestep
-
-
-def weighted_losses(
-    loss: Float32[Array, " b"],
-    timestep: Int32[Array, " b"],
-    weight: Float32[Array, " b"],
-    total: int,
-) -> Losses:
-    """Sums the losses of clips; `total` is the number of timesteps."""
-    quarter = jax.nn.one_hot(timestep * QUARTERS // total, QUARTERS)
+def weighted_losses(clips: ClipLosses, weight: Float32[Array, " b"]) -> Losses:
+    """Sums the losses of clips."""
+    quarter = jax.nn.one_hot(clips.quarter, QUARTERS)
     # A clip that could not be read has no say, whatever its loss.
-    loss = jnp.where(weight > 0, loss * weight, 0.0)
+    loss = jnp.where(weight > 0, clips.loss * weight, 0.0)
     return Losses(loss.sum(), weight.sum(), loss @ quarter, weight @ quarter)
 
 
 def make_train_step(
-    models: Models,
-    schedule: Schedule,
+    objective: Objective,
     optimizer: optax.GradientTransformation,
     *,
-    concat: Concat,
-    vae_frames: int,
     accumulation: int,
     ema_decay: float,
     where: PyTree[Sharding] | None = None,
@@ -138,34 +80,20 @@ def make_train_step(
     parameters alone.
 
     Args:
-        models: The networks.
-        schedule: The noise schedule.
+        objective: See `objectives.make_objective`.
         optimizer: See `optimizer.make_optimizer`.
-        concat: What is concatenated to the noise.
-        vae_frames: Frames that each device encodes at once.
         accumulation: Parts that a batch is worked on in.
         ema_decay: See `update_ema`.
         where: Where trained parameters live. Gradients go there as they come, so that what is
             summed up over parts is as small on a device as the parameters; None lets XLA choose.
     """
-    total = len(schedule.alpha_bar)
 
     def summed_loss(
         params: PyTree, frozen: PyTree, batch: Batch, rng: Array
     ) -> tuple[Array, Losses]:
         keys = jax.vmap(jax.random.fold_in, (None, 0))(rng, batch.sample_index)
         everything = freezing.join(params, frozen)
-        loss, timestep = clip_losses(
-            models,
-            schedule,
-            everything,
-            batch,
-            keys,
-            concat=concat,
-            vae_frames=vae_frames,
-            dropout=True,
-        )
-        losses = weighted_losses(loss, timestep, batch.weight, total)
+        losses = weighted_losses(objective(everything, batch, keys, dropout=True), batch.weight)
         return losses.loss, losses
 
     def summed_gradient(state: TrainState, batch: Batch, rng: Array) -> tuple[Losses, PyTree]:

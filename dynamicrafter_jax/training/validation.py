@@ -15,24 +15,20 @@ from ml_collections import ConfigDict
 from dynamicrafter_jax import sharding
 from dynamicrafter_jax.data.loader import batches
 from dynamicrafter_jax.data.opening import open_examples
-from dynamicrafter_jax.diffusion.schedule import Schedule
-from dynamicrafter_jax.models import Models
 from dynamicrafter_jax.program import Program
 from dynamicrafter_jax.training.feed import Feed, padded
-from dynamicrafter_jax.training.inputs import Batch, Concat
+from dynamicrafter_jax.training.inputs import Batch
+from dynamicrafter_jax.training.objectives import Objective
 from dynamicrafter_jax.training.settings import TrainSettings
-from dynamicrafter_jax.training.step import Losses, clip_losses, weighted_losses
+from dynamicrafter_jax.training.step import Losses, weighted_losses
 
 
 def validation_losses(
-    models: Models,
-    schedule: Schedule,
+    objective: Objective,
     params: PyTree,
     batch: Batch,
     rng: Key[Array, ""],
     *,
-    concat: Concat,
-    vae_frames: int,
     num_clips: int,
 ) -> Losses:
     """Returns the summed losses of clips; nothing is drawn but by their number.
@@ -41,30 +37,15 @@ def validation_losses(
     clips is one over timesteps too, and a rerun differs by the parameters alone.
 
     Args:
-        models: The networks.
-        schedule: The noise schedule.
+        objective: See `objectives.make_objective`.
         params: All parameters.
         batch: The clips.
         rng: Of the noise; the same each time.
-        concat: What is concatenated to the noise.
-        vae_frames: Frames of each clip that are encoded at once.
         num_clips: How many there are over all batches.
     """
-    total = len(schedule.alpha_bar)
     keys = jax.vmap(jax.random.fold_in, (None, 0))(rng, batch.sample_index)
     share = (batch.sample_index.astype(jnp.float32) + 0.5) / num_clips
-    timestep = jnp.minimum(share * total, total - 1).astype(jnp.int32)
-    loss, timestep = clip_losses(
-        models,
-        schedule,
-        params,
-        batch,
-        keys,
-        concat=concat,
-        vae_frames=vae_frames,
-        timestep=timestep,
-    )
-    return weighted_losses(loss, timestep, batch.weight, total)
+    return weighted_losses(objective(params, batch, keys, share=share), batch.weight)
 
 
 class Validation:
@@ -98,8 +79,7 @@ class Validation:
 def open_validation(
     config: ConfigDict,
     settings: TrainSettings,
-    models: Models,
-    schedule: Schedule,
+    objective: Objective,
     mesh: Mesh,
     key: Key[Array, ""],
 ) -> Validation | None:
@@ -125,12 +105,5 @@ def open_validation(
     )
     with contextlib.closing(loader):
         kept = list(Feed((padded(rows, count) for rows in loader), mesh))
-    losses = functools.partial(
-        validation_losses,
-        models,
-        schedule,
-        concat=settings.concat,
-        vae_frames=config.sampling.vae_frames,
-        num_clips=count,
-    )
+    losses = functools.partial(validation_losses, objective, num_clips=count)
     return Validation(kept, Program(losses), sharding.replicate(key, mesh))

@@ -32,7 +32,7 @@ from dynamicrafter_jax.errors import UserError
 from dynamicrafter_jax.training import inputs
 from dynamicrafter_jax.training.feed import to_batch
 from dynamicrafter_jax.training.inputs import Batch
-from dynamicrafter_jax.training.step import clip_losses
+from dynamicrafter_jax.training.objectives import denoise
 from dynamicrafter_jax.training.throughput import product_flops
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*its place is kept")
@@ -71,7 +71,7 @@ def losses(params: Any, batch: Batch) -> jax.Array:
     model = tiny.micro()
     keys = jax.vmap(jax.random.fold_in, (None, 0))(jax.random.key(5), batch.sample_index)
     schedule = make_schedule(**model.config.diffusion.to_dict())
-    loss, _ = clip_losses(
+    loss, _ = denoise(
         model.models, schedule, params, batch, keys, concat="frame", vae_frames=2, dropout=True
     )
     return loss
@@ -185,7 +185,7 @@ def test_a_step_takes_numbers_of_any_type(made: Path, dtype: str, computed: str)
     schedule = make_schedule(**config.diffusion.to_dict())
 
     def loss(params: Any, batch: Batch) -> Any:
-        return clip_losses(models, schedule, params, batch, keys, concat="ends", vae_frames=2)
+        return denoise(models, schedule, params, batch, keys, concat="ends", vae_frames=2)
 
     found, _ = jax.eval_shape(loss, model.params, batch)
     assert found.dtype == np.float32

@@ -1,13 +1,19 @@
 import math
 
+import flax.linen as nn
+import jax
 import numpy as np
 import pytest
 import tiny
 
+from dynamicrafter_jax import sharding
 from dynamicrafter_jax.config import settings_of
 from dynamicrafter_jax.errors import UserError
-from dynamicrafter_jax.training.optimizer import learning_rate
+from dynamicrafter_jax.models import abstract_models
+from dynamicrafter_jax.models.layers import init_params
+from dynamicrafter_jax.training.optimizer import learning_rate, make_optimizer
 from dynamicrafter_jax.training.settings import TrainSettings
+from dynamicrafter_jax.training.state import abstract_state
 
 
 def settings(**overrides):
@@ -27,6 +33,69 @@ def test_a_constant_rate_is_constant():
     assert {float(np.asarray(rate(step))) for step in (0, 5, 1000)} == {1e-5}
 
 
+KERNELS = {  # of each kind: its path in the micro model, and how many of its axes are inputs
+    "unet/input_1/res/conv1/kernel": 3,
+    "unet/input_1/spatial/attn2/image_key/kernel": 1,
+    "unet/input_1/spatial/ff/in/kernel": 1,
+    "unet/input_1/temporal/attn1/out/kernel": 2,
+    "text_encoder/block_0/qkv/kernel": 1,
+    "image_encoder/block_0/out/kernel": 2,
+    "projector/attn_0/key_value/kernel": 1,
+    "vae/encoder/mid/attn/query/kernel": 1,
+}
+
+
+def muon_step():
+    """The first step of Muon at a rate of 1, and the gradient that it is made of, by path."""
+    params = init_params(abstract_models(tiny.micro().models), jax.random.key(0))
+    draw = np.random.default_rng(0).standard_normal
+    gradient = jax.tree.map(lambda leaf: 1e-6 * draw(leaf.shape).astype(np.float32), params)
+    chosen = settings(optimizer="muon", learning_rate=1.0, weight_decay=0.0)
+    optimizer = make_optimizer(chosen)
+    with jax.numpy_dtype_promotion("standard"):
+        updates, _ = jax.jit(optimizer.update)(gradient, optimizer.init(params), params)
+
+    def flat(tree):
+        leaves = jax.tree_util.tree_leaves_with_path(tree)
+        return {
+            jax.tree_util.keystr(path, simple=True, separator="/"): np.asarray(leaf)
+            for path, leaf in leaves
+        }
+
+    return flat(updates), flat(gradient)
+
+
+def test_muon_makes_kernels_orthogonal_and_takes_adam_for_the_rest():
+    updates, gradients = muon_step()
+    for path, inputs in KERNELS.items():
+        update = updates[path]
+        matrix = update.reshape(math.prod(update.shape[:inputs]), -1)
+        values = np.linalg.svd(matrix, compute_uv=False)
+        # Newton and Schulz's five iterations leave singular values between about 0.7 and 1.2.
+        assert values.max() < 2.2 * values.min(), path
+        assert 0.1 < np.sqrt(np.mean(update**2)) < 0.3, path
+        assert np.vdot(update, gradients[path]) < 0, path
+    for path in ("unet/input_1/res/norm1/scale", "text_encoder/token_embedding"):
+        # Adam's first step goes against the gradient, each entry about equally far.
+        assert (np.sign(updates[path]) == -np.sign(gradients[path])).all(), path
+        assert np.median(np.abs(updates[path])) == pytest.approx(1.4, abs=0.2), path
+
+
+@pytest.mark.parametrize("name", ["adamw", "muon"])
+def test_moments_lie_where_their_parameters_do(name):
+    chosen = settings(optimizer=name)
+    mesh = sharding.make_mesh(2, fsdp=4)
+    optimizer = make_optimizer(chosen)
+    boxed = abstract_models(tiny.micro().models)
+    state = abstract_state(boxed, optimizer, chosen, mesh)
+    homes = {leaf.shape: leaf.sharding for leaf in jax.tree.leaves(state.params)}
+    moments = [leaf for leaf in jax.tree.leaves(state.opt_state) if leaf.shape in homes]
+    count = len(jax.tree.leaves(nn.meta.unbox(state.params)))
+    assert len(moments) >= count
+    assert all(leaf.sharding == homes[leaf.shape] for leaf in moments)
+    assert any(not leaf.sharding.is_fully_replicated for leaf in moments)
+
+
 @pytest.mark.parametrize(
     ("field", "value", "message"),
     [
@@ -35,7 +104,10 @@ def test_a_constant_rate_is_constant():
         ("accumulation", 3, "batch_size is 64, which train.accumulation = 3 does not divide"),
         ("ema_decay", 1.0, "train.ema_decay is 1.0: 0 or more, and below 1"),
         ("remat", "dots", "train.remat is 'dots': choose of none, products, blocks"),
-        ("concat", "image", "choose of frame, ends, nothing"),
+        ("concat", "image", "choose of frame, ends, either, nothing"),
+        ("optimizer", "sgd", "choose of adamw, muon"),
+        ("objective", "guess", "choose of denoise, reconstruct, align"),
+        ("timestep_power", 0, "train.timestep_power is 0.0: it must be above 0"),
         ("decay", "linear", "choose of constant, cosine"),
         ("trainable", "some", "train.trainable is 'some': choose of projector_and_image"),
         ("trainable", ("unet/(",), "is no expression"),

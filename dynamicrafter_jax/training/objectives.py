@@ -1,0 +1,258 @@
+"""What a network learns from: one loss a clip, as pure functions of parameters, batch and keys.
+
+The release trains U-Net and projector, by `denoise`, and takes the other networks from elsewhere.
+`reconstruct` and `align` train these too, for a model that starts from nothing.
+"""
+
+import functools
+from typing import NamedTuple, Protocol, assert_never, runtime_checkable
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Float32, Int32, Key, PyTree
+
+from dynamicrafter_jax import conditioning
+from dynamicrafter_jax.diffusion.loss import denoising_loss
+from dynamicrafter_jax.diffusion.schedule import Schedule
+from dynamicrafter_jax.models import Models
+from dynamicrafter_jax.models.autoencoder import FRAMES, Posterior
+from dynamicrafter_jax.models.partitioning import map_in_chunks
+from dynamicrafter_jax.training import inputs
+from dynamicrafter_jax.training.inputs import Batch, Concat
+from dynamicrafter_jax.training.settings import TrainSettings
+
+QUARTERS = 4
+"""Parts of the diffusion process whose losses are told apart."""
+
+# The draws of one sample, by what is folded into its key.
+_POSTERIOR, _NOISE, _TIMESTEP, _DROPOUT, _ENDS = range(5)
+
+# Of clips under the concatenation "either", the share that both ends of are given.
+_ENDS_SHARE = 0.25
+
+
+class ClipLosses(NamedTuple):
+    """What each clip of a batch says.
+
+    Attributes:
+        loss: Of the clip.
+        quarter: Which part of the diffusion process it is of, least noisy first; -1 for none.
+    """
+
+    loss: Float32[Array, " b"]
+    quarter: Int32[Array, " b"]
+
+
+@runtime_checkable
+class Objective(Protocol):
+    """The losses of clips, with the networks bound."""
+
+    def __call__(
+        self,
+        params: PyTree,
+        batch: Batch,
+        keys: Key[Array, " b"],
+        *,
+        share: Float32[Array, " b"] | None = None,
+        dropout: bool = False,
+    ) -> ClipLosses:
+        """Returns the loss of each clip.
+
+        Args:
+            params: All parameters.
+            batch: The clips.
+            keys: One a clip, from which all draws follow.
+            share: Where in the diffusion process to judge a clip, 0 to 1; drawn if not given.
+            dropout: Whether networks drop out, as in training.
+        """
+        ...
+
+
+def make_objective(
+    settings: TrainSettings, models: Models, schedule: Schedule, vae_frames: int
+) -> Objective:
+    """Binds networks and settings to the objective that `train.objective` names.
+
+    Args:
+        settings: How a model is trained.
+        models: The networks.
+        schedule: The noise schedule.
+        vae_frames: Frames that each device encodes at once.
+    """
+    match settings.objective:
+        case "denoise":
+            return functools.partial(
+                denoise,
+                models,
+                schedule,
+                concat=settings.concat,
+                vae_frames=vae_frames,
+                timestep_power=settings.timestep_power,
+            )
+        case "reconstruct":
+            return functools.partial(reconstruct, models, vae_frames, settings.kl_weight)
+        case "align":
+            return functools.partial(align, models, settings.temperature)
+        case _:
+            assert_never(settings.objective)
+
+
+def denoise(
+    models: Models,
+    schedule: Schedule,
+    params: PyTree,
+    batch: Batch,
+    keys: Key[Array, " b"],
+    *,
+    concat: Concat,
+    vae_frames: int,
+    timestep_power: float = 1.0,
+    share: Float32[Array, " b"] | None = None,
+    dropout: bool = False,
+) -> ClipLosses:
+    """Returns the error of the U-Net's prediction for noisy latents (arXiv 2310.12190, Eq. 1).
+
+    Args:
+        models: The networks.
+        schedule: The noise schedule.
+        params: All parameters.
+        batch: The clips.
+        keys: One a clip.
+        concat: What is concatenated to the noise.
+        vae_frames: Frames that each device encodes at once.
+        timestep_power: p: a timestep is drawn with a density that grows as its p-1-th power. 1 is
+            the release's; more look where the latents hide what moves.
+        share: See `Objective`.
+        dropout: Whether the U-Net drops out.
+    """
+    fold = jax.vmap(jax.random.fold_in, (0, None))
+    posterior = inputs.posteriors(models, params, batch, vae_frames)
+    latents = inputs.clip_latents(models, posterior, fold(keys, _POSTERIOR))
+    ends = jax.vmap(lambda key: jax.random.bernoulli(key, _ENDS_SHARE))(fold(keys, _ENDS))
+    condition = inputs.clip_condition(models, params, batch, latents, concat, ends)
+    shape, timesteps = latents.shape[1:], len(schedule.alpha_bar)
+    noise = jax.vmap(lambda key: jax.random.normal(key, shape))(fold(keys, _NOISE))
+    if share is not None:
+        timestep = jnp.minimum(share * timesteps, timesteps - 1).astype(jnp.int32)
+    else:
+        draw = functools.partial(_draw_timestep, timesteps=timesteps, power=timestep_power)
+        timestep = jax.vmap(draw)(fold(keys, _TIMESTEP))
+    unet = conditioning.conditioned_unet(models, params, fold(keys, _DROPOUT) if dropout else None)
+
+    def predict(x: Array, timestep: Array) -> Array:
+        return unet(x, timestep, condition)
+
+    loss = denoising_loss(predict, schedule, latents, noise, timestep)
+    return ClipLosses(loss, timestep * QUARTERS // timesteps)
+
+
+def reconstruct(
+    models: Models,
+    vae_frames: int,
+    kl_weight: float,
+    params: PyTree,
+    batch: Batch,
+    keys: Key[Array, " b"],
+    *,
+    share: Float32[Array, " b"] | None = None,
+    dropout: bool = False,
+) -> ClipLosses:
+    """Returns the VAE's squared error on frames, with its divergence (arXiv 1312.6114, Eq. 10).
+
+    Both are means, over pixels and over latent values. The released VAE was also trained by a
+    perceptual and an adversarial loss, which take networks that come with weights.
+
+    Args:
+        models: The networks.
+        vae_frames: Frames that each device works on at once.
+        kl_weight: Of the divergence from a standard normal.
+        params: All parameters.
+        batch: The clips, as videos.
+        keys: One a clip, for the latents' draws.
+        share: Not used.
+        dropout: Not used.
+    """
+    del share, dropout
+    if batch.video is None:
+        raise ValueError("the objective 'reconstruct' takes videos, not a cache of latents")
+    b, t, *frame = batch.video.shape
+    video = inputs.pixels(batch.video)
+
+    def encode(frames: Array) -> Posterior:
+        return models.apply("vae", params, frames, method="encode")
+
+    posterior = map_in_chunks(encode, video.reshape(b * t, *frame), vae_frames, FRAMES)
+    shape = t, *posterior.mean.shape[1:]
+    fold = jax.vmap(jax.random.fold_in, (0, None))
+    noise = jax.vmap(lambda key: jax.random.normal(key, shape))(fold(keys, _POSTERIOR))
+    z = posterior.sample(noise.reshape(posterior.mean.shape))
+
+    def decode(z: Array) -> Array:
+        return models.apply("vae", params, z, method="decode")
+
+    decoded = map_in_chunks(decode, z, vae_frames, FRAMES).reshape(video.shape)
+    error = jnp.square(decoded.astype(jnp.float32) - video).mean((1, 2, 3, 4))
+    mean, logvar = posterior
+    divergence = 0.5 * (jnp.square(mean) + jnp.exp(logvar) - 1.0 - logvar)
+    divergence = divergence.reshape(b, -1).mean(1)
+    return ClipLosses(error + kl_weight * divergence, _no_quarter(b))
+
+
+def align(
+    models: Models,
+    temperature: float,
+    params: PyTree,
+    batch: Batch,
+    keys: Key[Array, " b"],
+    *,
+    share: Float32[Array, " b"] | None = None,
+    dropout: bool = False,
+) -> ClipLosses:
+    """Returns how badly clips and captions of a batch find each other (arXiv 2103.00020).
+
+    A caption is the text tower's state of its last token. A clip is what the projector, which is
+    to make a text-aligned context, makes of its first and of its last frame: the means of the
+    tokens for the first and for the last frame, added, so that both what is seen and what has
+    changed can be told. Towers and projector learn together, and no other parameters are needed.
+
+    Args:
+        models: The networks.
+        temperature: Of the softmax over the clips of the batch.
+        params: All parameters.
+        batch: The clips, as videos with token ids.
+        keys: Not used.
+        share: Not used.
+        dropout: Not used.
+    """
+    del keys, share, dropout
+    if batch.video is None or batch.ids is None:
+        raise ValueError("the objective 'align' takes videos and token ids, not a cache")
+    first, last = (inputs.pixels(batch.video[:, place]) for place in (0, -1))
+    both = conditioning.image_tokens(models, params, jnp.concatenate([first, last]))
+    projected = models.apply("projector", params, both).mean(2)
+    b = len(batch.ids)
+    clip = _unit(projected[:b, 0] + projected[b:, -1])
+    states = conditioning.text_context(models, params, batch.ids)
+    end = jnp.argmax(batch.ids, axis=1)  # the end token has the highest id
+    text = _unit(jax.vmap(lambda tokens, place: tokens[place])(states, end))
+    scores = jnp.einsum("id,jd->ij", clip, text) / temperature
+    readable = batch.weight > 0
+    scores = jnp.where(readable[:, None] & readable[None], scores, -1e9)
+    found = -jnp.diagonal(jax.nn.log_softmax(scores, 0) + jax.nn.log_softmax(scores, 1)) / 2
+    return ClipLosses(found, _no_quarter(b))
+
+
+def _draw_timestep(key: Key[Array, ""], *, timesteps: int, power: float) -> Array:
+    if power == 1.0:
+        return jax.random.randint(key, (), 0, timesteps)
+    share = jax.random.uniform(key) ** (1.0 / power)
+    return jnp.minimum(share * timesteps, timesteps - 1).astype(jnp.int32)
+
+
+def _unit(x: Float[Array, "b d"]) -> Float32[Array, "b d"]:
+    x = x.astype(jnp.float32)
+    return x * jax.lax.rsqrt(jnp.square(x).sum(-1, keepdims=True) + 1e-12)
+
+
+def _no_quarter(b: int) -> Int32[Array, " b"]:
+    return jnp.full(b, -1, jnp.int32)
