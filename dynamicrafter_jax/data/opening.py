@@ -9,18 +9,22 @@ from dynamicrafter_jax.data.cached_clips import CachedExamples
 from dynamicrafter_jax.data.clips import VideoExamples
 from dynamicrafter_jax.data.draws import ClipSettings
 from dynamicrafter_jax.data.sources import open_source
+from dynamicrafter_jax.data.synthetic import SyntheticExamples
 from dynamicrafter_jax.errors import UserError
+
+_SYNTHETIC = "synthetic:"
 
 
 def open_examples(
     config: ConfigDict, source: str | None, seed: int, *, dropout: bool = True
-) -> VideoExamples | CachedExamples:
+) -> VideoExamples | CachedExamples | SyntheticExamples:
     """Opens the samples of a source.
 
     Args:
         config: Its sections `data`, `sampling` and `text_encoder` say how clips are cut.
-        source: See `sources.open_source`; or the folder of a latent cache. If videos are needed
-            beside a cache and have moved since, `data.videos` is the folder they are in now.
+        source: See `sources.open_source`; or the folder of a latent cache; or `synthetic:train` or
+            `synthetic:test`, clips that are drawn. If videos are needed beside a cache and have
+            moved since, `data.videos` is the folder they are in now.
         seed: Of the run.
         dropout: Whether conditions are dropped, as in training.
 
@@ -29,11 +33,14 @@ def open_examples(
     """
     if not source:
         raise UserError(
-            "no videos to train on: set data.source to a .csv, a folder, tfds:NAME or a cache"
+            "no videos to train on: set data.source to a .csv, a folder, tfds:NAME, a cache or "
+            "synthetic:train"
         )
     settings = ClipSettings.from_config(config)
     if not dropout:
         settings = dataclasses.replace(settings, condition_dropout=0.0)
+    if source.startswith(_SYNTHETIC):
+        return SyntheticExamples(settings, seed, source.removeprefix(_SYNTHETIC))
     if is_cache(source):
         examples = CachedExamples(source, settings, seed, videos=config.data.videos)
         check_networks(source, examples.recipe, config)

@@ -8,7 +8,7 @@ from dynamicrafter_jax.data.folders import VideoFolder
 from dynamicrafter_jax.data.webvid import WebVidTable
 from dynamicrafter_jax.errors import UserError
 
-_KINDS = "a WebVid .csv, a folder of videos, or tfds:NAME"
+_KINDS = "a WebVid .csv, a folder of videos, tfds:NAME or synthetic:train"
 
 
 class Video(NamedTuple):
@@ -63,7 +63,9 @@ def open_source(source: str, *, videos: str | None = None, split: str = "train")
         split: Of a TFDS data set.
 
     Raises:
-        UserError: `source` is nothing of this, or can't be used; says what is wrong in it.
+        UserError: `source` is nothing of this, or can't be used; says what is wrong in it. So for
+            `synthetic:train`, which `opening.open_examples` takes: clips that are drawn are not
+            in files.
     """
     if not source:
         raise UserError(f"no videos are named: set data.source to {_KINDS}")
@@ -71,6 +73,11 @@ def open_source(source: str, *, videos: str | None = None, split: str = "train")
         from dynamicrafter_jax.data.tfds_source import open_tfds  # slow to import
 
         return open_tfds(source.removeprefix("tfds:"), split)
+    if source.startswith("synthetic:"):
+        raise UserError(
+            f"{source} has no files, which are needed here: write some by "
+            "python -m dynamicrafter_jax.data.synthetic, and give their folder"
+        )
     path = files.as_path(source)
     if path.is_dir():
         return _ListedVideos(VideoFolder(path), os.fspath(path))

@@ -1,0 +1,238 @@
+r"""Says how well a model does what it is told, on held-out drawn clips, and what each part tells.
+
+    python benchmarks/demo_quality.py --checkpoint=demo --write_docs
+
+    python -m dynamicrafter_jax.convert --input=runs/demo --step=3000 --output=demo_3000
+    python benchmarks/demo_quality.py --checkpoint=demo --curve=3000=demo_3000 --write_docs
+
+Clips are the first of the test split of `data/synthetic`, whose numbers and photographs no
+training sees. Each is sampled from its first frame, under its caption and its frames a second.
+What moved is found by drawing the known scene again (`data/synthetic/tracking.py`), without the
+caption. A clip is right if every motion that its caption names goes the right way, at least --share
+of the way that it goes in a real clip of this speed, and nothing else goes so far.
+"""
+
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import quality_plots
+import scipy.stats
+import timing
+from absl import flags
+from drawn_clips import (
+    Ablation,
+    Drawn,
+    Generator,
+    Videos,
+    draw,
+    find_changes,
+    psnr,
+    reconstruct,
+    simple_features,
+)
+
+from dynamicrafter_jax import cli
+from dynamicrafter_jax.data.synthetic import MOTIONS
+from dynamicrafter_jax.data.synthetic.tracking import Change, made, shows
+from dynamicrafter_jax.errors import UserError
+from dynamicrafter_jax.metrics.fvd import Moments, frechet_distance
+from dynamicrafter_jax.pipeline import ImageToVideo
+
+DOCUMENT = Path(__file__).parent.parent / "docs" / "results.md"
+SECTION = "demo quality"
+
+CHECKPOINT = flags.DEFINE_string("checkpoint", "demo", "The model.")
+CLIPS = flags.DEFINE_integer("clips", 512, "Clips of the main measures.")
+ABLATED = flags.DEFINE_integer("ablated_clips", 128, "Clips of each ablation and of the curve.")
+BATCH = flags.DEFINE_integer("batch_size", 16, "Clips sampled at once.")
+SHARE = flags.DEFINE_float("share", 0.3, "Of its way that a motion has to go to count.")
+PROCESSES = flags.DEFINE_integer("processes", 2, "Processes that look for what moved.")
+CURVE = flags.DEFINE_multi_string("curve", [], "STEP=MODEL: the same model earlier in training.")
+JSON = flags.DEFINE_string("json", None, "Write the measurements to this file.")
+WRITE_DOCS = flags.DEFINE_bool("write_docs", False, f"Put tables and plots into {DOCUMENT}.")
+
+
+class Motions(NamedTuple):
+    """How many clips did what was named.
+
+    Attributes:
+        overall: The share of clips that are right.
+        by_motion: The same among those that name a motion; "still" for those that name none.
+        speed: Rank correlation of how fast each named motion goes with how fast it should.
+    """
+
+    overall: float
+    by_motion: dict[str, float]
+    speed: float
+
+
+def judge(clips: Sequence[Drawn], changes: Sequence[Change], share: float) -> Motions:
+    """Holds what changed against what was named."""
+    right: dict[str, list[bool]] = {name: [] for name in ("still", *MOTIONS)}
+    every, wanted, found = [], [], []
+    for clip, change in zip(clips, changes, strict=True):
+        scene = clip.scene
+        seconds = (len(clip.video) - 1) / scene.fps
+        is_right = shows(change, scene.motions, seconds, share=share)
+        every.append(is_right)
+        for name in scene.motions or ("still",):
+            right[name].append(is_right)
+        wanted += [seconds] * len(scene.motions)
+        found += [made(change, motion) for motion in scene.motions]
+    return Motions(
+        float(np.mean(every)),
+        {name: float(np.mean(values)) for name, values in right.items() if values},
+        float(np.asarray(scipy.stats.spearmanr(wanted, found))[0]),
+    )
+
+
+def distance(real: Videos, other: Videos) -> float:
+    """The Fréchet distance of simple features, each scaled to unit spread among real clips."""
+    features, others = simple_features(real), simple_features(other)
+    spread = features.std(0) + 1e-6
+    return frechet_distance(Moments.of(features / spread), Moments.of(others / spread))
+
+
+def measure_main(generator: Generator, animate: ImageToVideo, clips: list[Drawn]) -> dict[str, Any]:
+    """The measures that have a target, and the numbers they are held against."""
+    real = np.stack([clip.video for clip in clips])
+    first = real[:, 0]
+    started = time.perf_counter()
+    videos = generator(clips)
+    seconds = (time.perf_counter() - started) / len(clips)
+    between = generator(clips, interpolate=True)
+    faded = crossfade(real)
+    middle = slice(1, -1)
+    still = np.repeat(first[:, None], real.shape[1], axis=1)
+    moved = find_changes(clips, videos, PROCESSES.value)
+    return {
+        "motions": judge(clips, moved, SHARE.value)._asdict(),
+        "real": judge(clips, find_changes(clips, real, PROCESSES.value), SHARE.value)._asdict(),
+        "first_frame_db": float(psnr(videos[:, 0], first).mean()),
+        "vae_db": float(psnr(reconstruct(animate, first), first).mean()),
+        "between_db": float(psnr(between[:, middle], real[:, middle]).mean()),
+        "crossfade_db": float(psnr(faded[:, middle], real[:, middle]).mean()),
+        "distance": distance(real, videos),
+        "still_distance": distance(real, still),
+        "seconds_per_clip": seconds,
+        "speeds": [
+            [(len(clip.video) - 1) / clip.scene.fps, made(change, motion)]
+            for clip, change in zip(clips, moved, strict=True)
+            for motion in clip.scene.motions
+        ],
+    }
+
+
+def measure_ablation(generator: Generator, clips: list[Drawn], without: Ablation) -> dict[str, Any]:
+    """What is left where the model has to do without something."""
+    videos = generator(clips, without=without)
+    first = np.stack([clip.video[0] for clip in clips])
+    moved = find_changes(clips, videos, PROCESSES.value)
+    return {
+        "motion": judge(clips, moved, SHARE.value).overall,
+        "first_frame_db": float(psnr(videos[:, 0], first).mean()),
+    }
+
+
+def measure_earlier(model: str, clips: list[Drawn]) -> dict[str, float]:
+    """What the curve over training shows of one model."""
+    generator = Generator(ImageToVideo.from_pretrained(model), BATCH.value)
+    videos = generator(clips)
+    moved = find_changes(clips, videos, PROCESSES.value)
+    real = np.stack([clip.video for clip in clips])
+    return {
+        "motion": judge(clips, moved, SHARE.value).overall,
+        "distance": distance(real, videos),
+    }
+
+
+def crossfade(videos: Videos) -> Videos:
+    """Fades from the first to the last frame."""
+    t = videos.shape[1]
+    share = (np.arange(t) / (t - 1))[None, :, None, None, None]
+    ends = videos[:, [0, -1]].astype(np.float64)
+    return np.round(ends[:, :1] * (1 - share) + ends[:, 1:] * share).astype(np.uint8)
+
+
+def tables(found: Mapping[str, Any]) -> str:
+    """The measurements in Markdown."""
+    main, ablated = found["main"], found["ablated"]
+    few = found["ablated_clips"]
+    rows = [
+        ("motion named is the motion made", f"{main['motions']['overall']:.1%}", "95 %"),
+        ("the same, found in the real clips", f"{main['real']['overall']:.1%}", ""),
+        ("first frame against the image", f"{main['first_frame_db']:.2f} dB",
+         f"{main['vae_db'] - 1.5:.2f} dB: the VAE's own less 1.5"),
+        ("the VAE's own", f"{main['vae_db']:.2f} dB", "28 dB"),
+        ("speed follows `fs`, rank correlation", f"{main['motions']['speed']:.3f}", "0.8"),
+        ("interpolation, frames between", f"{main['between_db']:.2f} dB",
+         f"{main['crossfade_db'] + 3:.2f} dB: 3 above cross-fading"),
+        ("Fréchet distance of simple features", f"{main['distance']:.2f}",
+         f"below {main['still_distance']:.2f}, that of still images"),
+    ]  # fmt: skip
+    lines = ["| measure | reached | target |", "|---|---|---|"]
+    lines += [f"| {' | '.join(row)} |" for row in rows]
+    lines += ["", f"On {found['clips']} clips; {main['seconds_per_clip']:.2f} s a clip, "
+              f"{found['steps']} steps.", "", "| motion | right | found in real clips |",
+              "|---|---|---|"]  # fmt: skip
+    real = main["real"]["by_motion"]
+    lines += [
+        f"| {name.replace('_', ' ')} | {value:.1%} | {real[name]:.1%} |"
+        for name, value in main["motions"]["by_motion"].items()
+    ]
+    lines += ["", f"| without, on {few} clips | motion right | first frame |", "|---|---|---|"]
+    lines += [
+        f"| {_WITHOUT[name]} | {values['motion']:.1%} | {values['first_frame_db']:.2f} dB |"
+        for name, values in ablated.items()
+    ]
+    if found["curve"]:
+        lines += ["", f"| training step | motion right, {few} clips | Fréchet distance |",
+                  "|---|---|---|"]  # fmt: skip
+        lines += [
+            f"| {step} | {values['motion']:.1%} | {values['distance']:.2f} |"
+            for step, values in found["curve"].items()
+        ]
+    return "\n".join(lines)
+
+
+_WITHOUT: dict[Ablation, str] = {
+    "nothing": "nothing",
+    "prompt": "a prompt (an empty one)",
+    "text": "text tokens",
+    "concat": "the concatenated latents",
+    "image": "image tokens",
+}
+
+
+def main(_: Sequence[str]) -> None:
+    """Samples, measures and prints."""
+    earlier = dict(entry.split("=", 1) for entry in CURVE.value if "=" in entry)
+    if len(earlier) != len(CURVE.value):
+        raise UserError("--curve is STEP=MODEL, as 3000=demo_3000")
+    animate = ImageToVideo.from_pretrained(CHECKPOINT.value)
+    chosen = animate.config.sampling
+    clips = [draw(i, chosen.num_frames, chosen.height) for i in range(CLIPS.value)]
+    few = clips[: ABLATED.value]
+    generator = Generator(animate, BATCH.value)
+    found: dict[str, Any] = {
+        "clips": len(clips),
+        "ablated_clips": len(few),
+        "steps": chosen.steps,
+        "main": measure_main(generator, animate, clips),
+        "ablated": {name: measure_ablation(generator, few, name) for name in _WITHOUT},
+        "curve": {step: measure_earlier(model, few) for step, model in earlier.items()},
+    }
+    table = tables(found)
+    timing.say(table)
+    if JSON.value is not None:
+        timing.write_json(JSON.value, found)
+    if WRITE_DOCS.value:
+        timing.write_docs(SECTION, table, DOCUMENT)
+        quality_plots.write(found)
+
+
+if __name__ == "__main__":
+    cli.run(main)

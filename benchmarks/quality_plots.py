@@ -1,0 +1,76 @@
+"""The plots of docs/results.md."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+IMAGES = Path(__file__).parent.parent / "docs" / "images"
+BLUE, RED, GREY = "#1f4e8c", "#b03a2e", "#888888"
+
+
+def write(found: Mapping[str, Any]) -> None:
+    """Draws what `demo_quality` measured.
+
+    - `results_motions.svg`: how many clips of each motion are right.
+    - `results_speed.svg`: how far motions go against how far they should.
+    - `results_curve.svg`: quality over training, if that was measured.
+    """
+    import matplotlib
+
+    matplotlib.use("svg")
+    matplotlib.rcParams["svg.hashsalt"] = "results"  # the same file from the same numbers
+    _draw_motions(found["main"]["motions"]["by_motion"])
+    _draw_speeds(np.asarray(found["main"]["speeds"]))
+    if found["curve"]:
+        _draw_curve(found["curve"])
+
+
+def _draw_motions(shares: Mapping[str, float]) -> None:
+    from matplotlib import pyplot
+
+    figure, axes = pyplot.subplots(figsize=(6.4, 4), layout="constrained")
+    names = [name.replace("_", " ") for name in shares][::-1]
+    axes.barh(names, [100 * share for share in shares.values()][::-1], color=BLUE)
+    axes.axvline(95, color=GREY, linestyle="--", linewidth=1)
+    axes.set(xlim=(0, 100), xlabel="clips that do what the caption names, in percent")
+    _save(figure, "motions")
+
+
+def _draw_speeds(pairs: np.ndarray) -> None:
+    from matplotlib import pyplot
+
+    figure, axes = pyplot.subplots(figsize=(4.4, 4), layout="constrained")
+    most = float(pairs[:, 0].max()) * 1.1
+    axes.plot([0, most], [0, most], color=GREY, linestyle="--", linewidth=1)
+    axes.scatter(pairs[:, 0], pairs[:, 1], s=6, color=BLUE, alpha=0.5, linewidths=0)
+    axes.set(
+        xlim=(0, most),
+        ylim=(-most / 2, most * 1.3),
+        xlabel="seconds that 16 frames last, by fs",
+        ylabel="seconds that the motion found takes",
+    )
+    axes.grid(alpha=0.3)
+    _save(figure, "speed")
+
+
+def _draw_curve(curve: Mapping[str, Mapping[str, float]]) -> None:
+    from matplotlib import pyplot
+
+    figure, panels = pyplot.subplots(1, 2, figsize=(8, 3.4), layout="constrained")
+    steps = [int(step) for step in curve]
+    labels = {"motion": "motion right, in percent", "distance": "Fréchet distance"}
+    for axes, (name, label) in zip(panels, labels.items(), strict=True):
+        values = [one[name] * (100 if name == "motion" else 1) for one in curve.values()]
+        axes.plot(steps, values, color=BLUE, marker="o", markersize=4, linewidth=2)
+        axes.set(xlabel="training step", title=label, ylim=(0, None))
+        axes.grid(alpha=0.3)
+    _save(figure, "curve")
+
+
+def _save(figure: Any, name: str) -> None:
+    from matplotlib import pyplot
+
+    figure.savefig(IMAGES / f"results_{name}.svg", metadata={"Date": None})
+    pyplot.close(figure)

@@ -1,0 +1,54 @@
+r"""Writes drawn clips to disk, for training or for a look.
+
+    python -m dynamicrafter_jax.data.synthetic --data_dir=DIRECTORY --clips=1000
+    python -m dynamicrafter_jax.data.synthetic --output=FOLDER --clips=20 --split=test
+
+The first makes a TFDS data set that holds what is true of each clip, too; training takes it by
+`--config.data.source=tfds:DIRECTORY/synthetic_motion`. The second makes a folder of videos with
+captions beside them, which training takes by `--config.data.source=FOLDER`. To train on drawn
+clips, neither is needed: `--config.data.source=synthetic:train` draws them as it goes.
+"""
+
+import functools
+import time
+from collections.abc import Mapping, Sequence
+
+from absl import flags
+
+from dynamicrafter_jax import cli
+from dynamicrafter_jax.data.synthetic.clip_sets import ClipSet, write_folder
+from dynamicrafter_jax.errors import UserError
+
+
+def define_flags() -> dict[str, flags.FlagHolder]:
+    """Defines the flags of the command line, which other entry points must not inherit."""
+    return {
+        "data_dir": flags.DEFINE_string("data_dir", None, "Folder of TFDS data sets."),
+        "output": flags.DEFINE_string("output", None, "Folder of .mp4 and .txt files, instead."),
+        "split": flags.DEFINE_enum("split", "train", ["train", "test"], "Which clips."),
+        "clips": flags.DEFINE_integer("clips", 1000, "How many."),
+        "height": flags.DEFINE_integer("height", 64, "Of frames, in pixels."),
+        "width": flags.DEFINE_integer("width", 64, "Of frames, in pixels."),
+        "num_frames": flags.DEFINE_integer("num_frames", 16, "Of a clip."),
+    }
+
+
+def main(holders: Mapping[str, flags.FlagHolder], _: Sequence[str]) -> None:
+    """Writes the clips that the flags name, and tells in one line what was done."""
+    started = time.perf_counter()
+    values = {name: holder.value for name, holder in holders.items()}
+    data_dir, output = values.pop("data_dir"), values.pop("output")
+    if bool(data_dir) == bool(output):
+        raise UserError("give --data_dir for a TFDS data set, or --output for a folder of videos")
+    clip_set = ClipSet(**values)
+    if output:
+        write_folder(output, clip_set)
+    else:
+        from dynamicrafter_jax.data.synthetic.tfds import prepare  # slow to import
+
+        output = prepare(data_dir, clip_set, progress=True)
+    print(f"{output}: {clip_set.clips:,} clips, {time.perf_counter() - started:.1f} s")
+
+
+if __name__ == "__main__":
+    cli.run(functools.partial(main, define_flags()))

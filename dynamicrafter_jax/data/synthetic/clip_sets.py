@@ -1,0 +1,77 @@
+"""Drawn clips as files: the first so many of a split."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+from etils import epath
+from jaxtyping import UInt8
+
+from dynamicrafter_jax import files
+from dynamicrafter_jax.data.synthetic.motion import Trajectory
+from dynamicrafter_jax.data.synthetic.photographs import Split
+from dynamicrafter_jax.data.synthetic.rendering import Renderer
+from dynamicrafter_jax.data.synthetic.scenes import Scene, draw_scene, trajectory
+from dynamicrafter_jax.errors import UserError
+from dynamicrafter_jax.media.video import write_video
+
+
+class Clip(NamedTuple):
+    """A clip with all that is true of it."""
+
+    name: str
+    scene: Scene
+    trajectory: Trajectory
+    frames: UInt8[np.ndarray, "t h w 3"]
+
+
+@dataclass(frozen=True)
+class ClipSet:
+    """The first clips of a split.
+
+    Attributes:
+        split: Which split.
+        clips: How many.
+        height: Of frames, in pixels.
+        width: Of frames, in pixels.
+        num_frames: Of a clip.
+
+    Raises:
+        UserError: A number is under 1.
+    """
+
+    split: Split = "train"
+    clips: int = 1000
+    height: int = 64
+    width: int = 64
+    num_frames: int = 16
+
+    def __post_init__(self) -> None:
+        for name in ("clips", "height", "width", "num_frames"):
+            if getattr(self, name) < 1:
+                raise UserError(f"{name} is {getattr(self, name)}: give 1 or more")
+
+    def __iter__(self) -> Iterator[Clip]:
+        """Draws the clips, in order."""
+        for number in range(self.clips):
+            scene = draw_scene(number, self.split)
+            poses = trajectory(scene, self.num_frames)
+            frames = Renderer(scene, self.height, self.width).frames(poses)
+            yield Clip(f"{self.split}_{number:06d}", scene, poses, frames)
+
+
+def write_folder(path: epath.PathLike, clip_set: ClipSet) -> None:
+    """Writes a folder of `.mp4` files with captions in `.txt` files beside them, whole or not.
+
+    It is a source of videos as any other (`folders.VideoFolder`).
+
+    Raises:
+        UserError: There is something at `path`, or the disk refused.
+    """
+    files.check_writable(path, folder=True)
+    with files.atomic(path) as folder:
+        folder.mkdir()
+        for clip in clip_set:
+            write_video(folder / f"{clip.name}.mp4", clip.frames, clip.scene.fps)
+            (folder / f"{clip.name}.txt").write_text(f"{clip.scene.caption}\n")

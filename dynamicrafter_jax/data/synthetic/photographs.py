@@ -1,0 +1,31 @@
+"""The photographs that scenes are made with."""
+
+import functools
+import io
+from importlib import resources
+from typing import Literal
+
+import numpy as np
+from jaxtyping import UInt8
+from PIL import Image
+
+Split = Literal["train", "test"]
+
+PHOTOGRAPHS: dict[Split, tuple[str, ...]] = {
+    "train": ("astronaut", "brick", "camera", "chelsea", "china", "gravel", "hubble", "retina"),
+    "test": ("coffee", "flower", "rocket"),
+}
+"""Names by split: what is tested on is never trained on."""
+
+_FOLDERS = {"coffee": "assets", "rocket": "assets"}
+_LONG_SIDE = 320
+
+
+@functools.lru_cache
+def photograph(name: str) -> UInt8[np.ndarray, "h w 3"]:
+    """Returns a photograph, its long side 320 pixels."""
+    folder = resources.files("dynamicrafter_jax") / _FOLDERS.get(name, "assets/photographs")
+    with Image.open(io.BytesIO((folder / f"{name}.jpg").read_bytes())) as picture:
+        picture = picture.convert("RGB")
+    picture.thumbnail((_LONG_SIDE, _LONG_SIDE), Image.Resampling.LANCZOS)
+    return np.asarray(picture)

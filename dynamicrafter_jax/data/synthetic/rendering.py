@@ -1,0 +1,170 @@
+"""Pictures of scenes."""
+
+import functools
+
+import numpy as np
+from jaxtyping import Float32, UInt8
+from PIL import Image, ImageFilter
+
+from dynamicrafter_jax.data.synthetic.dice import Dice
+from dynamicrafter_jax.data.synthetic.motion import Pose, Trajectory
+from dynamicrafter_jax.data.synthetic.scenes import COLOURS, Scene, Sprite
+from dynamicrafter_jax.data.synthetic.sprites import REACH, draw_sprite
+from dynamicrafter_jax.data.synthetic.textures import (
+    crop_photograph,
+    draw_palette,
+    draw_texture,
+    jittered,
+)
+
+_CANVAS = 2.2  # frame widths: what the camera sees in 16 frames, however slow they are
+_FINER = 2  # pixels drawn for each of a frame, either way
+_BLUR = 0.6 / 64  # frame widths: photographs are a little soft, as others are at this size
+
+
+class Renderer:
+    """Draws a scene as it looks from any pose."""
+
+    def __init__(self, scene: Scene, height: int, width: int) -> None:
+        """Prepares what all frames share.
+
+        Args:
+            scene: What is seen.
+            height: Of frames, in pixels.
+            width: Of frames, in pixels.
+        """
+        self._scene, self._height, self._width = scene, height, width
+        self._density = _FINER * width  # pixels of a frame width
+        self._canvas = self._draw_canvas()
+        self._sprites = self._draw_sprites()
+
+    def frames(self, trajectory: Trajectory) -> UInt8[np.ndarray, "t h w 3"]:
+        """Draws the frames of a clip."""
+        return np.stack([self.frame(trajectory.pose(i)) for i in range(len(trajectory.scale))])
+
+    def frame(self, pose: Pose) -> UInt8[np.ndarray, "h w 3"]:
+        """Draws what is seen from a pose."""
+        background = self._background(pose)
+        if not self._scene.sprite:
+            return background
+        layer = self._draw_layer(self._scene.sprite, pose).astype(np.float32)
+        shown = layer[..., :3] + background * (1 - layer[..., 3:] / 255)
+        return np.clip(shown + 0.5, 0, 255).astype(np.uint8)
+
+    def mask(self, pose: Pose) -> Float32[np.ndarray, "h w"]:
+        """Returns how much of each pixel the sprite covers, 0 to 1."""
+        if not self._scene.sprite:
+            return np.zeros((self._height, self._width), np.float32)
+        return self._draw_layer(self._scene.sprite, pose)[..., 3].astype(np.float32) / 255
+
+    def _background(self, pose: Pose) -> UInt8[np.ndarray, "h w 3"]:
+        unit = pose.view_width * self._density  # pixels of the canvas in one width of the frame
+        tall = unit * self._height / self._width
+        x, y = (pose.view_centre - 0.5 + _CANVAS / 2) * self._density
+        box = (x - unit / 2, y - tall / 2, x + unit / 2, y + tall / 2)
+        canvas = self._canvas
+        if min(box) < 0 or max(box) > canvas.width:
+            canvas = self._mirrored
+            box = tuple(side + self._canvas.width for side in box)
+        size = self._width, self._height
+        # Unlike an affine transformation, this averages over all that falls into a pixel.
+        return np.asarray(canvas.resize(size, Image.Resampling.BILINEAR, box=box))
+
+    def _draw_layer(self, sprite: Sprite, pose: Pose) -> UInt8[np.ndarray, "h w 4"]:
+        """Draws the sprite alone, its colours multiplied by its alpha."""
+        fine = _FINER * self._width / pose.view_width  # fine pixels in a width of the scene
+        middle = (pose.position - pose.view_centre) * fine + _FINER * np.array(
+            [self._width / 2, self._height / 2]
+        )
+        radius = sprite.diameter / 2 * pose.scale * fine
+        # A picture with not much more pixels than are shown, so that none are skipped.
+        level = int(np.clip(np.log2(self._sprites[0].width / (2 * REACH * radius)), 0, None))
+        picture = self._sprites[min(level, len(self._sprites) - 1)]
+        half = picture.width / 2
+        zoom = half / REACH / radius
+        angle = np.radians(pose.angle)
+        cos, sin = float(np.cos(angle) * zoom), float(np.sin(angle) * zoom)
+        x, y = middle.tolist()
+        affine = (cos, sin, half - cos * x - sin * y, -sin, cos, half + sin * x - cos * y)
+        size = _FINER * self._width, _FINER * self._height
+        layer = picture.transform(
+            size, Image.Transform.AFFINE, affine, resample=Image.Resampling.BILINEAR
+        )
+        return np.asarray(layer.reduce(_FINER))
+
+    def _draw_canvas(self) -> Image.Image:
+        background = self._scene.background
+        dice, size = self._dice("background"), round(_CANVAS * self._density)
+        if background.texture != "photograph":
+            palette = draw_palette(dice, COLOURS[background.colour])
+            return draw_texture(dice, background.texture, palette, size)
+        canvas = crop_photograph(dice, background.photograph, _CANVAS, size)
+        return canvas.filter(ImageFilter.GaussianBlur(_BLUR * self._density))
+
+    def _draw_sprites(self) -> list[Image.Image]:
+        """Draws the sprite at falling sizes; none if there is none."""
+        sprite = self._scene.sprite
+        if not sprite:
+            return []
+        dice = self._dice("sprite")
+        first, second = (jittered(dice, COLOURS[name]) for name in sprite.colours)
+        behind = np.asarray(self._canvas.reduce(self._canvas.width // 11), np.float64)[4:7, 4:7]
+        pictures = [
+            draw_sprite(
+                dice,
+                sprite.shape,
+                sprite.pattern,
+                (first, second),
+                sprite.photograph,
+                behind.mean(axis=(0, 1)),
+                self._density,
+            )
+        ]
+        while pictures[-1].width >= 8:
+            pictures.append(pictures[-1].reduce(2))
+        return pictures
+
+    @functools.cached_property
+    def _mirrored(self) -> Image.Image:
+        """The canvas with its mirror images all around, for views that leave it."""
+        side = self._canvas.width
+        return Image.fromarray(
+            np.pad(np.asarray(self._canvas), ((side, side), (side, side), (0, 0)), "symmetric")
+        )
+
+    def _dice(self, topic: str) -> Dice:
+        return Dice(self._scene.number, f"{self._scene.split} drawing of {topic}")
+
+
+def flow(
+    scene: Scene, trajectory: Trajectory, height: int, width: int
+) -> Float32[np.ndarray, "_ h w 2"]:
+    """Returns the exact optical flow of a clip.
+
+    Args:
+        scene: What is seen.
+        trajectory: Of t frames.
+        height: Of frames, in pixels.
+        width: Of frames, in pixels.
+
+    Returns:
+        For each frame but the last, t - 1 in all, how far (x, y) what is seen in each pixel has
+        moved in the next frame, in pixels. Pixels that the sprite covers half or more move as it
+        does.
+    """
+    renderer = Renderer(scene, height, width)
+    pixels = np.stack(np.meshgrid(np.arange(width) + 0.5, np.arange(height) + 0.5), axis=-1)
+    screen = (pixels - (width / 2, height / 2)) / width  # frame widths from the middle
+    moved = []
+    for i in range(len(trajectory.scale) - 1):
+        now, then = trajectory.pose(i), trajectory.pose(i + 1)
+        place = screen * now.view_width + now.view_centre
+        turn = np.radians(then.angle - now.angle)
+        similarity = (
+            np.array([[np.cos(turn), -np.sin(turn)], [np.sin(turn), np.cos(turn)]])
+            * (then.scale / now.scale)
+        )  # fmt: skip
+        with_sprite = (place - now.position) @ similarity.T + then.position
+        place = np.where(renderer.mask(now)[..., None] >= 0.5, with_sprite, place)
+        moved.append(((place - then.view_centre) / then.view_width - screen) * width)
+    return np.asarray(moved, np.float32).reshape(-1, height, width, 2)
