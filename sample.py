@@ -24,12 +24,12 @@ from etils import epath
 from ml_collections import ConfigDict
 
 from dynamicrafter_jax import bulk, cli, files, media, provenance, sharding
-from dynamicrafter_jax.checkpoint import config_for
 from dynamicrafter_jax.config import config_to_json
 from dynamicrafter_jax.errors import UserError
 from dynamicrafter_jax.models import Models
 from dynamicrafter_jax.noise import read_noise
 from dynamicrafter_jax.pipeline import Clips, ImageToVideo
+from dynamicrafter_jax.pretrained import config_for, find_model
 from dynamicrafter_jax.progress import ProgressBar
 from dynamicrafter_jax.sampler import Sampler
 from dynamicrafter_jax.sampling import SamplingSettings
@@ -38,10 +38,15 @@ from dynamicrafter_jax.training.preemption import Preemption
 from dynamicrafter_jax.weights import abstract_params, load_pretrained, origin
 
 CONFIG = cli.define_config()
-CHECKPOINT = flags.DEFINE_string("checkpoint", None, "Converted directory, .ckpt or .safetensors.")
+CHECKPOINT = flags.DEFINE_string(
+    "checkpoint", None, "demo, a converted directory, a file, or a Hub id."
+)
 TOWERS = flags.DEFINE_string("towers", None, "Where frozen towers come from, if not in there.")
 IMAGE = flags.DEFINE_string("image", None, "Picture to animate, or a .npy in [-1, 1].")
 END_IMAGE = flags.DEFINE_string("end_image", None, "Picture to end at: interpolation.")
+FIT = flags.DEFINE_enum(
+    "fit", None, ["crop", "letterbox"], "Pictures cropped, or whole; wins over the config's."
+)
 LOOP = flags.DEFINE_bool("loop", False, "End where it began.")
 PROMPT = flags.DEFINE_string("prompt", "", "What happens; empty for the image alone.")
 OUTPUT = flags.DEFINE_string("output", None, "A .mp4, .gif, .webp, or a folder of PNGs.")
@@ -95,7 +100,7 @@ def joined() -> Iterator[tuple[ConfigDict, str]]:
     """Gives the config and the checkpoint, with the other processes joined."""
     checkpoint = CHECKPOINT.value
     if checkpoint is None:
-        raise UserError("no --checkpoint: give a converted directory, .ckpt or .safetensors file")
+        raise UserError("no --checkpoint: give demo, a converted directory, a file, or a Hub id")
     config = choose_config(checkpoint)
     distributed.initialize(
         COORDINATOR.value, NUM_PROCESSES.value, PROCESS_ID.value, multihost=MULTIHOST.value
@@ -105,10 +110,13 @@ def joined() -> Iterator[tuple[ConfigDict, str]]:
 
 
 def choose_config(checkpoint: str) -> ConfigDict:
-    """Returns the config of the flags, else that of the converted directory."""
+    """Returns the config of the flags, else that of the model."""
     config = config_for(checkpoint, CONFIG.value)
     if SEED.value is not None:
         config.sampling.seed = SEED.value
+    if FIT.value is not None:
+        with config.unlocked():  # models converted before have no such field
+            config.sampling.fit = FIT.value
     return config
 
 
@@ -116,8 +124,9 @@ def sample_image(config: ConfigDict, checkpoint: str, image: str, output: str) -
     """Makes the videos of one image: checks all that is cheap, loads the model, and samples."""
     check_early(config, image, output)
     noise = None if NOISE.value is None else read_noise(NOISE.value)
-    animate = ImageToVideo.from_pretrained(checkpoint, config=config, towers=TOWERS.value)
-    details = made_with(checkpoint) | describe(config)
+    model, towers = find_models(checkpoint)
+    animate = ImageToVideo.from_pretrained(model, config=config, towers=towers)
+    details = made_with(checkpoint, model, towers) | describe(config)
     started = time.perf_counter()
     with ProgressBar() as progress:
         clips = animate.sample(
@@ -154,7 +163,8 @@ def sample_table(config: ConfigDict, checkpoint: str, table: str, folder: str) -
     batches = bulk.plan_batches(requests, batch_size)[share.part :: share.parts]
 
     # Model
-    config, params = load_pretrained(checkpoint, config=config, towers=TOWERS.value)
+    model, towers = find_models(checkpoint)
+    config, params = load_pretrained(model, config=config, towers=towers)
     sampler = Sampler(config, share.mesh)
     where = sharding.parameter_shardings(abstract_params(config), share.mesh)
     params = jax.tree.map(sharding.place, params, where)
@@ -163,7 +173,7 @@ def sample_table(config: ConfigDict, checkpoint: str, table: str, folder: str) -
     if jax.process_index() == 0:
         bulk.remove_leftovers(folder, names)
     manifest = bulk.Manifest(folder, jax.process_index())
-    made, details = made_with(checkpoint), describe(config)
+    made, details = made_with(checkpoint, model, towers), describe(config)
     decides = {name: details["config"][name] for name in (*Models._fields, *_DECIDING)}
     decides |= {"weights": made["weights"], "towers": made["towers"], **options}
     length = sampler.models.text_encoder.context_length
@@ -211,12 +221,17 @@ def conclude(
     return 1 if failed else 0
 
 
-def made_with(checkpoint: str) -> dict[str, Any]:
+def find_models(checkpoint: str) -> tuple[epath.Path, epath.Path | None]:
+    """Returns where the model and, if they are given, its towers are."""
+    return find_model(checkpoint), None if TOWERS.value is None else find_model(TOWERS.value)
+
+
+def made_with(checkpoint: str, model: epath.Path, towers: epath.Path | None) -> dict[str, Any]:
     """Returns what makes the same request give the same video."""
     return {
         "checkpoint": checkpoint,
-        "weights": origin(checkpoint),
-        "towers": None if TOWERS.value is None else origin(TOWERS.value),
+        "weights": origin(model),
+        "towers": None if towers is None else origin(towers),
         **provenance.environment(),
     }
 
@@ -233,9 +248,8 @@ def check_early(config: ConfigDict, image: str, output: str) -> None:
         media.check_output(path, settings.video_fps, codec=CODEC.value, crf=CRF.value)
     if LOOP.value and END_IMAGE.value is not None:
         raise UserError("--end_image and --loop exclude each other: a loop ends as it began")
-    for picture in (image, END_IMAGE.value):
-        if picture is not None:
-            media.load_image(picture, settings.height, settings.width)
+    pictures = [picture for picture in (image, END_IMAGE.value) if picture is not None]
+    media.fit_images(pictures, settings.height, settings.width, settings.fit)
     for flag in (SAVE_LATENTS, SAVE_VIDEO):
         if flag.value is not None:
             files.check_writable(flag.value)

@@ -207,20 +207,6 @@ def read_config(directory: epath.PathLike) -> ConfigDict:
     return config_from_json(read_description(directory)["config"])
 
 
-def config_for(source: epath.PathLike, given: ConfigDict | None) -> ConfigDict:
-    """Returns the config that is given, else that of the converted model at `source`.
-
-    Raises:
-        UserError: If `source` is a file, which does not say which model it is; or as
-            `read_description`.
-    """
-    if given is not None:
-        return given
-    if not as_path(source).is_dir():
-        raise UserError("no --config: a file does not say which model it is, as i2v_1024")
-    return read_config(source)
-
-
 @contextlib.contextmanager
 def open_carried(directory: epath.PathLike) -> Iterator[dict[str, StoredTensor]]:
     """Opens the tensors that a converted model carries for an export; there may be none."""

@@ -124,6 +124,8 @@ def matmul_precision(config: ConfigDict) -> AbstractContextManager:
 def settings_of(cls: type[T], name: str, section: ConfigDict, **overrides: object) -> T:
     """Builds a dataclass of a config section's fields, some of them overridden.
 
+    A section may lack a field that has a default, as those of models converted before do.
+
     Args:
         cls: The dataclass; its fields' types are enforced, and it checks their values itself.
         name: Of the section, for messages.
@@ -140,7 +142,10 @@ def settings_of(cls: type[T], name: str, section: ConfigDict, **overrides: objec
         raise UserError(
             f"unknown {name} setting {', '.join(sorted(unknown))}: choose of {list(kinds)}"
         )
-    if missing := set(kinds) - set(values):
+    needed = {
+        field.name for field in dataclasses.fields(cls) if field.default is dataclasses.MISSING
+    }
+    if missing := needed - set(values):
         raise UserError(f"the config's {name} section lacks {', '.join(sorted(missing))}")
     checked = {key: _as_kind(f"{name}.{key}", kinds[key], value) for key, value in values.items()}
     return cls(**checked)

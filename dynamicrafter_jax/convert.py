@@ -1,6 +1,7 @@
 r"""Converts a release file, or a training run, into a directory of this package, and back.
 
     python -m dynamicrafter_jax.convert --config=i2v_512 --input=model.ckpt --output=DIRECTORY
+    python -m dynamicrafter_jax.convert --input=Doubiiu/DynamiCrafter_512 --output=DIRECTORY
     python -m dynamicrafter_jax.convert --export --input=DIRECTORY --output=model.safetensors
     python -m dynamicrafter_jax.convert --input=WORKDIR --output=DIRECTORY
 
@@ -21,10 +22,11 @@ from jaxtyping import PyTree
 from ml_collections import ConfigDict
 
 from dynamicrafter_jax import checkpoint, cli
-from dynamicrafter_jax.config import DTYPES
+from dynamicrafter_jax.config import DTYPES, load_config
 from dynamicrafter_jax.errors import UserError
 from dynamicrafter_jax.export import EXPORT_DTYPES, export
 from dynamicrafter_jax.files import as_path, atomic, check_writable
+from dynamicrafter_jax.pretrained import find_model, known_config
 from dynamicrafter_jax.tensors import StoredTensor, layout_of, write_tensors
 from dynamicrafter_jax.weights import Summary, open_release, origin
 
@@ -137,7 +139,7 @@ def define_flags() -> dict[str, flags.FlagHolder]:
     return {
         "config": cli.define_config(),
         "input": flags.DEFINE_string(
-            "input", None, "Release file, or a run; with --export, a directory."
+            "input", None, "Release file, Hub id, or a run; with --export, a directory."
         ),
         "output": flags.DEFINE_string("output", None, "Directory; with --export, a file."),
         "dtype": flags.DEFINE_enum("dtype", None, list(DTYPES), "Type of parameters."),
@@ -187,18 +189,21 @@ def run(given: Mapping[str, Any]) -> None:
         )
     else:
         _refuse(given, "export_dtype", reason="needs --export")
-        if as_path(source).is_dir():
+        config, name = given["config"], known_config(source)
+        if config is None and name is not None:
+            config = load_config(name)
+        model = find_model(source)
+        if model.is_dir():
             raise UserError(f"{source} is a directory: --export makes a file of it")
-        if given["config"] is None:
+        if config is None:
             raise UserError("no --config: the config of the model in the file, such as i2v_1024")
-        config = given["config"]
         if given["dtype"] is not None:
             config.precision.param_dtype = given["dtype"]
         summary = convert(
-            source,
+            model,
             output,
             config,
-            towers=given["towers"],
+            towers=None if given["towers"] is None else find_model(given["towers"]),
             overwrite=overwrite,
             progress=True,
         )

@@ -23,7 +23,7 @@ __all__ = ["Clips", "ImageToVideo", "Progress"]
 class ImageToVideo:
     """Animates images.
 
-        animate = ImageToVideo.from_pretrained("model_directory")
+        animate = ImageToVideo.from_pretrained("demo")
         video = animate("picture.png", "a man surfing", seed=0)  # uint8 (t, h, w, 3)
 
     Attributes:
@@ -57,17 +57,22 @@ class ImageToVideo:
         config: ConfigDict | str | None = None,
         towers: str | epath.Path | None = None,
     ) -> "ImageToVideo":
-        """Loads a converted directory, or a release file (`.ckpt`, `.pt`, `.safetensors`).
+        """Loads a model by its name, or from where it is.
 
         Args:
-            source: The directory or file.
+            source: "demo" for the model that ships; a converted directory; a release file
+                (`.ckpt`, `.pt`, `.safetensors`); or a repository of the Hugging Face Hub, as
+                "Doubiiu/DynamiCrafter_512" or "owner/name@revision", which is downloaded into its
+                cache. What exists as a path is one; a directory named demo is "./demo".
             config: A config, its name or its file. A file needs one, since the 512, 1024 and
-                interpolation releases hold the same tensors; a directory knows its own.
-            towers: For files without the frozen VAE and towers: another file or directory to
-                take those from.
+                interpolation releases hold the same tensors, and so does a repository of such a
+                file that is not its authors'. The others know their own.
+            towers: For files without the frozen VAE and towers: another source to take those
+                from.
 
         Raises:
-            UserError: If the source is missing, broken, or does not fit the config.
+            UserError: If the source is missing, broken, or does not fit the config, or can't be
+                downloaded.
         """
         # Orbax and its storage take seconds to import, which sampling itself does not need.
         from dynamicrafter_jax.weights import load_pretrained

@@ -24,7 +24,7 @@ from dynamicrafter_jax.diffusion.loop import LoopState, initial_state
 from dynamicrafter_jax.diffusion.schedule import make_schedule, spaced_timesteps
 from dynamicrafter_jax.diffusion.solver import DDIM, ddim_coefficients
 from dynamicrafter_jax.errors import UserError
-from dynamicrafter_jax.media import load_image
+from dynamicrafter_jax.media import Window, fit_images
 from dynamicrafter_jax.noise import Noise
 from dynamicrafter_jax.program import Program
 from dynamicrafter_jax.sampling import GuidanceScales, SamplingSettings
@@ -48,7 +48,8 @@ class Clips:
 
     Attributes:
         latents: Scaled latents, with the padding that the networks need.
-        video: Frames around [-1, 1], unclipped.
+        video: Frames around [-1, 1], unclipped; where the fit is "letterbox", what shows the
+            picture of them.
         loop: Whether the last frame repeats the first.
     """
 
@@ -77,12 +78,14 @@ class Inputs:
         first: Images in [-1, 1].
         last: Where each clip ends, or None.
         ids: Token ids of what happens in each clip.
+        window: Which part of the frames is to be shown.
         loop: Whether each clip ends where it began.
     """
 
     first: Float32[np.ndarray, "b h w 3"]
     last: Float32[np.ndarray, "b h w 3"] | None
     ids: Int32[np.ndarray, "b l"]
+    window: Window
     loop: bool = False
 
     @property
@@ -93,7 +96,7 @@ class Inputs:
     def __getitem__(self, chosen: slice) -> "Inputs":
         """Returns some of the rows."""
         last = None if self.last is None else self.last[chosen]
-        return Inputs(self.first[chosen], last, self.ids[chosen], self.loop)
+        return Inputs(self.first[chosen], last, self.ids[chosen], self.window, self.loop)
 
 
 def _unwatched(stage: str, done: int, total: int) -> None:
@@ -153,21 +156,24 @@ class Sampler:
         images = _as_list(image)
         prompts = [prompt] * len(images) if isinstance(prompt, str) else list(prompt)
         ends = None if end_image is None else _as_list(end_image)
-        for name, values in (("prompts", prompts), ("end images", ends or images)):
+        for name, values in (
+            ("prompts", prompts),
+            ("end images", images if ends is None else ends),
+        ):
             if len(values) != len(images):
                 raise UserError(f"{len(images)} images but {len(values)} {name}")
         if not images:
             raise UserError("no image to animate")
 
-        def load(pictures: list[ImageLike]) -> np.ndarray:
-            size = settings.height, settings.width
-            loaded = np.stack([load_image(picture, *size) for picture in pictures])
-            return np.repeat(loaded, num_samples, axis=0)
-
-        first = load(images)
-        last = first if loop else None if ends is None else load(ends)
+        # Together, as the end of a clip has to show the same part of the frame.
+        pictures, window = fit_images(
+            images + (ends or []), settings.height, settings.width, settings.fit
+        )
+        first = np.repeat(pictures[: len(images)], num_samples, axis=0)
+        last = None if ends is None else np.repeat(pictures[len(images) :], num_samples, axis=0)
         ids = tokenize(prompts, self.models.text_encoder.context_length)
-        return Inputs(first, last, np.repeat(ids, num_samples, axis=0), loop)
+        ids = np.repeat(ids, num_samples, axis=0)
+        return Inputs(first, first if loop else last, ids, window, loop)
 
     def timesteps(self, settings: SamplingSettings) -> Int64[np.ndarray, "steps"]:
         """Returns the timesteps that sampling visits, ascending."""
@@ -242,7 +248,7 @@ class Sampler:
 
         latents = self.denoise(params, conditions, [settings] * len(fs), draws, report)
         video = self.decode(params, latents, settings, report)
-        videos = np.asarray(self.to_every_process(video))[: inputs.count]
+        videos = inputs.window.cut(np.asarray(self.to_every_process(video))[: inputs.count])
         report("decode", 1, 1)
         return Clips(
             np.asarray(self.to_every_process(latents))[: inputs.count], videos, inputs.loop

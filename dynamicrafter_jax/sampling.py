@@ -3,7 +3,7 @@
 import dataclasses
 import math
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import jax.numpy as jnp
 import numpy as np
@@ -28,8 +28,8 @@ class SamplingSettings:
     """The config section `sampling`, checked.
 
     Attributes:
-        height: Pixels of the video; any number, padded inside to what the networks need.
-        width: Pixels of the video.
+        height: Pixels of a frame; any number, padded inside to what the networks need.
+        width: Pixels of a frame.
         num_frames: Frames of the video.
         steps: Solver steps, 1 to 1000.
         eta: 0 (deterministic) to 1.
@@ -44,6 +44,8 @@ class SamplingSettings:
         seed: Of all random draws.
         sequential_guidance: One guided pass after another, to save memory.
         vae_frames: Frames that the VAE works on at once, on each device.
+        fit: "crop" for pictures that fill height x width, or "letterbox" for whole pictures and
+            videos of their aspect, within height x width.
     """
 
     height: int
@@ -61,6 +63,7 @@ class SamplingSettings:
     seed: int
     sequential_guidance: bool
     vae_frames: int
+    fit: Literal["crop", "letterbox"] = "crop"
 
     def __post_init__(self) -> None:
         at_least = {"height": 8, "width": 8, "num_frames": 1, "vae_frames": 1, "seed": 0, "fps": 0}

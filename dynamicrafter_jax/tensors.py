@@ -40,7 +40,10 @@ _DTYPES = {
 _CODES = {dtype: code for code, dtype in _DTYPES.items()}
 _BY_NAME = {dtype.name: dtype for dtype in _CODES}
 
-_TORCH_EXTENSIONS = (".ckpt", ".pt", ".pth", ".bin")
+_TORCH_EXTENSIONS = (".ckpt", ".pt", ".pth", ".bin", ".pth.tar")
+EXTENSIONS = (".safetensors", *_TORCH_EXTENSIONS)
+"""Of the files that `open_tensors` reads."""
+
 # Before it, a file can break out of the restricted loader (CVE-2025-32434, CVE-2026-24747).
 _SAFE_TORCH = (2, 10)
 _DEEPSPEED_PREFIX = "_forward_module."
@@ -70,10 +73,10 @@ def open_tensors(path: epath.PathLike) -> Iterator[dict[str, StoredTensor]]:
     """Opens a file of named tensors, reading none of them yet.
 
     - `.safetensors` files, memory-mapped.
-    - `.ckpt`, `.pt`, `.pth` and `.bin` files of PyTorch, memory-mapped (those in the format used
-      before PyTorch 1.6 are read whole). The tensors are those of the entry `state_dict`
-      (Lightning), of `module` (DeepSpeed, without its prefix `_forward_module.`), or of the
-      file itself; whatever else is in it is ignored.
+    - `.ckpt`, `.pt`, `.pth`, `.bin` and `.pth.tar` files of PyTorch, memory-mapped (those in the
+      format used before PyTorch 1.6 are read whole). The tensors are those of the entry
+      `state_dict` (Lightning), of `module` (DeepSpeed, without its prefix `_forward_module.`), or
+      of the file itself; whatever else is in it is ignored.
 
     Args:
         path: A file on this machine.
@@ -89,14 +92,24 @@ def open_tensors(path: epath.PathLike) -> Iterator[dict[str, StoredTensor]]:
     with contextlib.ExitStack() as stack:
         if file.suffix == ".safetensors":
             tensors = _open_safetensors(file, stack)
-        elif file.suffix in _TORCH_EXTENSIONS:
+        elif file.name.endswith(_TORCH_EXTENSIONS):
             tensors = _open_torch(file)
         else:
-            known = ", ".join((".safetensors", *_TORCH_EXTENSIONS))
+            known = ", ".join(EXTENSIONS)
             raise UserError(f"{path} can't be read: its extension is none of {known}")
         if not tensors:
             raise UserError(f"{path} holds no tensors")
         yield tensors
+
+
+def check_readable(name: str) -> None:
+    """Makes sure, before a download, that `open_tensors` could read a file of this name here.
+
+    Raises:
+        UserError: If it takes PyTorch, and that is not installed, or too old.
+    """
+    if name.endswith(_TORCH_EXTENSIONS):
+        _import_torch(name)
 
 
 def rename_tensors(
@@ -258,7 +271,7 @@ def _state_dict(content: Any) -> Mapping:
     return content
 
 
-def _import_torch(file: Path) -> Any:
+def _import_torch(file: Path | str) -> Any:
     try:
         import torch
     except ImportError:

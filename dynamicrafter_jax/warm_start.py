@@ -1,6 +1,7 @@
 """What training starts from: weights of several origins, and fresh ones for the rest."""
 
 import contextlib
+import os
 import warnings
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -18,6 +19,7 @@ from dynamicrafter_jax.errors import UserError
 from dynamicrafter_jax.files import as_path
 from dynamicrafter_jax.hub_formats import clip_formats, open_hub_file, vae_formats
 from dynamicrafter_jax.models.layers import init_params
+from dynamicrafter_jax.pretrained import find_model
 from dynamicrafter_jax.reading import (
     Leaf,
     Leaves,
@@ -107,7 +109,7 @@ def open_start(
     """Finds everything that training starts from, and makes sure that it is complete.
 
     The fields of `init`, the config's section, are paths or unset; with all unset everything is
-    fresh.
+    fresh. `checkpoint` and `towers` may be names of models as well (`pretrained`).
 
     - `checkpoint`: a release file or a converted model. It has the U-Net and the projector, and
       may leave out the frozen networks.
@@ -138,6 +140,9 @@ def open_start(
             "init.checkpoint and init.videocrafter exclude each other: "
             "both have the U-Net, so give one"
         )
+    for name in ("checkpoint", "towers"):
+        if (source := given[name]) is not None:
+            given[name] = os.fspath(find_model(source))
     boxed = abstract_params(config)
     with contextlib.ExitStack() as stack:
         found, sources = _open_all(given, boxed, config, stack)

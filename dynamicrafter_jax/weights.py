@@ -14,10 +14,11 @@ from ml_collections import ConfigDict
 from tqdm import tqdm
 
 from dynamicrafter_jax import checkpoint
-from dynamicrafter_jax.config import DTYPES, config_from_json, networks_of
+from dynamicrafter_jax.config import DTYPES, config_from_json, load_config, networks_of
 from dynamicrafter_jax.errors import UserError
 from dynamicrafter_jax.files import as_path
 from dynamicrafter_jax.models import abstract_models
+from dynamicrafter_jax.pretrained import find_model, known_config
 from dynamicrafter_jax.provenance import sha256_of
 from dynamicrafter_jax.reading import (
     Leaf,
@@ -56,16 +57,18 @@ def load_pretrained(
     """Returns the config and parameters of a converted model or a release file.
 
     Args:
-        source: A directory that `convert` made, or a file that `tensors.open_tensors` reads.
-        config: The config; for a directory, in place of its own.
-        towers: See `load_release`.
+        source: A directory that `convert` made, a file that `tensors.open_tensors` reads, or the
+            name of a model (`pretrained`).
+        config: The config; for a directory or a name, in place of its own.
+        towers: See `load_release`; a name too.
 
     Raises:
         UserError: If the source is missing, broken or does not fit the config, or is a file
-            and comes without a config.
+            and comes without a config; or as `pretrained.find_model`.
     """
-    if as_path(source).is_dir():
-        description = checkpoint.read_description(source)
+    place = find_model(source)
+    if place.is_dir():
+        description = checkpoint.read_description(place)
         stored = config_from_json(description["config"])
         if config is None:
             config = stored
@@ -73,14 +76,17 @@ def load_pretrained(
             warnings.warn(f"{source} was made for another noise schedule", stacklevel=2)
         abstract = nn.meta.unbox(abstract_params(config))
         return config, checkpoint.load_converted(
-            source, abstract, dtype=DTYPES[config.precision.param_dtype]
+            place, abstract, dtype=DTYPES[config.precision.param_dtype]
         )
+    if config is None and (name := known_config(source)) is not None:
+        config = load_config(name)
     if config is None:
         raise UserError(
             f"{source} needs a config, as config='i2v_1024': the 512, 1024 and interpolation "
             "releases hold the same tensors, so a file does not say which it is"
         )
-    return config, load_release(source, config, towers=towers)
+    towers = None if towers is None else find_model(towers)
+    return config, load_release(place, config, towers=towers)
 
 
 def load_release(

@@ -7,10 +7,12 @@ import golden_weights
 import numpy as np
 import pytest
 import tiny
+from PIL import Image
 
 from dynamicrafter_jax.config import load_config, networks_of
 from dynamicrafter_jax.errors import UserError
 from dynamicrafter_jax.pipeline import Clips, ImageToVideo
+from dynamicrafter_jax.sampling import SamplingSettings
 
 SIZE = (16, 24)
 QUICK: dict[str, Any] = {"steps": 2, "fps": 24}
@@ -120,6 +122,43 @@ def test_interpolation_and_looping_condition_both_ends():
     assert same_ends.frames().shape[1] == 3
 
 
+def test_a_letterboxed_picture_is_sampled_in_its_borders_and_shown_alone():
+    square, wide = picture(4, (16, 16)), picture(5, (32, 96))
+    quarter = np.asarray(Image.fromarray(wide).resize((24, 8), Image.Resampling.BICUBIC))
+    for image, resized, margins, shown in (
+        (square, square, ((0, 0), (4, 4), (0, 0)), np.s_[..., 4:20, :]),
+        (wide, quarter, ((4, 4), (0, 0), (0, 0)), np.s_[..., 4:12, :, :]),
+    ):
+        framed = resized.astype(np.float32) / np.float32(127.5) - np.float32(1)
+        expected = sample(image=np.pad(framed, margins, mode="edge"))
+        clips = sample(image=image, fit="letterbox")
+        assert np.array_equal(clips.latents, expected.latents)
+        assert np.array_equal(clips.video, expected.video[shown])
+        assert clips.frames().shape == (1, 3, *resized.shape)
+        assert not np.allclose(clips.latents[0], sample(image=image).latents[0])
+
+
+def test_the_end_of_a_letterboxed_clip_is_of_the_same_aspect():
+    first, last = picture(4, (16, 16)), picture(5, (32, 32))
+    ends = sample(image=first, end_image=last, fit="letterbox")
+    loop = sample(image=first, loop=True, fit="letterbox")
+    assert ends.frames().shape == (1, 3, 16, 16, 3) and loop.frames().shape == (1, 2, 16, 16, 3)
+    assert not np.allclose(ends.latents, loop.latents)
+    for options in ({"end_image": picture(0)}, {"image": [first, picture(0)]}):
+        with pytest.raises(UserError, match="16 x 16 and 24 x 16 pixels"):
+            sample(**{"image": first, "fit": "letterbox"} | options)
+
+
+def test_a_model_converted_before_there_was_a_choice_crops():
+    config = tiny.micro().config.copy_and_resolve_references()
+    del config.sampling.fit
+    assert SamplingSettings.from_config(config.sampling).fit == "crop"
+    assert SamplingSettings.from_config(config.sampling, fit="letterbox").fit == "letterbox"
+    del config.sampling.steps
+    with pytest.raises(UserError, match="the config's sampling section lacks steps"):
+        SamplingSettings.from_config(config.sampling)
+
+
 @pytest.mark.parametrize("steps", [7, 14, 25])
 def test_steps_that_are_nan_in_the_release_are_finite(steps):
     clips = sample(steps=steps, eta=1.0)
@@ -178,6 +217,9 @@ def test_bfloat16_is_finite_and_near(relative_error):
         ({"seed": 2**32}, "choose one below 2\\^32"),
         ({"spacing": "random"}, "sampling.spacing is 'random'"),
         ({"height": 4}, "sampling.height is 4: at least 8"),
+        ({"fit": "stretch"}, "sampling.fit is 'stretch': choose of crop, letterbox"),
+        ({"image": picture(0, (16, 100)), "fit": "letterbox"}, "100 x 16 pixels is too narrow"),
+        ({"end_image": []}, "1 images but 0 end images"),
         ({"steps": 2.5}, "sampling.steps is 2.5: a whole number is needed"),
         ({"eta": "high"}, "sampling.eta is 'high': a number is needed"),
         ({"step": 5}, "unknown sampling setting step"),

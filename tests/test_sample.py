@@ -94,10 +94,12 @@ def test_a_run_of_the_release_is_reproduced(tmp_path, checkpoints, relative_erro
 
 
 def test_a_video_says_how_it_was_made(tmp_path, checkpoints, photograph):
+    Image.open(photograph).crop((0, 0, 60, 80)).save(tmp_path / "tall.png")
     done = run(
         f"--config={CONFIGS / 'tiny_v.py'}",
         f"--checkpoint={checkpoints['v']}",
-        f"--image={photograph}",
+        f"--image={tmp_path / 'tall.png'}",
+        "--fit=letterbox",
         "--prompt=a cat",
         f"--output={tmp_path / 'out.gif'}",
         "--seed=7",
@@ -113,6 +115,7 @@ def test_a_video_says_how_it_was_made(tmp_path, checkpoints, photograph):
     for i, made in enumerate(stored):
         assert made["seed"] == 7 and made["sample_index"] == i and made["prompt"] == "a cat"
         assert made["config"]["sampling"]["steps"] == 1
+        assert made["config"]["sampling"]["fit"] == "letterbox"
         assert made["config"]["sampling"]["seed"] == 7  # --seed wins over the config's
         assert made["versions"]["jax"] and made["devices"] and "git_revision" in made
         (source,) = made["weights"]
@@ -120,6 +123,7 @@ def test_a_video_says_how_it_was_made(tmp_path, checkpoints, photograph):
         assert source == {"name": "v.safetensors", "sha256": digest}
     first, second = (read_video(tmp_path / f"out-{i}.gif")[0] for i in range(2))
     assert not np.array_equal(first, second)
+    assert first.shape == second.shape == (4, 64, 48, 3)  # the picture's own aspect
 
 
 def test_a_table_of_prompts_makes_a_video_each(tmp_path, checkpoints, photograph):
@@ -294,6 +298,27 @@ def test_flags_and_settings_that_cannot_be(tmp_path, photograph):
     refused(tmp_path, "no config 'i2v_2048'", image=photograph, config="i2v_2048")
     refused(tmp_path, "surprise", image=photograph, surprise=1)
     refused(tmp_path, "float", image=photograph, config__sampling__eta="much")
+
+
+def test_a_model_of_the_hub_without_a_network(tmp_path, photograph, monkeypatch):
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    monkeypatch.setenv("HF_HOME", str(tmp_path / "home"))
+    name = "Doubiiu/DynamiCrafter_512"
+    said = f"get model.ckpt from https://huggingface.co/{name}, copy it to this machine"
+    refused(tmp_path, said, checkpoint=name, config=None, image=photograph)
+    # What is cheap to check is checked before a download.
+    refused(tmp_path, "missing.png", checkpoint=name, config=None)
+
+
+def test_the_end_of_another_aspect(tmp_path, photograph):
+    Image.open(photograph).crop((0, 0, 60, 80)).save(tmp_path / "tall.png")
+    refused(
+        tmp_path,
+        "pictures of one aspect are needed with the fit 'letterbox'",
+        image=photograph,
+        end_image=tmp_path / "tall.png",
+        fit="letterbox",
+    )
 
 
 def test_noise_that_does_not_fit(tmp_path, photograph, checkpoints):

@@ -13,14 +13,16 @@ from absl import flags
 
 from dynamicrafter_jax import cli
 from dynamicrafter_jax.artifact.exporting import check_targets, export_artifact, possible_targets
-from dynamicrafter_jax.checkpoint import config_for
 from dynamicrafter_jax.errors import UserError
 from dynamicrafter_jax.files import check_writable
+from dynamicrafter_jax.pretrained import config_for, find_model
 from dynamicrafter_jax.sampling import SamplingSettings
 from dynamicrafter_jax.weights import load_pretrained, origin
 
 CONFIG = cli.define_config()
-CHECKPOINT = flags.DEFINE_string("checkpoint", None, "Converted directory, .ckpt or .safetensors.")
+CHECKPOINT = flags.DEFINE_string(
+    "checkpoint", None, "demo, a converted directory, a file, or a Hub id."
+)
 TOWERS = flags.DEFINE_string("towers", None, "Where frozen towers come from, if not in there.")
 OUTPUT = flags.DEFINE_string("output", None, "Directory to write, new or empty.")
 PLATFORMS = flags.DEFINE_list("platforms", None, "Of portable, tpu and cuda; else what can be.")
@@ -33,7 +35,7 @@ def main(_: Sequence[str]) -> None:
     started = time.perf_counter()
     checkpoint, output = CHECKPOINT.value, OUTPUT.value
     if checkpoint is None:
-        raise UserError("no --checkpoint: give a converted directory, .ckpt or .safetensors file")
+        raise UserError("no --checkpoint: give demo, a converted directory, a file, or a Hub id")
     if output is None:
         raise UserError("no --output: the directory to write")
     config = config_for(checkpoint, CONFIG.value)
@@ -41,8 +43,10 @@ def main(_: Sequence[str]) -> None:
     check_targets(targets)
     SamplingSettings.from_config(config.sampling)
     check_writable(output, folder=True)
-    sources = origin(checkpoint) + ([] if TOWERS.value is None else origin(TOWERS.value))
-    config, params = load_pretrained(checkpoint, config=config, towers=TOWERS.value)
+    model = find_model(checkpoint)
+    towers = None if TOWERS.value is None else find_model(TOWERS.value)
+    sources = origin(model) + ([] if towers is None else origin(towers))
+    config, params = load_pretrained(model, config=config, towers=towers)
     export_artifact(
         config,
         params,

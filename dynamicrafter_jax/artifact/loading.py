@@ -25,7 +25,7 @@ from dynamicrafter_jax.artifact.layout import (
 )
 from dynamicrafter_jax.errors import UserError
 from dynamicrafter_jax.files import as_path, read_bytes
-from dynamicrafter_jax.media import load_image
+from dynamicrafter_jax.media import Window, fit_images
 from dynamicrafter_jax.media.pictures import ImageInput
 from dynamicrafter_jax.noise import KeyedNoise
 from dynamicrafter_jax.tensors import open_tensors
@@ -39,7 +39,7 @@ _RANGES = {
     "fps": (0, math.inf),
     "seed": (0, 2**32 - 1),
 }
-_CHANGEABLE = (*_RANGES, "negative_prompt")
+_CHANGEABLE = (*_RANGES, "negative_prompt", "fit")
 
 
 class Samples(NamedTuple):
@@ -168,13 +168,13 @@ class Artifact:
             loop: Whether each clip ends where it began; for interpolation only.
             first_index: Global index of the first clip, which with the seed decides its noise.
             **settings: `guidance_scale`, `image_guidance_scale`, `guidance_rescale`, `fps`,
-                `negative_prompt` and `seed`, in place of those exported with the model.
+                `negative_prompt`, `seed` and `fit`, in place of those exported with the model.
 
         Raises:
             UserError: If an input or a setting can't be used; the message says why.
         """
         chosen = self._choose(settings)
-        rows = self._read(_as_list(image), prompt, end_image, loop)
+        rows, window = self._read(_as_list(image), prompt, end_image, loop, chosen["fit"])
         count = len(rows["image"])
         rows |= {
             name: np.full(count, chosen[name] or 0.0, np.float32)
@@ -194,7 +194,7 @@ class Artifact:
             np.concatenate([np.asarray(run[name]) for run in runs])[:count]
             for name in ("latents", "frames")
         )
-        return Samples(latents, frames[:, :-1] if loop else frames)
+        return Samples(latents, window.cut(frames[:, :-1] if loop else frames))
 
     def run(self, inputs: Mapping[str, ArrayLike]) -> dict[str, Array]:
         """Runs the program once, on inputs as `description["inputs"]` lists them.
@@ -223,7 +223,7 @@ class Artifact:
 
     def _choose(self, settings: Mapping[str, Any]) -> dict[str, Any]:
         """Returns the settings of a call, checked."""
-        exported = self.description["settings"]
+        exported = {"fit": "crop"} | self.description["settings"]  # older ones say nothing of it
         given = {name: value for name, value in settings.items() if value is not None}
         for name, value in given.items():
             if name not in exported:
@@ -249,8 +249,12 @@ class Artifact:
         prompt: str | Sequence[str],
         end_image: ImageInput | Sequence[ImageInput] | None,
         loop: bool,
-    ) -> dict[str, np.ndarray]:
-        """Returns images and prompts as the program takes them, one row a clip."""
+        fit: str,
+    ) -> tuple[dict[str, np.ndarray], Window]:
+        """Returns images and prompts as the program takes them, one row a clip.
+
+        Beside them: which part of the frames is to be shown.
+        """
         if self.description["interpolation"] != (loop or end_image is not None):
             raise UserError(
                 "this model was exported for interpolation: give an end_image, or loop"
@@ -260,20 +264,21 @@ class Artifact:
         if loop and end_image is not None:
             raise UserError("an end image and a loop exclude each other: a loop ends as it began")
         prompts = [prompt] * len(images) if isinstance(prompt, str) else list(prompt)
-        ends = images if end_image is None else _as_list(end_image)
-        for name, values in (("prompts", prompts), ("end images", ends)):
+        ends = None if end_image is None else _as_list(end_image)
+        for name, values in (
+            ("prompts", prompts),
+            ("end images", images if ends is None else ends),
+        ):
             if len(values) != len(images):
                 raise UserError(f"{len(images)} images but {len(values)} {name}")
         if not images:
             raise UserError("no image to animate")
-        rows = {"image": self._load(images), "token_ids": self._tokenize(prompts)}
-        if self.description["interpolation"]:
-            rows["end_image"] = rows["image"] if loop else self._load(ends)
-        return rows
-
-    def _load(self, images: list[ImageInput]) -> Float32[np.ndarray, "b h w 3"]:
         _, height, width, _ = self.description["inputs"]["image"]["shape"]
-        return np.stack([load_image(image, height, width) for image in images])
+        pictures, window = fit_images(images + (ends or []), height, width, fit)
+        rows = {"image": pictures[: len(images)], "token_ids": self._tokenize(prompts)}
+        if self.description["interpolation"]:
+            rows["end_image"] = rows["image"] if loop else pictures[len(images) :]
+        return rows, window
 
     def _tokenize(self, texts: list[str]) -> np.ndarray:
         return tokenize(texts, self.description["inputs"]["token_ids"]["shape"][1])

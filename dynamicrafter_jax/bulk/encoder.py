@@ -14,6 +14,7 @@ from jaxtyping import Array, Float32, Int32, PyTree
 from dynamicrafter_jax import sampling, sharding
 from dynamicrafter_jax.bulk.table import Request
 from dynamicrafter_jax.conditioning import Conditioning
+from dynamicrafter_jax.media import Window
 from dynamicrafter_jax.models import Models
 from dynamicrafter_jax.noise import KeyedNoise, Noise
 from dynamicrafter_jax.program import Program
@@ -30,7 +31,8 @@ class Row(NamedTuple):
         request: What it is.
         first: The image in [-1, 1].
         last: The image to end at, or None.
-        image_hash: Of the image's file: rows with the same read the same image.
+        window: Which part of the frames is to be shown.
+        image_hash: Of the image's file.
         end_hash: Of the file of the image to end at.
         ids: Token ids of the prompt.
         negative_ids: Token ids that the unconditional pass reads.
@@ -39,10 +41,21 @@ class Row(NamedTuple):
     request: Request
     first: Float32[np.ndarray, "h w 3"]
     last: Float32[np.ndarray, "h w 3"] | None
+    window: Window
     image_hash: str
     end_hash: str | None
     ids: Int32[np.ndarray, " l"]
     negative_ids: Int32[np.ndarray, " l"]
+
+    @property
+    def image_key(self) -> Hashable:
+        """What decides the image: rows with the same show the same."""
+        return self.image_hash, self.request.settings.fit
+
+    @property
+    def end_key(self) -> Hashable:
+        """What decides the image to end at, likewise."""
+        return self.end_hash or self.image_hash, self.request.settings.fit
 
 
 class Recent:
@@ -97,14 +110,12 @@ class Encoder:
         settings = rows[0].request.settings
         shape = sampling.latent_shape(self._sampler.models, settings)
         frames = {"num_frames": settings.num_frames}
-        firsts = tuple(self._posterior(row.image_hash, row.first, shape) for row in rows)
+        firsts = tuple(self._posterior(row.image_key, row.first, shape) for row in rows)
         lasts = tuple(
-            self._posterior(row.end_hash or row.image_hash, row.last, shape)
-            for row in rows
-            if row.last is not None
+            self._posterior(row.end_key, row.last, shape) for row in rows if row.last is not None
         )
         images = tuple(
-            self._once(self.images, row.image_hash, row.first[None], **frames) for row in rows
+            self._once(self.images, row.image_key, row.first[None], **frames) for row in rows
         )
         texts = tuple(self._text(row.ids) for row in rows)
         negatives = no_image = None
@@ -122,7 +133,7 @@ class Encoder:
         return self._once(self.texts, ids.tobytes(), ids[None])
 
     def _posterior(
-        self, key: str, image: Float32[np.ndarray, "h w 3"], shape: tuple[int, ...]
+        self, key: Hashable, image: Float32[np.ndarray, "h w 3"], shape: tuple[int, ...]
     ) -> PyTree:
         return self._once(self.posteriors, key, image[None], shape=shape)
 

@@ -12,7 +12,7 @@ from dynamicrafter_jax.bulk.encoder import Row
 from dynamicrafter_jax.bulk.manifest import Manifest, fingerprint
 from dynamicrafter_jax.bulk.table import Request
 from dynamicrafter_jax.errors import UserError
-from dynamicrafter_jax.media import load_image
+from dynamicrafter_jax.media import fit_images
 from dynamicrafter_jax.tokenizer import tokenize
 
 T = TypeVar("T")
@@ -145,18 +145,17 @@ class Loader:
             return inspected, None
         request = inspected.request
         settings = request.settings
-        size = settings.height, settings.width
+        paths = [path for path in (request.image, request.end_image) if path is not None]
         try:
-            first = load_image(request.image, *size)
-            end = request.end_image
-            last = first if request.loop else None if end is None else load_image(end, *size)
+            pictures, window = fit_images(paths, settings.height, settings.width, settings.fit)
         except UserError as error:
             failed = dataclasses.replace(inspected, error=str(error))
             return inspected if inspected.finished else failed, None
+        first, last = pictures[0], pictures[-1] if request.has_end else None
         texts = [request.prompt, settings.negative_prompt]
         ids, negative_ids = tokenize(texts, self._context_length)
         hashes = inspected.facts["image_sha256"], inspected.facts.get("end_image_sha256")
-        return inspected, Row(request, first, last, *hashes, ids, negative_ids)
+        return inspected, Row(request, first, last, window, *hashes, ids, negative_ids)
 
 
 def map_ahead(

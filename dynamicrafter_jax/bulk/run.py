@@ -160,7 +160,7 @@ class BulkRun:
                 asked, compiled = time.perf_counter(), sampler.compile_seconds
                 _, video = self._sample(batch.rows)
                 spans.append(Span(asked, sampler.compile_seconds - compiled))
-                arguments = (video, batch.wanted, spans, len(spans) - 1, writers, writes)
+                arguments = (video, batch, spans, len(spans) - 1, writers, writes)
                 queued.append(collector.submit(self._collect, *arguments))
                 made += len(batch.wanted)
                 again += sum(one.stale for _, one in batch.wanted)
@@ -174,7 +174,7 @@ class BulkRun:
     def _collect(
         self,
         video: Any,
-        wanted: Sequence[tuple[int, Inspected]],
+        batch: Loaded,
         spans: Sequence[Span],
         number: int,
         writers: ThreadPoolExecutor,
@@ -189,10 +189,11 @@ class BulkRun:
         free = spans[number - 1].finished if number else 0.0
         seconds = span.finished - max(free, span.asked + span.compiling)
         frames = np.asarray(video)
-        for place, one in wanted:
+        for place, one in batch.wanted:
             self._slots.acquire()
-            each = seconds / len(wanted)
-            writes.append(writers.submit(self._write, self._writer, one, frames[place], each))
+            shown = batch.rows[place].window.cut(frames[place])
+            each = seconds / len(batch.wanted)
+            writes.append(writers.submit(self._write, self._writer, one, shown, each))
 
     def _write(
         self, writer: Writer, inspected: Inspected, video: np.ndarray, seconds: float

@@ -18,7 +18,7 @@ from dynamicrafter_jax.sampling import SamplingSettings
 
 _WHOLE = ("steps", "seed")
 _NUMBERS = ("eta", "guidance_scale", "image_guidance_scale", "guidance_rescale", "fps")
-_TEXTS = ("spacing", "negative_prompt")
+_TEXTS = ("spacing", "negative_prompt", "fit")
 
 SETTING_COLUMNS = (*_WHOLE, *_NUMBERS, *_TEXTS)
 """Settings that a row may choose; all are traced, or choose among a few programs."""

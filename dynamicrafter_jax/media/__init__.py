@@ -1,10 +1,12 @@
 """Pictures in, video out."""
 
-from dynamicrafter_jax.media.cropping import cover_and_crop
+from dynamicrafter_jax.media.cropping import Window, cover_and_crop, letterbox
 from dynamicrafter_jax.media.pictures import (
     MAX_PIXELS,
     MIN_SIDE,
     ImageInput,
+    fit_image,
+    fit_images,
     load_image,
     read_picture,
 )
@@ -16,9 +18,13 @@ __all__ = [
     "MAX_PIXELS",
     "MIN_SIDE",
     "ImageInput",
+    "Window",
     "check_output",
     "contact_sheet",
     "cover_and_crop",
+    "fit_image",
+    "fit_images",
+    "letterbox",
     "load_image",
     "read_picture",
     "read_video",

@@ -1,10 +1,36 @@
-"""From a picture of any size to one of the model's size."""
+"""From a picture of any size to one of the model's size, and back from its video."""
 
 from fractions import Fraction
+from typing import NamedTuple
 
 import numpy as np
-from jaxtyping import Float32, UInt8
+from jaxtyping import Float32, Shaped, UInt8
 from PIL import Image
+
+from dynamicrafter_jax.errors import UserError
+
+_MIN_SIDE = 8  # pixels of a video
+
+
+class Window(NamedTuple):
+    """The part of a frame that shows the picture, in pixels.
+
+    Attributes:
+        top: Rows above it.
+        left: Columns to the left of it.
+        height: Its rows.
+        width: Its columns.
+    """
+
+    top: int
+    left: int
+    height: int
+    width: int
+
+    def cut(self, video: Shaped[np.ndarray, "*t h w 3"]) -> Shaped[np.ndarray, "*t h2 w2 3"]:
+        """Returns this part of a frame, or of all frames of videos."""
+        rows = slice(self.top, self.top + self.height)
+        return video[..., rows, self.left : self.left + self.width, :]
 
 
 def cover_and_crop(
@@ -15,7 +41,52 @@ def cover_and_crop(
     Returns:
         float32 (height, width, 3), x / 127.5 - 1.
     """
-    return cover(picture, height, width).astype(np.float32) / np.float32(127.5) - np.float32(1)
+    return _as_floats(cover(picture, height, width))
+
+
+def letterbox(
+    picture: UInt8[np.ndarray, "h w 3"], height: int, width: int
+) -> tuple[Float32[np.ndarray, "height width 3"], Window]:
+    """Fits a whole picture into height x width, in the range that the models take.
+
+    It is resized by `cover` to the size of `letterbox_window`, and lies in the middle. Around it
+    its borders are repeated: to a video model the edge of a black bar would be a thing of its own,
+    which moves.
+
+    Returns:
+        float32 (height, width, 3), x / 127.5 - 1, and where in it the picture is.
+
+    Raises:
+        UserError: The picture is too long and narrow.
+    """
+    h, w, _ = picture.shape
+    window = letterbox_window(h, w, height, width)
+    resized = cover(picture, window.height, window.width)
+    rows = window.top, height - window.top - window.height
+    columns = window.left, width - window.left - window.width
+    return _as_floats(np.pad(resized, (rows, columns, (0, 0)), mode="edge")), window
+
+
+def letterbox_window(h: int, w: int, height: int, width: int) -> Window:
+    """Returns where `letterbox` puts a picture of h x w pixels in a frame of height x width.
+
+    It fills the frame in one direction. In the other its side is the even number that is nearest
+    to the picture's aspect, since half as many colours go into a video as pixels.
+
+    Raises:
+        UserError: That side is under 8 pixels.
+    """
+    scale = min(Fraction(height, h), Fraction(width, w))
+    inner_h, inner_w = (
+        frame if side * scale == frame else min(2 * round(side * scale / 2), frame)
+        for side, frame in ((h, height), (w, width))
+    )
+    if min(inner_h, inner_w) < _MIN_SIDE:
+        raise UserError(
+            f"a picture of {w} x {h} pixels is too narrow to be shown whole in {width} x {height}: "
+            "cut it, or crop it with the fit 'crop'"
+        )
+    return Window((height - inner_h) // 2, (width - inner_w) // 2, inner_h, inner_w)
 
 
 def cover(
@@ -40,3 +111,7 @@ def cover(
         box=(float(box[0]), float(box[1]), float(box[2]), float(box[3])),
     )
     return np.array(resized)
+
+
+def _as_floats(picture: UInt8[np.ndarray, "h w 3"]) -> Float32[np.ndarray, "h w 3"]:
+    return picture.astype(np.float32) / np.float32(127.5) - np.float32(1)

@@ -5,7 +5,7 @@ import io
 import os
 import threading
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 from etils import epath
@@ -14,7 +14,7 @@ from PIL import Image, UnidentifiedImageError
 
 from dynamicrafter_jax import files
 from dynamicrafter_jax.errors import UserError
-from dynamicrafter_jax.media.cropping import cover_and_crop
+from dynamicrafter_jax.media.cropping import Window, cover_and_crop, letterbox
 
 ImageInput = str | os.PathLike[str] | Image.Image | np.ndarray
 """What `load_image` takes."""
@@ -72,23 +72,73 @@ def load_image(image: ImageInput, height: int, width: int) -> Float32[np.ndarray
     Raises:
         UserError: It can't be read or is not one of these.
     """
+    return fit_image(image, height, width, "crop")[0]
+
+
+def fit_image(
+    image: ImageInput, height: int, width: int, fit: str
+) -> tuple[Float32[np.ndarray, "h w 3"], Window]:
+    """Loads an image as `load_image` does, cropped or whole.
+
+    Args:
+        image: As in `load_image`; float32 arrays are used as they are, whatever `fit` is.
+        height: Of the result, in pixels.
+        width: Of the result, in pixels.
+        fit: "crop" for a picture that fills the result, and is cut where it is longer;
+            "letterbox" for the whole picture, with its borders repeated around it.
+
+    Returns:
+        float32 (height, width, 3) in [-1, 1], and which part of it is to be shown.
+
+    Raises:
+        UserError: As in `load_image`; or there is no such `fit`, or the picture is too narrow.
+    """
+    if fit not in ("crop", "letterbox"):
+        raise UserError(f"fit is {fit!r}: choose of crop, letterbox")
+    whole = Window(0, 0, height, width)
     if isinstance(image, Image.Image):
         with _pillow("the image"):
             picture = _to_rgb(image, "the image")
     elif isinstance(image, np.ndarray) and image.dtype != np.uint8:
-        return _checked_array(image, height, width, "the image array")
+        return _checked_array(image, height, width, "the image array"), whole
     elif isinstance(image, np.ndarray):
         picture = _checked_pixels(image)
     elif isinstance(image, str | os.PathLike):
         if files.as_path(image).suffix.lower() == ".npy":
-            return _checked_array(files.read_array(image), height, width, os.fspath(image))
+            array = files.read_array(image)
+            return _checked_array(array, height, width, os.fspath(image)), whole
         picture = read_picture(image)
     else:
         raise UserError(
             f"an image can't be a {type(image).__name__}: give a path, a Pillow image, "
             "or a uint8 array (h, w, 3)"
         )
-    return cover_and_crop(picture, height, width)
+    if fit == "crop":
+        return cover_and_crop(picture, height, width), whole
+    return letterbox(picture, height, width)
+
+
+def fit_images(
+    images: Sequence[ImageInput], height: int, width: int, fit: str
+) -> tuple[Float32[np.ndarray, "n h w 3"], Window]:
+    """Loads images of one batch as `fit_image` does.
+
+    Returns:
+        float32 (n, height, width, 3) in [-1, 1], and which part of all is to be shown.
+
+    Raises:
+        UserError: As in `fit_image`; or that part is not the same, as videos of one batch are of
+            one size.
+    """
+    fitted = [fit_image(image, height, width, fit) for image in images]
+    sizes = {f"{window.width} x {window.height}": window for _, window in fitted}
+    if len(sizes) > 1:
+        raise UserError(
+            f"pictures of one aspect are needed with the fit 'letterbox': these give videos of "
+            f"{' and '.join(sizes)} pixels; cut the pictures alike, make each video by itself, or "
+            "crop them with the fit 'crop'"
+        )
+    return np.stack([pixels for pixels, _ in fitted]), fitted[0][1]
 
 
 @contextlib.contextmanager

@@ -117,6 +117,17 @@ def test_one_picture_is_one_video(animate: artifact.Artifact):
     assert np.abs(animate(picture, "a dog", seed=2).astype(int) - video).max() > 1
 
 
+def test_letterboxing_is_the_caller_s_choice(animate: artifact.Artifact):
+    tall = pictures(1)[0].transpose(1, 0, 2)
+    ours = animate.sample(tall, "a dog", fit="letterbox")
+    theirs = tiny.micro().sample(tall, "a dog", steps=3, fit="letterbox")
+    np.testing.assert_allclose(ours.latents, theirs.latents, rtol=0, atol=1e-5)
+    assert ours.frames.shape == (1, 3, 16, 10, 3)
+    assert np.abs(ours.frames.astype(int) - theirs.frames()).max() <= 1
+    with pytest.raises(UserError, match="fit is 'stretch'"):
+        animate(tall, fit="stretch")
+
+
 def test_a_second_call_compiles_nothing(
     animate: artifact.Artifact, caplog: pytest.LogCaptureFixture
 ):

@@ -10,8 +10,9 @@ import bulk_jobs
 import numpy as np
 import pytest
 import tiny
+from PIL import Image
 
-from dynamicrafter_jax import bulk, sharding
+from dynamicrafter_jax import bulk, media, sharding
 from dynamicrafter_jax.bulk.loading import Inspected
 from dynamicrafter_jax.bulk.run import Span, busy_share
 from dynamicrafter_jax.errors import UserError
@@ -156,6 +157,40 @@ def test_each_text_and_image_is_encoded_once_and_each_bucket_compiled_once(folde
     assert len(model.sampler._denoise._compiled) == max(before, 1)
     for program in (encoder.texts, encoder.images, encoder.posteriors, encoder._assemble):
         assert len(program._compiled) == 1
+
+
+def test_letterboxed_rows_of_one_batch_have_their_own_aspects(folder, tmp_path, relative_error):
+    draw = np.random.default_rng(1).integers
+    for name, size in (("tall", (32, 20)), ("wide", (20, 60))):
+        Image.fromarray(draw(0, 256, (*size, 3), dtype=np.uint8)).save(folder / f"{name}.png")
+    rows = [
+        {"id": "tall", "image": "tall.png", "fit": "letterbox"},
+        {"id": "cropped", "image": "tall.png"},
+        {"id": "wide", "image": "wide.png", "fit": "letterbox", "loop": True},
+        {"id": "ends", "image": "tall.png", "end_image": "wide.png", "fit": "letterbox"},
+    ]
+    table = bulk_jobs.table(folder, rows, "letterbox.jsonl")
+    job = bulk_jobs.Job(tmp_path, 2)
+    summary = job(table)
+    assert (summary.made, summary.failed) == (3, 1)
+    shapes = {
+        name: media.read_video(tmp_path / f"{name}.mp4")[0].shape for name in ("tall", "wide")
+    }
+    assert shapes == {"tall": (3, 16, 10, 3), "wide": (2, 8, 24, 3)}
+    assert media.read_video(tmp_path / "cropped.mp4")[0].shape == (3, 16, 24, 3)
+    (failed,) = [line for line in job.lines() if line["status"] == "error"]
+    assert failed["id"] == "ends" and "10 x 16 and 24 x 8 pixels" in failed["error"]
+    # The same picture under two fits in one batch is encoded as two.
+    two = bulk_jobs.requests(table)[:2]
+    latents, _ = latents_and_frames(job, two, folder)
+    for ours, request in zip(latents, two, strict=True):
+        clips = tiny.micro().sample(
+            request.image,
+            first_index=request.sample_index,
+            steps=request.settings.steps,
+            fit=request.settings.fit,
+        )
+        assert relative_error(ours, clips.latents[0]) < 1e-5
 
 
 def test_a_row_without_a_picture_is_noted_and_the_others_go_on(finished, folder, tmp_path):

@@ -1,0 +1,82 @@
+"""What a model is called: the demo that ships, a repository of the Hub, or a path.
+
+A text is looked up in this order:
+
+1. "demo" is the model that ships with the package; a folder of that name is "./demo".
+2. What exists on this machine is a path.
+3. "owner/name" and "owner/name@revision" are repositories of the Hub.
+4. All else is a path.
+
+A `Path` is a path.
+"""
+
+from importlib import resources
+
+from etils import epath
+from ml_collections import ConfigDict
+
+from dynamicrafter_jax.checkpoint import read_config
+from dynamicrafter_jax.config import load_config
+from dynamicrafter_jax.errors import UserError
+from dynamicrafter_jax.files import as_path
+from dynamicrafter_jax.hub import Repository
+
+DEMO = "demo"
+"""The name of the model that ships, and of its config."""
+
+_DEMO_FILE = "demo.safetensors"
+
+
+def find_model(source: epath.PathLike) -> epath.Path:
+    """Returns the file or folder of a model, downloaded if need be.
+
+    Args:
+        source: Its name or path; a path need not exist.
+
+    Raises:
+        UserError: If this installation has no demo model, or as `hub.Repository.download`.
+    """
+    if source == DEMO:
+        return _demo_file()
+    repository = _repository(source)
+    return as_path(source) if repository is None else epath.Path(repository.download())
+
+
+def known_config(source: epath.PathLike) -> str | None:
+    """Returns the name of the config that belongs to a model, where its name is enough to tell."""
+    if source == DEMO:
+        return DEMO
+    repository = _repository(source)
+    return None if repository is None else repository.config
+
+
+def config_for(source: epath.PathLike, given: ConfigDict | None) -> ConfigDict:
+    """Returns the config that is given, else that of the model `source`.
+
+    Raises:
+        UserError: If `source` is a file, which does not say which model it is; or as `find_model`
+            and `checkpoint.read_description`.
+    """
+    if given is not None:
+        return given
+    if (name := known_config(source)) is not None:
+        return load_config(name)
+    place = find_model(source)
+    if not place.is_dir():
+        raise UserError("no --config: a file does not say which model it is, as i2v_1024")
+    return read_config(place)
+
+
+def _repository(source: epath.PathLike) -> Repository | None:
+    repository = Repository.parse(source) if isinstance(source, str) else None
+    return None if repository is None or as_path(source).exists() else repository
+
+
+def _demo_file() -> epath.Path:
+    file = epath.Path(str(resources.files("dynamicrafter_jax") / "assets" / _DEMO_FILE))
+    if not file.exists():
+        raise UserError(
+            f"this installation has no demo model ({file} is missing): docs/training.md "
+            "says how it is trained; a folder of that name is ./demo"
+        )
+    return file
