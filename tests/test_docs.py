@@ -37,6 +37,7 @@ ENTRY_POINTS = {
         "dynamicrafter_jax/artifact/__main__.py",
         "dynamicrafter_jax/cli.py",
     ],
+    "dynamicrafter_jax.data.synthetic": ["dynamicrafter_jax/data/synthetic/__main__.py"],
 }
 FOLDERS = "dynamicrafter_jax|configs|tests|docs|benchmarks|requirements"
 

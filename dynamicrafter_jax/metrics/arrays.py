@@ -1,0 +1,40 @@
+"""Named arrays in `.npz` files that are whole or absent, and hold no pickled objects."""
+
+import io
+import zipfile
+from collections.abc import Collection
+
+import numpy as np
+from etils import epath
+from jaxtyping import Shaped
+
+from dynamicrafter_jax import files
+from dynamicrafter_jax.errors import UserError
+
+
+def write_arrays(path: epath.PathLike, **arrays: Shaped[np.ndarray, "..."]) -> None:
+    """Writes arrays by name; see `files.atomic`.
+
+    Raises:
+        UserError: If the file can't be written.
+    """
+    with files.atomic(path) as temporary, temporary.open("wb") as file:
+        np.savez(file, allow_pickle=False, **arrays)
+
+
+def read_arrays(
+    path: epath.PathLike, names: Collection[str]
+) -> dict[str, Shaped[np.ndarray, "..."]]:
+    """Returns the arrays of these names.
+
+    Raises:
+        UserError: If the file is missing or broken, or lacks one of them.
+    """
+    data = files.read_bytes(path)
+    try:
+        with np.load(io.BytesIO(data), allow_pickle=False) as stored:
+            return {name: stored[name] for name in names}
+    except KeyError:
+        raise UserError(f"{path} does not hold {' and '.join(names)}: give another file") from None
+    except (ValueError, EOFError, OSError, TypeError, zipfile.BadZipFile) as error:
+        raise UserError(f"{path} is no whole .npz file: make or copy it again") from error

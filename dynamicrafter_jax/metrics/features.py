@@ -1,0 +1,237 @@
+"""Features of many clips: computed on all devices of a mesh, kept in files, merged and reused.
+
+Several processes take a share of the clips each, on a mesh of their own devices, and write a file
+each; `merge_features` puts the files together.
+"""
+
+import dataclasses
+import json
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+from etils import epath
+from jax.sharding import Mesh
+from jaxtyping import Array, Float, Float32, PyTree, Shaped
+
+from dynamicrafter_jax import sharding
+from dynamicrafter_jax.errors import UserError
+from dynamicrafter_jax.files import as_path
+from dynamicrafter_jax.metrics.arrays import read_arrays, write_arrays
+from dynamicrafter_jax.program import Program
+from dynamicrafter_jax.tensors import list_names
+
+Network = Callable[[PyTree, Array], Array]
+"""Takes parameters and a batch of clips; each row of its result depends on its clip alone."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Features:
+    """What a network made of clips.
+
+    Attributes:
+        values: One row a clip.
+        names: Of the clips, each once.
+        settings: All that decides the values besides the clips, as JSON has it: the network, the
+            SHA-256 of its weights, preprocessing, frames. Features are compared and merged only
+            where these are the same.
+    """
+
+    values: Float32[np.ndarray, "n d"]
+    names: tuple[str, ...]
+    settings: Mapping[str, Any]
+
+    def __post_init__(self) -> None:
+        if len(self.names) != len(self.values):
+            raise ValueError(f"{len(self.names)} names for {len(self.values)} rows of features")
+        repeated = [name for name, count in Counter(self.names).items() if count > 1]
+        if repeated:
+            raise UserError(f"there are features of one clip twice: {list_names(repeated)}")
+
+    def save(self, path: epath.PathLike) -> None:
+        """Writes an `.npz` file, whole or not at all."""
+        about = json.dumps({"names": self.names, "settings": dict(self.settings)}, allow_nan=False)
+        write_arrays(path, features=self.values, about=np.asarray(about))
+
+    @classmethod
+    def load(cls, path: epath.PathLike) -> "Features":
+        """Reads what `save` wrote.
+
+        Raises:
+            UserError: If the file is missing, broken or holds something else.
+        """
+        stored = read_arrays(path, ("features", "about"))
+        try:
+            about = json.loads(str(stored["about"]))
+            return cls(stored["features"], tuple(about["names"]), about["settings"])
+        except (KeyError, TypeError, ValueError) as error:
+            raise UserError(f"{path} does not hold features of clips") from error
+
+    def select(self, names: Sequence[str]) -> "Features":
+        """Returns the features of some clips, in their order.
+
+        Raises:
+            UserError: If one is not there.
+        """
+        row = {name: i for i, name in enumerate(self.names)}
+        if missing := [name for name in names if name not in row]:
+            raise UserError(f"there are no features of {list_names(missing)}")
+        return dataclasses.replace(
+            self, values=self.values[[row[name] for name in names]], names=tuple(names)
+        )
+
+
+def merge_features(parts: Sequence[Features]) -> Features:
+    """Returns the features of all parts, one after the other.
+
+    Raises:
+        UserError: If there are none, their settings differ, or two have the same clip.
+    """
+    if not parts:
+        raise UserError("there are no features to merge")
+    for part in parts[1:]:
+        check_same_settings(parts[0].settings, part.settings)
+    names = tuple(name for part in parts for name in part.names)
+    return Features(np.concatenate([part.values for part in parts]), names, parts[0].settings)
+
+
+def check_same_settings(a: Mapping[str, Any], b: Mapping[str, Any]) -> None:
+    """Makes sure that features may be compared.
+
+    Raises:
+        UserError: If a setting differs; the message says which.
+    """
+    differing = [key for key in sorted(a.keys() | b.keys()) if a.get(key) != b.get(key)]
+    if differing:
+        each = "; ".join(f"{key} is {a.get(key)} and {b.get(key)}" for key in differing)
+        raise UserError(f"features made in different ways can't be put together: {each}")
+
+
+class Extractor:
+    """Runs a network over clips, a batch at a time, split over the devices of a mesh.
+
+    Attributes:
+        batch_size: Clips of all devices.
+    """
+
+    def __init__(
+        self, network: Network, params: PyTree, mesh: Mesh, *, clips_per_device: int = 1
+    ) -> None:
+        """Compiles nothing yet.
+
+        Args:
+            network: What to run; products of float32 are as exact as devices can.
+            params: Its parameters; they become whole on every device.
+            mesh: Where to. If it is of several processes, all must give the same clips.
+            clips_per_device: How many each device takes at once.
+        """
+        self.batch_size = clips_per_device * sharding.batch_multiple(mesh)
+        self._params = sharding.replicate(params, mesh)
+        self._mesh = mesh
+
+        def run(params: PyTree, clips: Array) -> Array:
+            made = network(params, clips)
+            return jax.lax.with_sharding_constraint(made, sharding.replicated(mesh))
+
+        self._program = Program(run)
+
+    def __call__(
+        self, clips: Iterable[tuple[str, Shaped[np.ndarray, "..."]]]
+    ) -> Iterator[tuple[tuple[str, ...], Float[np.ndarray, "_ ..."]]]:
+        """Yields names and results of batches, while the next batch is computed.
+
+        Args:
+            clips: Names, and arrays of one shape and type.
+
+        Raises:
+            UserError: If a clip has another shape than the first.
+        """
+        running = None
+        try:
+            for names, batch in self._batches(clips):
+                made = self._start(batch)
+                if running is not None:
+                    yield _fetch(*running)
+                running = names, made
+        except Exception:
+            if running is not None:  # what is finished is not lost
+                yield _fetch(*running)
+            raise
+        if running is not None:
+            yield _fetch(*running)
+
+    def _start(self, batch: np.ndarray) -> Array:
+        """Runs the network, and does not wait for it."""
+        with jax.default_matmul_precision("highest"), sharding.use_mesh(self._mesh):
+            return self._program(self._params, sharding.split_batch(batch, self._mesh))
+
+    def _batches(
+        self, clips: Iterable[tuple[str, np.ndarray]]
+    ) -> Iterator[tuple[tuple[str, ...], np.ndarray]]:
+        """Yields names, and batches of full size, the last filled up with zeros."""
+        first, shape = "", None
+        names, rows = [], []
+        for name, clip in clips:
+            if shape is None:
+                first, shape = name, clip.shape
+            if clip.shape != shape:
+                raise UserError(
+                    f"{name} is {_sizes(clip.shape)}, but {first} is {_sizes(shape)} (frames, "
+                    "height, width): make all clips of one size and length"
+                )
+            names.append(name)
+            rows.append(clip)
+            if len(rows) == self.batch_size:
+                yield tuple(names), np.stack(rows)
+                names, rows = [], []
+        if rows:
+            missing = self.batch_size - len(rows)
+            yield tuple(names), np.stack([*rows, *[np.zeros_like(rows[0])] * missing])
+
+
+def features_of(
+    names: Sequence[str],
+    read: Callable[[str], Shaped[np.ndarray, "..."]],
+    extractor: Extractor,
+    settings: Mapping[str, Any],
+    path: epath.PathLike | None = None,
+) -> Features:
+    """Returns the features of clips, computing those that a file does not have.
+
+    Args:
+        names: Of the clips.
+        read: Returns the clip of a name.
+        extractor: Computes them.
+        settings: See `Features`.
+        path: A file that `Features.save` wrote, or is to write. What is finished is written there
+            even if a clip fails.
+
+    Raises:
+        UserError: If the file was made with other settings, or a clip can't be read or used.
+    """
+    parts = []
+    if path is not None and as_path(path).exists():
+        parts = [Features.load(path)]
+        check_same_settings(parts[0].settings, settings)
+    known = {name for part in parts for name in part.names}
+    missing = [name for name in names if name not in known]
+    try:
+        for found, values in extractor((name, read(name)) for name in missing):
+            parts.append(Features(np.asarray(values, np.float32), found, settings))
+    finally:
+        if path is not None and missing and parts:
+            merge_features(parts).save(path)
+    if not parts:
+        raise UserError("there are no clips to compute features of")
+    return merge_features(parts).select(names)
+
+
+def _fetch(names: tuple[str, ...], made: Array) -> tuple[tuple[str, ...], np.ndarray]:
+    """Waits for a batch, and drops what it was filled up with."""
+    return names, np.asarray(made)[: len(names)]
+
+
+def _sizes(shape: tuple[int, ...]) -> str:
+    return "x".join(map(str, shape[:-1]))

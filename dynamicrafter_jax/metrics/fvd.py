@@ -1,0 +1,279 @@
+"""Distances between two sets of clips by their features: Fréchet and kernel distance (FVD, KVD).
+
+All is computed on the host in float64, which TPUs do not have and covariances need.
+"""
+
+import warnings
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+
+import numpy as np
+from etils import epath
+from jaxtyping import Float, Float64, Int
+
+from dynamicrafter_jax.errors import UserError
+from dynamicrafter_jax.metrics.arrays import read_arrays, write_arrays
+
+OfResamples = Callable[[Int[np.ndarray, " n"], Int[np.ndarray, " m"]], float]
+"""A distance, given how often each clip of the two sets counts."""
+
+# Rows of a kernel matrix that are made at a time.
+_BLOCK = 1024
+
+
+@dataclass(frozen=True)
+class Moments:
+    """What the Fréchet distance takes of a set of clips, which other clips can be added to.
+
+    Attributes:
+        count: Clips.
+        mean: Of their features.
+        scatter: Sum over the clips of outer products of features less their mean.
+    """
+
+    count: int
+    mean: Float64[np.ndarray, " d"]
+    scatter: Float64[np.ndarray, "d d"]
+
+    @classmethod
+    def of(cls, features: Float[np.ndarray, "n d"]) -> "Moments":
+        """Returns the moments of one clip or more.
+
+        Raises:
+            UserError: If there is none, or a feature is not finite.
+        """
+        features = _checked(features)
+        mean = features.mean(0)
+        centred = features - mean
+        return cls(len(features), mean, centred.T @ centred)
+
+    @classmethod
+    def of_batches(cls, batches: Iterable[Float[np.ndarray, "_ d"]]) -> "Moments":
+        """Returns the moments of all batches together, holding one at a time.
+
+        Raises:
+            UserError: If there is none, or a feature is not finite.
+        """
+        total = None
+        for batch in batches:
+            part = cls.of(batch)
+            total = part if total is None else total.merge(part)
+        if total is None:
+            raise UserError("there are no clips to compare")
+        return total
+
+    def merge(self, other: "Moments") -> "Moments":
+        """Returns the moments of both sets together (Chan, Golub and LeVeque 1979, Eq. 2.1).
+
+        Nothing is squared before a mean is subtracted, so large means cost no digits.
+
+        Raises:
+            UserError: If they are of features of different width.
+        """
+        _check_widths(self.mean, other.mean)
+        count = self.count + other.count
+        step = other.mean - self.mean
+        between = np.outer(step, step) * (self.count * other.count / count)
+        mean = self.mean + step * (other.count / count)
+        return Moments(count, mean, self.scatter + other.scatter + between)
+
+    @property
+    def covariance(self) -> Float64[np.ndarray, "d d"]:
+        """The unbiased estimate.
+
+        Raises:
+            UserError: If there is but one clip.
+        """
+        if self.count < 2:
+            raise UserError("one clip has no covariance: a Fréchet distance needs more of each set")
+        return self.scatter / (self.count - 1)
+
+    def save(self, path: epath.PathLike) -> None:
+        """Writes an `.npz` file, whole or not at all."""
+        count = np.asarray(self.count)
+        write_arrays(path, count=count, mean=self.mean, scatter=self.scatter)
+
+    @classmethod
+    def load(cls, path: epath.PathLike) -> "Moments":
+        """Reads what `save` wrote.
+
+        Raises:
+            UserError: If the file is missing or broken.
+        """
+        stored = read_arrays(path, ("count", "mean", "scatter"))
+        if stored["scatter"].shape != stored["mean"].shape * 2:
+            raise UserError(f"{path} does not hold moments: mean and scatter do not fit")
+        return cls(int(stored["count"]), stored["mean"], stored["scatter"])
+
+
+def frechet_distance(a: Moments, b: Moments) -> float:
+    """Returns the squared Fréchet distance of two Gaussians with these moments: FVD.
+
+    |m_a - m_b|^2 + tr(C_a + C_b - 2 (C_a^1/2 C_b C_a^1/2)^1/2) (arXiv 1706.08500, Eq. 6, and
+    1812.01717). The root's trace is taken from the eigenvalues of the symmetric matrix within.
+
+    It is too large for few clips, the more so the fewer they are: compare numbers of as many clips
+    alone. With fewer clips than dimensions it is finite still, but says little; this warns.
+
+    Raises:
+        UserError: If a set has but one clip, or they are of features of different width.
+    """
+    _check_widths(a.mean, b.mean)
+    _warn_of_few(min(a.count, b.count), len(a.mean))
+    return _frechet(a, b)
+
+
+def kernel_distance(x: Float[np.ndarray, "n d"], y: Float[np.ndarray, "m _d"]) -> float:
+    """Returns the unbiased squared maximum mean discrepancy of all features: KVD.
+
+    The kernel is (x.y / d + 1)^3 (arXiv 1801.01401, section 4.1, and 1812.01717). It may be below
+    zero, around which it scatters if both sets are alike.
+
+    Raises:
+        UserError: If a set has but one clip, a feature is not finite, or widths differ.
+    """
+    x, y = _checked(x), _checked(y)
+    _check_widths(x[0], y[0])
+    if min(len(x), len(y)) < 2:
+        raise UserError("one clip is too few: a kernel distance needs more of each set")
+    across = _kernel_sum(x, y) / (len(x) * len(y))
+    return _mean_within(x) + _mean_within(y) - 2 * across
+
+
+def kernel_distance_of_subsets(
+    x: Float[np.ndarray, "n d"],
+    y: Float[np.ndarray, "m _d"],
+    *,
+    subsets: int = 100,
+    size: int = 1000,
+    seed: int = 0,
+) -> Float64[np.ndarray, " {subsets}"]:
+    """Returns the kernel distances of random subsets, whose mean and deviation some report.
+
+    Args:
+        x: Features of one set.
+        y: Features of the other.
+        subsets: How many.
+        size: Clips of each set in a subset, drawn without repetition; all where they are fewer.
+        seed: Of the draws.
+
+    Raises:
+        UserError: As `kernel_distance` does.
+    """
+    found = np.zeros(subsets)
+    for i in range(subsets):
+        draw = np.random.default_rng((seed, i)).permutation
+        found[i] = kernel_distance(x[draw(len(x))[:size]], y[draw(len(y))[:size]])
+    return found
+
+
+def frechet_of_resamples(x: Float[np.ndarray, "n d"], y: Float[np.ndarray, "m _d"]) -> OfResamples:
+    """Returns `frechet_distance` as `bootstrap` takes it.
+
+    Raises:
+        UserError: If a feature is not finite, or widths differ.
+    """
+    x, y = _checked(x), _checked(y)
+    _check_widths(x[0], y[0])
+    _warn_of_few(min(len(x), len(y)), x.shape[1])
+    origin = x.mean(0)  # near enough to all means for nothing to cancel
+    x, y = x - origin, y - origin
+
+    def distance(x_counts: np.ndarray, y_counts: np.ndarray) -> float:
+        return _frechet(_counted_moments(x, x_counts), _counted_moments(y, y_counts))
+
+    return distance
+
+
+def kernel_of_resamples(x: Float[np.ndarray, "n d"], y: Float[np.ndarray, "m _d"]) -> OfResamples:
+    """Returns `kernel_distance` as `bootstrap` takes it; holds three kernel matrices.
+
+    A clip that is drawn twice is not compared with itself, or the distance would be biased.
+
+    Raises:
+        UserError: If a feature is not finite, or widths differ.
+    """
+    x, y = _checked(x), _checked(y)
+    _check_widths(x[0], y[0])
+    within = _kernel(x, x), _kernel(y, y)
+    for matrix in within:
+        np.fill_diagonal(matrix, 0)
+    across = _kernel(x, y)
+
+    def distance(x_counts: np.ndarray, y_counts: np.ndarray) -> float:
+        means = [
+            counts @ matrix @ counts / (counts.sum() ** 2 - (counts**2).sum())
+            for matrix, counts in zip(within, (x_counts, y_counts), strict=True)
+        ]
+        mean_across = x_counts @ across @ y_counts / (x_counts.sum() * y_counts.sum())
+        return float(sum(means) - 2 * mean_across)
+
+    return distance
+
+
+def _frechet(a: Moments, b: Moments) -> float:
+    few, many = sorted((a, b), key=lambda moments: moments.count)
+    root = _root(few)
+    eigenvalues = np.linalg.eigvalsh(root.T @ many.covariance @ root)
+    overlap = np.sqrt(np.maximum(eigenvalues, 0)).sum()
+    apart = np.square(a.mean - b.mean).sum()
+    return float(apart + np.trace(a.covariance) + np.trace(b.covariance) - 2 * overlap)
+
+
+def _root(moments: Moments) -> Float64[np.ndarray, "d r"]:
+    """Returns R with R R^T the covariance, without the columns that are zero.
+
+    n clips span n - 1 dimensions. What rounding leaves in others would be no smaller than 1e-8 of
+    the largest after the square root.
+    """
+    values, vectors = np.linalg.eigh(moments.covariance)
+    rank = min(moments.count - 1, len(values))
+    return vectors[:, -rank:] * np.sqrt(np.maximum(values[-rank:], 0))
+
+
+def _counted_moments(features: np.ndarray, counts: np.ndarray) -> Moments:
+    """Moments of centred features, each counted several times or not at all."""
+    count = int(counts.sum())
+    mean = counts @ features / count
+    scatter = (features * counts[:, None]).T @ features - count * np.outer(mean, mean)
+    return Moments(count, mean, scatter)
+
+
+def _mean_within(x: np.ndarray) -> float:
+    """Mean of the kernel over pairs of different clips."""
+    with_themselves = float(((np.square(x).mean(1) + 1) ** 3).sum())
+    return (_kernel_sum(x, x) - with_themselves) / (len(x) * (len(x) - 1))
+
+
+def _kernel(x: np.ndarray, y: np.ndarray) -> np.ndarray:
+    return (x @ y.T / x.shape[1] + 1) ** 3
+
+
+def _kernel_sum(x: np.ndarray, y: np.ndarray) -> float:
+    blocks = np.split(x, range(_BLOCK, len(x), _BLOCK))
+    return sum(float(_kernel(block, y).sum()) for block in blocks)
+
+
+def _checked(features: np.ndarray) -> Float64[np.ndarray, "n d"]:
+    """Returns features as float64."""
+    if not len(features):
+        raise UserError("there are no clips to compare")
+    if not np.isfinite(features).all():
+        raise UserError("features hold NaN or infinite values: check the clips and the weights")
+    return features.astype(np.float64)
+
+
+def _check_widths(a: np.ndarray, b: np.ndarray) -> None:
+    if len(a) != len(b):
+        raise UserError(
+            f"features {len(a)} and {len(b)} wide can't be compared: take both from one network"
+        )
+
+
+def _warn_of_few(count: int, width: int) -> None:
+    if count <= width:
+        warnings.warn(
+            f"{count} clips for features of {width} dimensions: their covariance is singular, and "
+            "the Fréchet distance far too large; take more clips",
+            stacklevel=3,
+        )
