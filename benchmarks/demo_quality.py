@@ -212,6 +212,8 @@ def main(_: Sequence[str]) -> None:
     earlier = dict(entry.split("=", 1) for entry in CURVE.value if "=" in entry)
     if len(earlier) != len(CURVE.value):
         raise UserError("--curve is STEP=MODEL, as 3000=demo_3000")
+    if WRITE_DOCS.value and not DOCUMENT.exists():  # before all the work
+        raise UserError(f"{DOCUMENT} is missing: write it, with marks of {SECTION!r}")
     animate = ImageToVideo.from_pretrained(CHECKPOINT.value)
     chosen = animate.config.sampling
     clips = [draw(i, chosen.num_frames, chosen.height) for i in range(CLIPS.value)]

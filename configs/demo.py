@@ -2,9 +2,9 @@ r"""A model small enough for a laptop's CPU: the same networks, 64x64, 16 frames
 
     python -m dynamicrafter_jax.demo
 
-animates a photograph with the weights that ship with the package. They were trained from nothing,
-on drawn clips alone (`data/synthetic`): the VAE by `demo_vae`, the towers by `demo_towers`, and
-U-Net and projector by
+animates a photograph with it, at random weights until trained ones ship. It is trained from
+nothing, on drawn clips alone (`data/synthetic`): the VAE by `demo_vae`, the towers by
+`demo_towers`, and U-Net and projector by
 
     python train.py --config=configs/demo.py --workdir=runs/demo \
         --config.init.checkpoint=demo_towers
@@ -38,7 +38,7 @@ def get_config() -> ConfigDict:
     config.vae.ch_mult = (1, 1, 2, 3)
     config.vae.num_res_blocks = 1
     config.vae.z_channels = 16
-    config.vae.scale_factor = 0.88  # makes the spread of its latents 1
+    config.vae.scale_factor = 0.88  # of a trained VAE: makes the spread of its latents 1
     config.vae.norm_groups = 8
 
     config.text_encoder.width = 48

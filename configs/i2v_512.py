@@ -91,7 +91,7 @@ def get_config() -> ConfigDict:
     config.sampling.fit = "crop"  # pictures fill height x width; "letterbox": they stay whole
 
     config.data = ConfigDict()
-    config.data.source = placeholder(str)  # a .csv, a folder, a cache's folder, or tfds:NAME
+    config.data.source = placeholder(str)  # a .csv, a folder, a cache's, tfds:NAME, synthetic:train
     config.data.videos = placeholder(str)  # what a .csv's paths start from; unset: videos/ beside
     config.data.split = "train"  # of a TFDS data set
     config.data.validation = placeholder(str)  # held-out clips, like source

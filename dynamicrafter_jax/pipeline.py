@@ -23,7 +23,7 @@ __all__ = ["Clips", "ImageToVideo", "Progress"]
 class ImageToVideo:
     """Animates images.
 
-        animate = ImageToVideo.from_pretrained("demo")
+        animate = ImageToVideo.from_pretrained("model_512")
         video = animate("picture.png", "a man surfing", seed=0)  # uint8 (t, h, w, 3)
 
     Attributes:
@@ -60,7 +60,7 @@ class ImageToVideo:
         """Loads a model by its name, or from where it is.
 
         Args:
-            source: "demo" for the model that ships; a converted directory; a release file
+            source: "demo" for that of the package; a converted directory; a release file
                 (`.ckpt`, `.pt`, `.safetensors`); or a repository of the Hugging Face Hub, as
                 "Doubiiu/DynamiCrafter_512" or "owner/name@revision", which is downloaded into its
                 cache. What exists as a path is one; a directory named demo is "./demo".

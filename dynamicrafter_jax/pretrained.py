@@ -1,8 +1,8 @@
-"""What a model is called: the demo that ships, a repository of the Hub, or a path.
+"""What a model is called: the demo of the package, a repository of the Hub, or a path.
 
 A text is looked up in this order:
 
-1. "demo" is the model that ships with the package; a folder of that name is "./demo".
+1. "demo" is the model of the package, if it has one; a folder of that name is "./demo".
 2. What exists on this machine is a path.
 3. "owner/name" and "owner/name@revision" are repositories of the Hub.
 4. All else is a path.
@@ -22,7 +22,7 @@ from dynamicrafter_jax.files import as_path
 from dynamicrafter_jax.hub import Repository
 
 DEMO = "demo"
-"""The name of the model that ships, and of its config."""
+"""The name of the package's own model, and of its config."""
 
 _DEMO_FILE = "demo.safetensors"
 

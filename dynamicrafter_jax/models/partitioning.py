@@ -94,7 +94,7 @@ def map_in_chunks(
         return jax.tree.map(lambda y: y.reshape(devices, at_once, *y.shape[1:]), function(part))
 
     parted = jnp.moveaxis(parted, 1, 0)
-    if chunks == 1:  # without a loop, in which CPUs convolve several times slower
+    if chunks == 1:  # without a loop, in which CPUs convolve slower
         mapped = jax.tree.map(lambda y: y[None], chunk(parted[0]))
     else:
         mapped = jax.lax.map(chunk, parted)

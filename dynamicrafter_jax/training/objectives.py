@@ -14,8 +14,9 @@ from jaxtyping import Array, Float, Float32, Int32, Key, PyTree
 from dynamicrafter_jax import conditioning
 from dynamicrafter_jax.diffusion.loss import denoising_loss
 from dynamicrafter_jax.diffusion.schedule import Schedule
+from dynamicrafter_jax.errors import UserError
 from dynamicrafter_jax.models import Models
-from dynamicrafter_jax.models.autoencoder import FRAMES, Posterior
+from dynamicrafter_jax.models.autoencoder import FRAMES
 from dynamicrafter_jax.models.partitioning import map_in_chunks
 from dynamicrafter_jax.training import inputs
 from dynamicrafter_jax.training.inputs import Batch, Concat
@@ -29,6 +30,11 @@ _POSTERIOR, _NOISE, _TIMESTEP, _DROPOUT, _ENDS = range(5)
 
 # Of clips under the concatenation "either", the share that both ends of are given.
 _ENDS_SHARE = 0.25
+
+_NO_VIDEOS = (
+    "the objective {!r} takes videos: set data.source to where they are, or to synthetic:train, "
+    "in place of a cache"
+)
 
 
 class ClipLosses(NamedTuple):
@@ -171,31 +177,29 @@ def reconstruct(
         keys: One a clip, for the latents' draws.
         share: Not used.
         dropout: Not used.
+
+    Raises:
+        UserError: The batch is from a cache.
     """
     del share, dropout
     if batch.video is None:
-        raise ValueError("the objective 'reconstruct' takes videos, not a cache of latents")
-    b, t, *frame = batch.video.shape
+        raise UserError(_NO_VIDEOS.format("reconstruct"))
     video = inputs.pixels(batch.video)
-
-    def encode(frames: Array) -> Posterior:
-        return models.apply("vae", params, frames, method="encode")
-
-    posterior = map_in_chunks(encode, video.reshape(b * t, *frame), vae_frames, FRAMES)
-    shape = t, *posterior.mean.shape[1:]
+    posterior = inputs.posteriors(models, params, batch, vae_frames)
     fold = jax.vmap(jax.random.fold_in, (0, None))
+    shape = posterior.mean.shape[1:]
     noise = jax.vmap(lambda key: jax.random.normal(key, shape))(fold(keys, _POSTERIOR))
-    z = posterior.sample(noise.reshape(posterior.mean.shape))
+    z = posterior.sample(noise)
 
     def decode(z: Array) -> Array:
         return models.apply("vae", params, z, method="decode")
 
-    decoded = map_in_chunks(decode, z, vae_frames, FRAMES).reshape(video.shape)
+    frames = z.reshape(-1, *z.shape[2:])
+    decoded = map_in_chunks(decode, frames, vae_frames, FRAMES).reshape(video.shape)
     error = jnp.square(decoded.astype(jnp.float32) - video).mean((1, 2, 3, 4))
     mean, logvar = posterior
-    divergence = 0.5 * (jnp.square(mean) + jnp.exp(logvar) - 1.0 - logvar)
-    divergence = divergence.reshape(b, -1).mean(1)
-    return ClipLosses(error + kl_weight * divergence, _no_quarter(b))
+    divergence = 0.5 * (jnp.square(mean) + jnp.exp(logvar) - 1.0 - logvar).mean((1, 2, 3, 4))
+    return ClipLosses(error + kl_weight * divergence, _no_quarter(len(error)))
 
 
 def align(
@@ -223,10 +227,13 @@ def align(
         keys: Not used.
         share: Not used.
         dropout: Not used.
+
+    Raises:
+        UserError: The batch is from a cache.
     """
     del keys, share, dropout
     if batch.video is None or batch.ids is None:
-        raise ValueError("the objective 'align' takes videos and token ids, not a cache")
+        raise UserError(_NO_VIDEOS.format("align"))
     first, last = (inputs.pixels(batch.video[:, place]) for place in (0, -1))
     both = conditioning.image_tokens(models, params, jnp.concatenate([first, last]))
     projected = models.apply("projector", params, both).mean(2)

@@ -51,8 +51,7 @@ def make_optimizer(settings: TrainSettings) -> optax.GradientTransformation:
     """Returns the optimizer; its state holds float32 moments of each trained parameter.
 
     `adamw` (arXiv 1711.05101) has two. `muon` (arXiv 2502.16982) has one for a kernel, whose steps
-    it makes orthogonal, and takes AdamW without weight decay for all else. A small model that
-    starts from nothing learns about twice as much from a step of it.
+    it makes orthogonal, and takes AdamW without weight decay for all else.
     """
     rate = learning_rate(settings)
     if settings.optimizer == "muon":
