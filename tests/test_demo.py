@@ -34,11 +34,11 @@ def test_demo_animates_the_photograph(tmp_path):
 
     with av.open(str(video)) as container:
         frames = [frame.to_ndarray(format="rgb24") for frame in container.decode(video=0)]
-    assert [frame.shape for frame in frames] == 16 * [(128, 128, 3)]
+    assert [frame.shape for frame in frames] == 16 * [(64, 64, 3)]
     assert np.ptp(frames[0]) > 0
 
     picture = np.asarray(Image.open(sheet).convert("RGB"))
-    gap, side = 4, 128
+    gap, side = 4, 64
     photograph = Image.open(
         (resources.files("dynamicrafter_jax") / "assets" / "rocket.jpg").open("rb")
     )
