@@ -29,8 +29,9 @@ def make_videos(folder: Path, count: int = 5) -> Path:
 
 def start(workdir: Path, videos: Path, *flags: str, devices: int = 1) -> subprocess.Popen:
     """Starts a run; flags come last, so they win."""
+    count = f"--xla_force_host_platform_device_count={devices}"
     environment = os.environ | {
-        "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}",
+        "XLA_FLAGS": f"{os.environ['XLA_FLAGS']} {count}",
         "PYTHONPATH": str(ROOT),
     }
     command = [

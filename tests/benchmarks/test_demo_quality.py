@@ -1,9 +1,6 @@
 """How videos of drawn clips are judged, and what a model has to do without."""
 
-import importlib
-import sys
-from pathlib import Path
-
+import benchmark_modules
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -13,9 +10,7 @@ from dynamicrafter_jax.conditioning import Conditioning
 from dynamicrafter_jax.data.synthetic import tracking
 from dynamicrafter_jax.data.synthetic.tracking import Change
 
-sys.path.append(str(Path(__file__).parents[2] / "benchmarks"))
-
-demo_quality, drawn_clips = map(importlib.import_module, ("demo_quality", "drawn_clips"))
+demo_quality, drawn_clips = benchmark_modules.load("demo_quality", "drawn_clips")
 
 
 def clips_that_move(count=8):

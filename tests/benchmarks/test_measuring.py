@@ -1,9 +1,8 @@
 """What the benchmarks of speed make of their measurements."""
 
-import importlib
-import sys
 from pathlib import Path
 
+import benchmark_modules
 import jax
 import numpy as np
 import pytest
@@ -13,10 +12,8 @@ from dynamicrafter_jax.config import load_config
 from dynamicrafter_jax.errors import UserError
 from dynamicrafter_jax.models import abstract_models
 
-sys.path.append(str(Path(__file__).parents[2] / "benchmarks"))
-
-growth, random_arguments, sampling, timing = map(
-    importlib.import_module, ("growth", "random_arguments", "sampling", "timing")
+growth, random_arguments, sampling, timing = benchmark_modules.load(
+    "growth", "random_arguments", "sampling", "timing"
 )
 
 

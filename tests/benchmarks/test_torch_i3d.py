@@ -1,18 +1,15 @@
 """The I3D in PyTorch that ours is timed against computes the golden numbers too."""
 
-import importlib
 import json
-import sys
 from pathlib import Path
 
+import benchmark_modules
 import golden_weights
 import numpy as np
 import pytest
 
 torch = pytest.importorskip("torch")
-sys.path.append(str(Path(__file__).parents[2] / "benchmarks"))
-
-torch_i3d = importlib.import_module("torch_i3d")
+(torch_i3d,) = benchmark_modules.load("torch_i3d")
 torch.set_num_threads(1)  # threads of several workers would wait for one another
 
 DATA = Path(__file__).parents[1] / "data"

@@ -1,17 +1,12 @@
 """The PyTorch networks that ours are timed against compute the release's numbers too."""
 
-import importlib
-import sys
-from pathlib import Path
-
+import benchmark_modules
 import numpy as np
 import pytest
 import tiny
 
 torch = pytest.importorskip("torch")
-sys.path.append(str(Path(__file__).parents[2] / "benchmarks"))
-
-torch_layers, torch_models = map(importlib.import_module, ("torch_layers", "torch_models"))
+torch_layers, torch_models = benchmark_modules.load("torch_layers", "torch_models")
 torch.set_num_threads(1)  # threads of several workers would wait for one another
 
 # Both compute in float32, in different orders.

@@ -1,5 +1,6 @@
 """The same losses on one device, on eight, and in two processes; and from one to another."""
 
+import shutil
 import socket
 
 import numpy as np
@@ -57,11 +58,14 @@ def test_eight_devices_and_a_restore_on_four(tmp_path, videos, on_one_device):
 
 
 def test_two_processes_and_a_restore_in_one(tmp_path, videos, on_one_device):
-    run_two_processes(tmp_path, videos, f"--config.train.steps={STEPS // 2}")
-    runs.finish(runs.start(tmp_path, videos, devices=1))
+    keep = "--config.train.keep_last=9"
+    run_two_processes(tmp_path, videos, keep)
     assert_same(tmp_path, on_one_device)
-
-
-def test_two_processes_agree_with_one_device_to_the_end(tmp_path, videos, on_one_device):
-    run_two_processes(tmp_path, videos)
+    # As if they had been cut off after their second checkpoint.
+    first, second, *later = sorted(int(f.name) for f in (tmp_path / "checkpoints").glob("[0-9]*"))
+    assert (first, second) == (3, 6) and later
+    for step in later:
+        shutil.rmtree(tmp_path / "checkpoints" / str(step))
+    said = runs.finish(runs.start(tmp_path, videos, keep, devices=1))
+    assert f"step {second + 1}/{STEPS}" in said and f"step {second}/{STEPS}" not in said
     assert_same(tmp_path, on_one_device)
