@@ -73,6 +73,7 @@ def get_config() -> ConfigDict:
     config.data.random_frame = False  # a clip starts from its image
     config.data.workers = 1
 
+    config.train.trainable = "all_and_text"
     config.train.steps = 12_000
     config.train.batch_size = 4
     config.train.accumulation = 1
