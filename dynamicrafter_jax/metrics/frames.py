@@ -1,0 +1,133 @@
+"""Measures of videos that need no network of their own.
+
+Two compare a video's first frame with the image that it was made from, by pixels. One says how
+much moves, since a still keeps its image best. Two compare vectors that CLIP makes of frames and
+texts (see `metrics.clip_embedding`).
+
+Motion is told by differences and not by optical flow: flow needs a further network or library,
+and its numbers depend on which.
+"""
+
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, PyTree, UInt8
+
+from dynamicrafter_jax.errors import UserError
+
+# Of SSIM: side and standard deviation of the window, in pixels, and the constants K1 and K2.
+_WINDOW, _SIGMA = 11, 1.5
+_K1, _K2 = 0.01, 0.03
+
+_PEAK = 255.0
+
+COLUMNS = ("first_frame_psnr", "first_frame_ssim", "motion_degree")
+"""What `frame_measures` returns of a video."""
+
+
+def frame_measures(params: PyTree, seen: UInt8[Array, "b t1 h w 3"]) -> Float[Array, "b 3"]:
+    """Returns the measures of `COLUMNS`, as a network that `features.Extractor` runs.
+
+    Args:
+        params: Nothing.
+        seen: Each video behind the image that it was made from.
+    """
+    del params
+    image, first = seen[:, 0], seen[:, 1]
+    return jnp.stack([psnr(image, first), ssim(image, first), motion_degree(seen[:, 1:])], axis=-1)
+
+
+def psnr(x: UInt8[Array, "b h w 3"], y: UInt8[Array, "b h w 3"]) -> Float[Array, " b"]:
+    """Returns the peak signal-to-noise ratio in dB, infinite for equal pictures.
+
+    The squared error is averaged over pixels and channels.
+    """
+    difference = x.astype(jnp.float32) - y.astype(jnp.float32)
+    return 10 * jnp.log10(_PEAK**2 / jnp.square(difference).mean((1, 2, 3)))
+
+
+def ssim(x: UInt8[Array, "b h w 3"], y: UInt8[Array, "b h w 3"]) -> Float[Array, " b"]:
+    """Returns the structural similarity, 1 for equal pictures (Wang et al. 2004, Eq. 13 and 17).
+
+    The window is a Gaussian of 11x11 pixels and standard deviation 1.5, and only whole windows
+    count. Channels are compared each by itself, and averaged.
+
+    Raises:
+        UserError: If a side is shorter than the window.
+    """
+    _, h, w, _ = x.shape
+    if min(h, w) < _WINDOW:
+        raise UserError(
+            f"SSIM looks at windows of {_WINDOW}x{_WINDOW} pixels: pictures of {h}x{w} are too "
+            "small"
+        )
+    rows, columns = (jnp.asarray(_window_matrix(n), jnp.float32) for n in (h, w))
+
+    def local_mean(values: Array) -> Array:
+        return jnp.einsum("yh,bhwc,xw->byxc", rows, values, columns, precision="highest")
+
+    # Around the middle of the range, where squares are small, so that less is rounded off.
+    middle = jnp.float32(128)
+    x0, y0 = x.astype(jnp.float32) - middle, y.astype(jnp.float32) - middle
+    mean_x, mean_y = local_mean(x0), local_mean(y0)
+    spread = local_mean(x0 * x0 + y0 * y0) - mean_x**2 - mean_y**2
+    covariance = local_mean(x0 * y0) - mean_x * mean_y
+    mean_x, mean_y = mean_x + middle, mean_y + middle
+    c1, c2 = (_K1 * _PEAK) ** 2, (_K2 * _PEAK) ** 2
+    luminance = (2 * mean_x * mean_y + c1) / (mean_x**2 + mean_y**2 + c1)
+    return (luminance * (2 * covariance + c2) / (spread + c2)).mean((1, 2, 3))
+
+
+def motion_degree(frames: UInt8[Array, "b t h w 3"]) -> Float[Array, " b"]:
+    """Returns the mean absolute difference of neighbouring frames, in parts of the full range.
+
+    Raises:
+        UserError: If there is one frame only.
+    """
+    _check_neighbours(frames.shape[1])
+    x = frames.astype(jnp.float32)
+    return jnp.abs(x[:, 1:] - x[:, :-1]).mean((1, 2, 3, 4)) / _PEAK
+
+
+def frame_consistency(frames: Float[Array, "b t d"]) -> Float[Array, " b"]:
+    """Returns the mean cosine between neighbouring frames (arXiv 2302.03011).
+
+    Args:
+        frames: Vectors that CLIP's vision tower makes of them.
+
+    Raises:
+        UserError: If there is one frame only.
+    """
+    _check_neighbours(frames.shape[1])
+    return _cosine(frames[:, 1:], frames[:, :-1]).mean(-1)
+
+
+def text_similarity(
+    texts: Float[Array, "b d"], frames: Float[Array, "b t d"]
+) -> Float[Array, "b t"]:
+    """Returns the cosine of each frame to its video's text; the mean is known as CLIPSIM.
+
+    Args:
+        texts: Vectors that CLIP's text tower makes of prompts (arXiv 2104.14806).
+        frames: Vectors that its vision tower makes of frames.
+    """
+    return _cosine(jnp.broadcast_to(texts[:, None], frames.shape), frames)
+
+
+def _cosine(x: Array, y: Array) -> Array:
+    lengths = jnp.linalg.norm(x, axis=-1) * jnp.linalg.norm(y, axis=-1)
+    return (x * y).sum(-1) / lengths
+
+
+def _check_neighbours(frames: int) -> None:
+    if frames < 2:
+        raise UserError("a video of 1 frame has no neighbouring frames to compare: give 2 or more")
+
+
+def _window_matrix(length: int) -> np.ndarray:
+    """The matrix of weighted means over all whole windows along one axis."""
+    weight = np.exp(-0.5 * ((np.arange(_WINDOW) - _WINDOW // 2) / _SIGMA) ** 2)
+    weight /= weight.sum()
+    matrix = np.zeros((length - _WINDOW + 1, length))
+    start = np.arange(len(matrix))[:, None]
+    matrix[start, start + np.arange(_WINDOW)[None]] = weight[None]
+    return matrix
