@@ -1,0 +1,1 @@
+"""Evaluation under a protocol: clips are chosen, measured, compared and reported."""

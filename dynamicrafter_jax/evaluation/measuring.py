@@ -1,0 +1,146 @@
+"""Clips through all measures, a part at a time, leaving out what is finished."""
+
+import dataclasses
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from itertools import islice
+from typing import NamedTuple
+
+import numpy as np
+
+from dynamicrafter_jax.bulk.loading import map_ahead
+from dynamicrafter_jax.errors import UserError
+from dynamicrafter_jax.evaluation.clips import READERS, Problem, stop_for
+from dynamicrafter_jax.evaluation.measures import Measure, Seen
+from dynamicrafter_jax.evaluation.store import Store, key_of
+from dynamicrafter_jax.sampler import Progress
+
+Look = Callable[[Seen], Seen]
+
+
+class Item(NamedTuple):
+    """A clip to measure.
+
+    Attributes:
+        name: Of the clip.
+        digest: Hash of all that decides its frames, and its image.
+        prompt: What is to happen; may be empty.
+    """
+
+    name: str
+    digest: str
+    prompt: str
+
+    @property
+    def key(self) -> str:
+        """In a store."""
+        return key_of(self.name, self.digest)
+
+
+Produce = Callable[[Sequence[Item]], Iterator[tuple[Item, Seen | Problem]]]
+"""Yields what is seen of each item in turn, or why nothing is."""
+
+
+def _nothing() -> dict[str, float]:
+    return {"clips": 0.0, "seconds": 0.0}
+
+
+@dataclasses.dataclass(frozen=True)
+class Bench:
+    """What clips are measured with.
+
+    Attributes:
+        measures: Which numbers are taken.
+        store: Where rows are kept.
+        part_size: Clips of a part: as many are lost if a run is cut off.
+        skip: Whether clips that can't be read are passed over.
+        progress: Is told of finished clips, by set.
+        spent: Clips measured so far, and the seconds it took, reading and generating apart.
+    """
+
+    measures: Sequence[Measure]
+    store: Store
+    part_size: int
+    skip: bool
+    progress: Progress
+    spent: dict[str, float] = dataclasses.field(
+        default_factory=lambda: {"clips": 0.0, "seconds": 0.0}
+    )
+
+    def measure(
+        self, items: Sequence[Item], produce: Produce, sets: Mapping[str, Look]
+    ) -> list[Problem]:
+        """Measures what is not finished; returns what could not be read.
+
+        Args:
+            items: All clips.
+            produce: Makes or reads clips.
+            sets: By name, what becomes of a clip before it is measured.
+
+        Raises:
+            UserError: Clips can't be read, or what was measured can't be written. All that can be
+                measured was, and is kept.
+        """
+        finished = self.finished(sets)
+        missing = [item for item in items if item.key not in finished]
+        title, done = " and ".join(sets), len(items) - len(missing)
+        self.progress(title, done, len(items))
+        problems: list[Problem] = []
+        for part in _parts(produce(missing), self.part_size):
+            good: list[tuple[Item, Seen]] = []
+            for item, seen in part:
+                if isinstance(seen, Problem):
+                    problems.append(seen)
+                else:
+                    good.append((item, seen))
+            for set_name, look in sets.items():
+                looked = [(item, look(seen)) for item, seen in good]
+                started = time.perf_counter()
+                self._measure(set_name, looked)
+                self.spent["clips"] += len(looked)
+                self.spent["seconds"] += time.perf_counter() - started
+            done += len(part)
+            self.progress(title, done, len(items))
+        stop_for(problems, self.skip, " (features of all others are kept)")
+        return problems
+
+    def finished(self, sets: Iterable[str]) -> set[str]:
+        """Keys of the clips of which nothing is missing in these sets."""
+        each = [self.store.finished(name, measure) for name in sets for measure in self.measures]
+        return set.intersection(*each)
+
+    def _measure(self, set_name: str, part: Sequence[tuple[Item, Seen]]) -> None:
+        for measure in self.measures:
+            finished = self.store.finished(set_name, measure)
+            wanted = [(item.key, seen) for item, seen in part if item.key not in finished]
+            keys: list[str] = []
+            rows = []
+            for found, values in measure.run(wanted):
+                keys += found
+                rows += list(values)
+            if keys:
+                self.store.add(set_name, measure, keys, np.stack(rows))
+
+
+def reading(read: Callable[[Item], Seen]) -> Produce:
+    """Returns a `Produce` that reads items ahead, in threads."""
+
+    def attempt(item: Item) -> tuple[Item, Seen | Problem]:
+        try:
+            return item, read(item)
+        except UserError as error:
+            return item, Problem(item.name, str(error))
+
+    def produce(items: Sequence[Item]) -> Iterator[tuple[Item, Seen | Problem]]:
+        with ThreadPoolExecutor(READERS) as pool:
+            yield from map_ahead(pool, attempt, items, 2 * READERS)
+
+    return produce
+
+
+def _parts(
+    found: Iterator[tuple[Item, Seen | Problem]], size: int
+) -> Iterator[list[tuple[Item, Seen | Problem]]]:
+    while part := list(islice(found, size)):
+        yield part
