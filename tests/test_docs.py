@@ -38,6 +38,8 @@ ENTRY_POINTS = {
         "dynamicrafter_jax/cli.py",
     ],
     "dynamicrafter_jax.data.synthetic": ["dynamicrafter_jax/data/synthetic/__main__.py"],
+    "dynamicrafter_jax.app": ["dynamicrafter_jax/app/__main__.py", "dynamicrafter_jax/cli.py"],
+    "dynamicrafter_jax.evaluate": ["dynamicrafter_jax/evaluate.py", "dynamicrafter_jax/cli.py"],
 }
 FOLDERS = "dynamicrafter_jax|configs|tests|docs|benchmarks|requirements"
 
@@ -145,6 +147,7 @@ def test_python_uses_options_that_exist(document):
         ("sample.py", "docs/sampling.md"),
         ("dynamicrafter_jax.convert", "docs/converting.md"),
         ("dynamicrafter_jax.artifact", "docs/exporting.md"),
+        ("dynamicrafter_jax.evaluate", "docs/evaluation.md"),
     ],
 )
 def test_every_flag_is_documented(program, document):

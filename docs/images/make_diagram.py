@@ -182,14 +182,15 @@ def unet(theme: Theme) -> str:
 
 def rooms(theme: Theme) -> str:
     """The files of the package, and which imports which."""
-    draw = Drawing(theme, 1240, 580, "The rooms of the package and the direction of imports")
+    draw = Drawing(theme, 1430, 580, "The rooms of the package and the direction of imports")
     plain, line = theme.plain, theme.line
-    columns = [24 + 190 * i for i in range(5)]
+    columns = [24 + 190 * i for i in range(6)]
     for x, entry in zip(
         columns,
         (
             ("train.py", "videos to a model"),
-            ("sample.py, demo.py", "images to videos"),
+            ("sample.py, app/", "images to videos"),
+            ("evaluate.py", "how good they are"),
             ("plan.py", "what TPUs would need"),
             ("artifact/", "sampling, exported"),
             ("convert.py", "release files"),
@@ -202,21 +203,22 @@ def rooms(theme: Theme) -> str:
         (
             ("training/", "step, state, watching"),
             ("pipeline.py, bulk/", "one, or a table"),
+            ("evaluation/", "protocol, clips, report"),
             ("planning/", "programs, counted"),
             ("exporting.py", "in one program"),
-            ("weights.py, export.py", "complete, or not"),
+            ("weights.py", "complete, or not"),
         ),
         strict=True,
     ):
         draw.box(x, 142, 170, 62, room, plain)
     draw.box(columns[0], 254, 170, 62, ("data/", "videos to clips, cache"), plain)
     draw.box(
-        columns[1], 254, 550, 62, ("sampler.py, sampling.py", "encode, denoise, decode"), plain
+        columns[1], 254, 740, 62, ("sampler.py, sampling.py", "encode, denoise, decode"), plain
     )
-    draw.box(columns[4], 254, 170, 62, ("release.py", "names and layout"), plain)
-    draw.box(columns[1], 366, 550, 62, ("conditioning.py", "how text and image enter"), plain)
+    draw.box(columns[5], 254, 170, 62, ("release.py", "names and layout"), plain)
+    draw.box(columns[1], 366, 740, 62, ("conditioning.py", "how text and image enter"), plain)
     draw.box(columns[0], 478, 360, 62, ("diffusion/", "functions of arrays"), theme.context)
-    draw.box(columns[2], 478, 550, 62, ("models/", "Flax modules"), theme.detail)
+    draw.box(columns[2], 478, 740, 62, ("models/", "Flax modules"), theme.detail)
 
     centre = [x + 85 for x in columns]
     arrows = [[(x, 92), (x, 142)] for x in centre]
@@ -225,20 +227,22 @@ def rooms(theme: Theme) -> str:
         [(centre[2], 204), (centre[2], 254)],
         [(centre[3], 204), (centre[3], 254)],
         [(centre[4], 204), (centre[4], 254)],
+        [(centre[5], 204), (centre[5], 254)],
         [(centre[1], 204), (centre[1], 254)],
         [(centre[2], 316), (centre[2], 366)],
         [(centre[1], 428), (centre[1], 478)],
         [(centre[2], 428), (centre[2], 478)],
-        [(centre[4], 316), (centre[4], 478)],
+        [(centre[5], 316), (centre[5], 478)],
     ]
     for points in arrows:
         draw.arrow(points, line)
 
-    draw.rect(984, 30, 232, 510, plain, radius=10)
-    draw.words(1100, 56, "used by those on the left", bold=True)
+    draw.rect(1174, 30, 232, 510, plain, radius=10)
+    draw.words(1290, 56, "used by those on the left", bold=True)
     leaves = (
         ("sharding.py", "meshes: the only file with axes"),
         ("attention/", "which kernel runs where"),
+        ("metrics/", "numbers of sets of videos"),
         ("media/", "images in, video out"),
         ("tokenizer.py", "text to ids"),
         ("noise.py", "random draws, or replayed ones"),
@@ -248,8 +252,8 @@ def rooms(theme: Theme) -> str:
         ("config.py, cli.py, errors.py", "the same manners everywhere"),
     )
     for i, (name, what) in enumerate(leaves):
-        draw.words(1000, 92 + 50 * i, name, size=13, bold=True, anchor="start")
-        draw.words(1000, 109 + 50 * i, what, size=12.5, colour=theme.muted, anchor="start")
+        draw.words(1190, 90 + 46 * i, name, size=13, bold=True, anchor="start")
+        draw.words(1190, 107 + 46 * i, what, size=12.5, colour=theme.muted, anchor="start")
     return draw.svg()
 
 

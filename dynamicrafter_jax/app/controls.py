@@ -1,0 +1,207 @@
+"""The settings that the page shows, and what it lets people ask for."""
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from dynamicrafter_jax.errors import UserError
+from dynamicrafter_jax.sampling import SamplingSettings
+
+IMAGE_TO_VIDEO = "Image to video"
+INTERPOLATION = "Interpolation"
+LOOPING = "Looping"
+
+MODES = {
+    IMAGE_TO_VIDEO: "the picture comes alive",
+    INTERPOLATION: "from one picture to another",
+    LOOPING: "end where it began",
+}
+"""What can be made, each with a few words."""
+
+MAX_SEED = 2**32 - 1
+MAX_SAMPLES = 4
+MAX_PROMPT = 1000  # characters; a model reads 77 tokens
+
+
+@dataclass(frozen=True)
+class Control:
+    """One of `SamplingSettings` as a person sees it.
+
+    Attributes:
+        name: Of the setting.
+        label: What it is called.
+        help: What it does, in a sentence.
+        low: The least that is allowed, of a number.
+        high: The most.
+        step: Between two values of a slider; whole numbers have 1.
+        choices: Of which one is taken, of a text.
+        optional: Whether it may be unset, which 0 stands for.
+    """
+
+    name: str
+    label: str
+    help: str
+    low: float | int = 0
+    high: float | int = 0
+    step: float | int = 0
+    choices: tuple[str, ...] = ()
+    optional: bool = False
+
+    @property
+    def is_number(self) -> bool:
+        """Whether its value is a number, not a text."""
+        return self.step > 0
+
+    def check(self, value: Any) -> Any:
+        """Returns a value as the sampler takes it.
+
+        Raises:
+            UserError: It is of another kind, or not allowed.
+        """
+        if not self.is_number:
+            return self._check_text(value)
+        if self.optional and value in (None, 0) and value is not False:
+            return None
+        if isinstance(value, bool) or not isinstance(value, int | float):
+            raise UserError(f"{self.label} is {_short(value)}: give a number")
+        if not self.low <= value <= self.high:  # so written, NaN fails
+            raise UserError(
+                f"{self.label} is {_short(value)}: give {self.low:g} to {self.high:g} on this page"
+            )
+        if self.step < 1:
+            return float(value)
+        if value != math.floor(value):
+            raise UserError(f"{self.label} is {_short(value)}: give a whole number")
+        return int(value)
+
+    def _check_text(self, value: Any) -> str:
+        if value is None and not self.choices:
+            return ""
+        if not isinstance(value, str):
+            raise UserError(f"{self.label} is {_short(value)}: give a text")
+        if self.choices and value not in self.choices:
+            raise UserError(f"{self.label} is {_short(value)}: give {' or '.join(self.choices)}")
+        if len(value) > MAX_PROMPT:
+            raise UserError(
+                f"{self.label} has {len(value)} characters: give up to {MAX_PROMPT}, of which a "
+                "model reads about the first 300"
+            )
+        return value
+
+
+PROMPT = Control("prompt", "Prompt", "What happens; empty for the picture alone.")
+
+SEED = Control(
+    "seed",
+    "Seed",
+    "Of all random draws: the same seed gives the same video.",
+    low=0,
+    high=MAX_SEED,
+    step=1,
+)
+
+NUM_SAMPLES = Control(
+    "num_samples",
+    "Videos",
+    "How many to make at once; each takes its own draws.",
+    low=1,
+    high=MAX_SAMPLES,
+    step=1,
+)
+
+CONTROLS = (
+    Control(
+        "steps",
+        "Steps",
+        "Of the solver. More take longer, and show finer detail up to a point.",
+        low=1,
+        high=100,
+        step=1,
+    ),
+    Control(
+        "eta",
+        "Eta",
+        "Fresh noise at each step: 0 for none (DDIM), 1 for as much as DDPM.",
+        low=0,
+        high=1,
+        step=0.05,
+    ),
+    Control(
+        "guidance_scale",
+        "Guidance scale",
+        "How hard to push towards the prompt. 1 is none, and twice as fast.",
+        low=1,
+        high=20,
+        step=0.1,
+    ),
+    Control(
+        "guidance_rescale",
+        "Guidance rescale",
+        "Takes back the harsh contrast of strong guidance: 0 for none, 0.7 for most.",
+        low=0,
+        high=1,
+        step=0.05,
+    ),
+    Control(
+        "image_guidance_scale",
+        "Image guidance scale",
+        "A scale of the picture's own; the other is then the text's alone. 0: one for both.",
+        low=0,
+        high=20,
+        step=0.1,
+        optional=True,
+    ),
+    Control(
+        "fps",
+        "FPS condition",
+        "What the model is told of the speed: a lower one asks for more motion (for the 256 "
+        "model it is the stride between frames: a higher one does).",
+        low=1,
+        high=60,
+        step=1,
+    ),
+    Control(
+        "video_fps",
+        "Frames a second",
+        "How fast the file plays. The frames stay the same.",
+        low=1,
+        high=60,
+        step=1,
+    ),
+    Control(
+        "spacing",
+        "Spacing",
+        "Which timesteps are visited. Trailing ones start from pure noise, as the models with "
+        "zero terminal SNR were trained.",
+        choices=("uniform_trailing", "uniform"),
+    ),
+    Control(
+        "fit",
+        "Fit",
+        "Crop the picture to the model's shape, or keep it whole: the video then has its shape.",
+        choices=("crop", "letterbox"),
+    ),
+    Control("negative_prompt", "Negative prompt", "What to keep away from."),
+)
+"""The settings of a request, in the order of the page."""
+
+
+def defaults(settings: SamplingSettings) -> dict[str, Any]:
+    """Returns what each control shows, the seed too, for a model's own settings."""
+    values = {control.name: getattr(settings, control.name) for control in (SEED, *CONTROLS)}
+    return {name: 0 if value is None else value for name, value in values.items()}
+
+
+def check_settings(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns the settings of `CONTROLS`, and the seed, as the sampler takes them.
+
+    Raises:
+        UserError: One is missing, of another kind, or not allowed on the page.
+    """
+    return {control.name: control.check(values.get(control.name)) for control in (SEED, *CONTROLS)}
+
+
+def _short(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 40 else f"{text[:37]}..."

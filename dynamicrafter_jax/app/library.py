@@ -1,0 +1,85 @@
+"""The models of a page: which may be used, and the last few in memory."""
+
+import re
+import threading
+from collections import OrderedDict
+from collections.abc import Callable, Sequence
+
+from dynamicrafter_jax.errors import UserError
+from dynamicrafter_jax.pipeline import ImageToVideo
+
+_CONFIG = ",config="
+
+
+def split_config(name: str) -> tuple[str, str | None]:
+    """Splits "model.ckpt,config=i2v_512" into the model and its config; None without one."""
+    source, separator, config = name.partition(_CONFIG)
+    return source, config if separator else None
+
+
+def load_model(name: str) -> ImageToVideo:
+    """Loads a model by its name, with a config where one is needed.
+
+    Raises:
+        UserError: As `ImageToVideo.from_pretrained`.
+    """
+    source, config = split_config(name)
+    return ImageToVideo.from_pretrained(source, config=config)
+
+
+class ModelLibrary:
+    """Loads models when they are first asked for, and forgets those not used for longest.
+
+    Attributes:
+        names: Those that everyone may use; the first is shown first.
+        allow_any: Whether people may name others: any file or repository that this machine reads.
+    """
+
+    def __init__(
+        self,
+        names: Sequence[str],
+        *,
+        allow_any: bool = False,
+        capacity: int = 1,
+        load: Callable[[str], ImageToVideo] = load_model,
+    ) -> None:
+        """Names the models; none is loaded yet.
+
+        Args:
+            names: As `load_model` takes them.
+            allow_any: See above.
+            capacity: Models that are kept in memory.
+            load: Gives the model of a name.
+        """
+        self.names = list(dict.fromkeys(names))
+        self.allow_any = allow_any
+        self._capacity = capacity
+        self._load = load
+        self._loaded: OrderedDict[str, ImageToVideo] = OrderedDict()
+        self._lock = threading.Lock()
+
+    def get(self, name: str) -> ImageToVideo:
+        """Returns a model, from memory if it is there.
+
+        Raises:
+            UserError: It is not one of those allowed, or can't be loaded.
+        """
+        self._check(name)
+        with self._lock:
+            if name not in self._loaded:
+                # Room is made first: two large models at once may be more than there is.
+                while len(self._loaded) >= self._capacity:
+                    self._loaded.popitem(last=False)
+                self._loaded[name] = self._load(name)
+            self._loaded.move_to_end(name)
+            return self._loaded[name]
+
+    def _check(self, name: str) -> None:
+        if name in self.names:
+            return
+        if not self.allow_any or not isinstance(name, str) or not name:
+            raise UserError(f"this page has no such model: choose of {', '.join(self.names)}")
+        _, config = split_config(name)
+        # A config file is a program, which a stranger must not be able to upload and run.
+        if config is not None and not re.fullmatch(r"\w+", config):
+            raise UserError(f"{config!r} is not the name of a config that ships, as i2v_512")

@@ -1,0 +1,225 @@
+"""The page: what happens when something on it is pressed."""
+
+import html
+from typing import Any
+
+import gradio as gr
+
+from dynamicrafter_jax.app import controls
+from dynamicrafter_jax.app.layout import Buttons, Inputs, Outputs, lay_out
+from dynamicrafter_jax.app.progress import Stopped
+from dynamicrafter_jax.app.request import check_picture, check_request
+from dynamicrafter_jax.app.studio import Result, Studio
+from dynamicrafter_jax.errors import UserError
+
+SHOWN_RESULTS = 24
+"""Videos of a person that are kept, the newest."""
+
+# What needs no answer of the server runs in the browser.
+_ROLL = f"() => Math.floor(Math.random() * {controls.MAX_SEED + 1})"
+_LOOK = "() => document.getElementById('video').scrollIntoView({block: 'nearest'})"
+# The clipboard is for pages of this machine and of https; elsewhere the old way still works.
+_COPY = """(text) => {
+  const old = () => {
+    const area = document.createElement("textarea");
+    area.value = text;
+    document.body.append(area);
+    area.select();
+    document.execCommand("copy");
+    area.remove();
+  };
+  if (navigator.clipboard) navigator.clipboard.writeText(text).catch(old); else old();
+}"""
+
+# Where gradio sees this as the default of a parameter, it puts what a run reports to.
+_PROGRESS = gr.Progress()
+_HIDDEN: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private"}
+# Values come as they were sent: gradio's own look at them would decode a picture before its size
+# is known, and would say what is wrong with them in its own words.
+_RAW: dict[str, Any] = {"preprocess": False}
+_ONE_AT_A_TIME: dict[str, Any] = {
+    "concurrency_id": "model",
+    "concurrency_limit": 1,
+    "api_visibility": "private",
+}
+
+
+def build_page(studio: Studio, *, max_upload: int) -> gr.Blocks:
+    """Returns the page.
+
+    Args:
+        studio: What it does.
+        max_upload: Bytes of a picture, to be said to people.
+
+    Raises:
+        UserError: The first model can't be loaded.
+    """
+
+    def leave(request: gr.Request) -> None:
+        studio.stop(_session(request))
+
+    own = studio.defaults(studio.library.names[0])
+    with gr.Blocks(title="DynamiCrafter", analytics_enabled=False, fill_width=True) as blocks:
+        inputs, outputs, buttons = lay_out(studio.library, own, max_upload)
+        _connect_making(studio, inputs, outputs, buttons)
+        _connect_history(studio, outputs)
+        _connect_inputs(studio, inputs, buttons)
+        buttons.copy.click(None, outputs.command, None, js=_COPY, api_visibility="private")
+        blocks.unload(leave)
+    return blocks
+
+
+def _connect_making(studio: Studio, inputs: Inputs, outputs: Outputs, buttons: Buttons) -> None:
+    """Generate, and stop."""
+    names = {component: name for name, component in inputs.named.items()}
+
+    def make(
+        values: dict[Any, Any], request: gr.Request, progress: gr.Progress = _PROGRESS
+    ) -> dict[Any, Any]:
+        history = values.pop(outputs.history)
+        given = {names[component]: value for component, value in values.items()}
+        for picture in ("image", "end_image"):
+            given[picture] = _path_of(given[picture])
+
+        def report(done: float, words: str) -> None:
+            progress(done, desc=words)
+
+        try:
+            made = studio.generate(_session(request), check_request(given), report)
+        except Stopped:
+            return {outputs.status: _hint("Stopped.")}
+        except UserError as error:
+            raise _shown(error) from error
+        kept, gone = _keep([*reversed(made), *history])
+        studio.forget(gone)
+        return _show(outputs, kept, 0)
+
+    def end(request: gr.Request) -> str:
+        return _hint("Stopped." if studio.stop(_session(request)) else "Nothing was running.")
+
+    started = [buttons.generate.click, inputs.prompt.submit]
+    gr.on(started, None, None, None, js=_LOOK, api_visibility="private")
+    run = gr.on(
+        started,
+        make,
+        {*names, outputs.history},
+        list(outputs),
+        show_progress_on=outputs.video,
+        trigger_mode="once",
+        **_RAW,
+        **_ONE_AT_A_TIME,
+    )
+    buttons.stop.click(end, None, outputs.status, cancels=[run], queue=False, **_HIDDEN)
+
+
+def _connect_history(studio: Studio, outputs: Outputs) -> None:
+    """Results that were made before."""
+
+    def choose(event: gr.SelectData, history: list[Result]) -> dict[Any, Any]:
+        index = event.index
+        if not isinstance(index, int) or not 0 <= index < len(history):
+            raise _shown(UserError("there is no such result"))
+        if not history[index].stored.exists:
+            raise _shown(UserError("this result is no longer kept: generate it again"))
+        return _show(outputs, history, index)
+
+    outputs.gallery.select(choose, outputs.history, list(outputs), queue=False, **_HIDDEN)
+    outputs.history.delete_callback = studio.forget
+
+
+def _connect_inputs(studio: Studio, inputs: Inputs, buttons: Buttons) -> None:
+    """Fields that change others."""
+
+    def take_defaults(model: str) -> list[Any]:
+        try:
+            own = controls.defaults(studio.defaults(model))
+        except UserError as error:
+            raise _shown(error) from error
+        return [own[name] for name in inputs.settings]
+
+    inputs.model.change(
+        take_defaults,
+        inputs.model,
+        list(inputs.settings.values()),
+        show_progress_on=inputs.model,
+        **_RAW,
+        **_ONE_AT_A_TIME,
+    )
+    inputs.mode.change(
+        lambda mode: gr.Image(visible=mode == controls.INTERPOLATION),
+        inputs.mode,
+        inputs.end_image,
+        queue=False,
+        **_HIDDEN,
+    )
+    for picture in (inputs.image, inputs.end_image):
+        picture.upload(
+            _check_upload,
+            picture,
+            picture,
+            concurrency_id="pictures",
+            concurrency_limit=2,
+            **_RAW,
+            **_HIDDEN,
+        )
+    seed = inputs.settings["seed"]
+    buttons.dice.click(None, None, seed, js=_ROLL, api_visibility="private")
+
+
+def _check_upload(picture: Any) -> Any:
+    """Says at once what is wrong with a picture, and takes it away."""
+    path = _path_of(picture)
+    if path is not None:
+        try:
+            check_picture(path)
+        except UserError as error:
+            gr.Warning(html.escape(str(error)), title="This picture can't be used")
+            return None
+    return gr.skip()
+
+
+def _show(outputs: Outputs, history: list[Result], index: int) -> dict[Any, Any]:
+    """Returns what the outputs show when a result is chosen."""
+    chosen = history[index]
+    return {
+        outputs.video: str(chosen.stored.video),
+        outputs.status: "",
+        outputs.session: gr.Column(visible=True),
+        outputs.command: chosen.command,
+        outputs.details: _table(chosen.details),
+        outputs.gallery: [(str(one.stored.poster), one.title) for one in history],
+        outputs.history: history,
+    }
+
+
+def _keep(history: list[Result]) -> tuple[list[Result], list[Result]]:
+    """Splits results into those that stay, and those too many."""
+    there = [result for result in history if result.stored.exists]
+    return there[:SHOWN_RESULTS], there[SHOWN_RESULTS:]
+
+
+def _path_of(picture: Any) -> str | None:
+    """Returns the path of an uploaded file, as gradio describes it."""
+    return picture["path"] if isinstance(picture, dict) else None
+
+
+def _session(request: gr.Request) -> str:
+    return request.session_hash or ""
+
+
+def _shown(error: UserError) -> gr.Error:
+    """Returns what the person sees, without a traceback on the server."""
+    words = " ".join(str(error).split())
+    return gr.Error(html.escape(words), title="This does not work", print_exception=False)
+
+
+def _hint(words: str) -> str:
+    return f"<p class='hint'>{html.escape(words)}</p>"
+
+
+def _table(details: dict[str, str]) -> str:
+    rows = "".join(
+        f"<tr><th>{html.escape(name)}</th><td>{html.escape(value)}</td></tr>"
+        for name, value in details.items()
+    )
+    return f"<table class='made'>{rows}</table>"

@@ -1,0 +1,141 @@
+"""From a request to videos: one at a time, and stopped when it is no longer wanted."""
+
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import numpy as np
+from jaxtyping import UInt8
+
+from dynamicrafter_jax.app.command import sample_command
+from dynamicrafter_jax.app.controls import CONTROLS, SEED
+from dynamicrafter_jax.app.library import ModelLibrary
+from dynamicrafter_jax.app.progress import Show, Watch, format_seconds
+from dynamicrafter_jax.app.request import Request
+from dynamicrafter_jax.app.results import ResultStore, Stored
+from dynamicrafter_jax.pipeline import ImageToVideo, Progress
+from dynamicrafter_jax.sampling import SamplingSettings
+
+
+@dataclass(frozen=True)
+class Result:
+    """A video, and how it was made.
+
+    Attributes:
+        stored: Its files.
+        title: A few words to know it by.
+        details: What it was made from, by what each is called.
+        command: The command of `sample.py` that makes the same frames.
+    """
+
+    stored: Stored
+    title: str
+    details: dict[str, str]
+    command: str
+
+
+def make_frames(
+    animate: ImageToVideo, request: Request, progress: Progress | None = None
+) -> UInt8[np.ndarray, "n t h w 3"]:
+    """Returns the frames of all videos of a request, as `sample.py` makes them."""
+    clips = animate.sample(str(request.image), request.prompt, progress=progress, **request.options)
+    return clips.frames()
+
+
+class Studio:
+    """What the page does, for all people who use it.
+
+    Attributes:
+        library: The models.
+    """
+
+    def __init__(self, library: ModelLibrary, results: ResultStore) -> None:
+        """Joins the models and the place for their videos."""
+        self.library = library
+        self._results = results
+        self._turn = threading.Lock()
+        self._running: dict[threading.Event, str] = {}
+
+    def defaults(self, model: str) -> SamplingSettings:
+        """Returns a model's own settings, loading it if need be.
+
+        Raises:
+            UserError: As `ModelLibrary.get`.
+        """
+        return SamplingSettings.from_config(self.library.get(model).config.sampling)
+
+    def generate(self, session: str, request: Request, show: Show) -> list[Result]:
+        """Makes the videos of a request, when all before it are made.
+
+        Args:
+            session: Of the person, by which `stop` finds it.
+            request: What to make.
+            show: Is told how far it has come.
+
+        Raises:
+            UserError: As `ModelLibrary.get` and `ImageToVideo.sample`.
+            Stopped: If it is no longer wanted.
+        """
+        with self._stoppable(session) as stopped, self._turn:
+            watch = Watch(show, stopped)
+            watch.check()
+            show(0.0, "loading the model")
+            animate = self.library.get(request.model)
+            started = time.monotonic()
+            videos = make_frames(animate, request, watch)
+            seconds = time.monotonic() - started
+            spent = f"{format_seconds(seconds)}, {watch.seconds_per_step:.2f} s a step"
+            command = sample_command(request, animate.config)
+            fps = request.settings["video_fps"]
+            made = []
+            for index, frames in enumerate(videos):
+                title = _title(request, index)
+                stored = self._results.add(frames, fps, f"{title} {index}" if index else title)
+                details = _details(request, frames, index)
+                details["Time"] = spent
+                made.append(Result(stored, title, details, command))
+            return made
+
+    def stop(self, session: str) -> bool:
+        """Ends what a person's session is making, between two steps; returns if there is any."""
+        events = [event for event, who in list(self._running.items()) if who == session]
+        for event in events:
+            event.set()
+        return bool(events)
+
+    def forget(self, results: list[Result]) -> None:
+        """Removes the videos of a person who has left."""
+        for result in results:
+            self._results.remove(result.stored)
+
+    @contextmanager
+    def _stoppable(self, session: str) -> Iterator[threading.Event]:
+        event = threading.Event()
+        self._running[event] = session
+        try:
+            yield event
+        finally:
+            del self._running[event]
+
+
+def _title(request: Request, index: int) -> str:
+    words = request.prompt or request.image.stem
+    number = f" #{index + 1}" if request.num_samples > 1 else ""
+    return f"{words}, seed {request.settings['seed']}{number}"
+
+
+def _details(request: Request, frames: UInt8[np.ndarray, "t h w 3"], index: int) -> dict[str, str]:
+    t, h, w, _ = frames.shape
+    details = {"Model": request.model, "Mode": request.mode, "Picture": request.image.name}
+    if request.end_image is not None:
+        details["End picture"] = request.end_image.name
+    details["Prompt"] = request.prompt or "none"
+    details["Video"] = f"{t} frames of {w} x {h}"
+    if request.num_samples > 1:
+        details["Sample"] = f"{index + 1} of {request.num_samples}"
+    for control in (SEED, *CONTROLS):
+        value = request.settings[control.name]
+        details[control.label] = "none" if value in (None, "") else str(value)
+    return details

@@ -1,0 +1,24 @@
+"""A browser for the page."""
+
+import shutil
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+from app.servers import needed
+
+
+@pytest.fixture(scope="session")
+def chromium() -> Iterator[Any]:
+    """A browser without a window, by playwright."""
+    path = shutil.which("chromium")
+    needed("Chromium", path is not None, "apt-get install chromium")
+    try:
+        from playwright.sync_api import sync_playwright
+    except ModuleNotFoundError:
+        needed("playwright", False, 'pip install "dynamicrafter-jax[dev]"')
+        raise
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=path, args=["--no-sandbox"])
+        yield browser
+        browser.close()

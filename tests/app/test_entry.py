@@ -1,0 +1,65 @@
+"""`python -m dynamicrafter_jax.app` before there is a page."""
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from dynamicrafter_jax.app import controls
+
+ROOT = Path(__file__).parents[2]
+DOCUMENT = (ROOT / "docs" / "app.md").read_text()
+
+WITHOUT_GRADIO = """
+import runpy, sys
+sys.modules["gradio"] = None
+sys.argv = ["app"]
+runpy.run_module("dynamicrafter_jax.app", run_name="__main__")
+"""
+
+
+def run(*command: str) -> subprocess.CompletedProcess[str]:
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    return subprocess.run(
+        [sys.executable, *command], env=environment, capture_output=True, text=True, timeout=300
+    )
+
+
+def test_without_gradio_one_line_says_what_to_install():
+    done = run("-c", WITHOUT_GRADIO)
+    assert done.returncode == 2
+    (line,) = done.stderr.splitlines()
+    assert line == 'error: the page needs gradio: pip install "dynamicrafter-jax[app]"'
+
+
+def test_flags_out_of_range_are_one_line_too():
+    done = run("-m", "dynamicrafter_jax.app", "--port=70000")
+    assert done.returncode == 2
+    (line,) = done.stderr.splitlines()
+    assert line.startswith("error: ") and "port" in line and "70000" in line
+
+
+def test_only_the_page_imports_gradio():
+    importers = [
+        str(file.relative_to(ROOT / "dynamicrafter_jax"))
+        for file in (ROOT / "dynamicrafter_jax").rglob("*.py")
+        if re.search(r"^\s*(import|from) (gradio|uvicorn|fastapi)\b", file.read_text(), re.M)
+    ]
+    assert sorted(importers) == ["app/layout.py", "app/page.py", "app/serving.py"]
+
+
+def test_every_flag_is_documented():
+    source = (ROOT / "dynamicrafter_jax" / "app" / "__main__.py").read_text()
+    flags = set(re.findall(r'DEFINE_\w+\(\s*"(\w+)"', source))
+    assert len(flags) > 5
+    _, below = DOCUMENT.split("\n## Flags\n", 1)
+    rows = [line for line in below.split("\n## ")[0].splitlines() if line.startswith("| `--")]
+    assert {re.findall(r"`--(\w+)", row)[0] for row in rows} == flags
+
+
+@pytest.mark.parametrize("name", controls.MODES)
+def test_every_mode_is_documented(name):
+    assert f"**{name}**" in DOCUMENT
