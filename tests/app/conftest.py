@@ -8,9 +8,12 @@ import pytest
 from app.servers import needed
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def chromium() -> Iterator[Any]:
-    """A browser without a window, by playwright."""
+    """A browser without a window, by playwright.
+
+    It is of a module, since playwright keeps a loop of events running, in which others can't run.
+    """
     path = shutil.which("chromium")
     needed("Chromium", path is not None, "apt-get install chromium")
     try:
