@@ -121,9 +121,8 @@ def weights(folder: Path) -> Path:
 
 def start(path: Path, output_dir: Path, checkpoint: Path, *flags: str, devices: int = 1) -> Any:
     """Starts `sample.py` on a table; flags come last, so they win."""
-    count = f"--xla_force_host_platform_device_count={devices}"
     environment = os.environ | {
-        "XLA_FLAGS": f"{os.environ['XLA_FLAGS']} {count}",
+        "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}",
         "PYTHONPATH": str(ROOT),
     }
     command = [

@@ -20,10 +20,8 @@ from numpy.typing import ArrayLike
 
 assert "jax" not in sys.modules, "something imported jax before its settings were made"
 os.environ["JAX_PLATFORMS"] = "cpu"
-# Most of the time of the tests is compilation, and what is compiled runs once.
 os.environ["XLA_FLAGS"] = (
-    os.environ.get("XLA_FLAGS", "")
-    + " --xla_force_host_platform_device_count=8 --xla_backend_optimization_level=1"
+    os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=8"
 )
 os.environ["JAX_NUMPY_RANK_PROMOTION"] = "raise"
 os.environ["JAX_NUMPY_DTYPE_PROMOTION"] = "strict"

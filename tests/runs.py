@@ -29,9 +29,8 @@ def make_videos(folder: Path, count: int = 5) -> Path:
 
 def start(workdir: Path, videos: Path, *flags: str, devices: int = 1) -> subprocess.Popen:
     """Starts a run; flags come last, so they win."""
-    count = f"--xla_force_host_platform_device_count={devices}"
     environment = os.environ | {
-        "XLA_FLAGS": f"{os.environ['XLA_FLAGS']} {count}",
+        "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}",
         "PYTHONPATH": str(ROOT),
     }
     command = [
@@ -45,6 +44,7 @@ def start(workdir: Path, videos: Path, *flags: str, devices: int = 1) -> subproc
         "--config.train.steps=10",
         "--config.train.batch_size=8",
         "--config.train.accumulation=1",
+        "--config.train.remat=none",  # quicker to compile
         "--config.train.learning_rate=1e-4",
         "--config.train.ema_decay=0.9",
         "--config.train.log_every=1",

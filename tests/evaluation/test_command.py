@@ -2,8 +2,10 @@
 
 import json
 import os
+import socket
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import bulk_jobs
@@ -59,6 +61,27 @@ def test_two_folders_and_again(tmp_path):
 def test_flags_that_do_not_fit(flags, message):
     said, errors = start(*flags, status=2)
     assert said == "" and len(errors.splitlines()) == 1 and message in errors
+
+
+@pytest.mark.slow
+def test_two_processes_find_what_one_does(tmp_path):
+    evaluation_sets.arrays(tmp_path / "real", 10)
+    evaluation_sets.arrays(tmp_path / "made", 10, noise=20)
+    flags = [f"--protocol={small(tmp_path)}", f"--videos={tmp_path / 'made'}", "--measures=frames"]
+    flags.append(f"--reference={tmp_path / 'real'}")
+    alone, together = tmp_path / "alone", tmp_path / "together"
+    start(*flags, f"--output={alone}")
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        address = f"127.0.0.1:{free.getsockname()[1]}"
+    flags += [f"--output={together}", f"--coordinator_address={address}", "--num_processes=2"]
+    with ThreadPoolExecutor(2) as pool:
+        said = list(pool.map(lambda i: start(*flags, f"--process_id={i}")[0], range(2)))
+    assert "motion_degree" in said[0] and said[1] == ""
+    ours, theirs = (json.loads((f / "report.json").read_text())["sets"] for f in (together, alone))
+    assert ours["videos"]["scores"] == theirs["videos"]["scores"]
+    parts = [file.name for file in (together / "features/videos").rglob("*.npz")]
+    assert sorted(parts) == ["part-00000-000000.npz", "part-00001-000000.npz"]
 
 
 @pytest.mark.slow

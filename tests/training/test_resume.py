@@ -7,12 +7,14 @@ import numpy as np
 import pytest
 import runs
 
-STEPS = 30
+STEPS = 40
 KILLS = 10
 
-# Before any run: the steps at which it is killed, and how many seconds later.
+FLAGS = (f"--config.train.steps={STEPS}", "--config.train.batch_size=2")
+
+# Before any run: the steps at which it is killed, and how many seconds later: not past the end.
 DRAW = np.random.default_rng(2310_12190)
-KILLED_AT = np.sort(DRAW.integers(1, STEPS - 1, KILLS)).tolist()
+KILLED_AT = np.sort(DRAW.integers(1, STEPS - 10, KILLS)).tolist()
 LATER = DRAW.uniform(0, 0.5, KILLS).tolist()
 
 
@@ -24,7 +26,7 @@ def videos(tmp_path_factory):
 @pytest.fixture(scope="module")
 def uninterrupted(tmp_path_factory, videos):
     workdir = tmp_path_factory.mktemp("uninterrupted")
-    said = runs.finish(runs.start(workdir, videos, f"--config.train.steps={STEPS}"))
+    said = runs.finish(runs.start(workdir, videos, *FLAGS))
     assert said.count("skipped broken.mp4") == 1
     return workdir
 
@@ -47,21 +49,20 @@ def assert_same(workdir, uninterrupted):
 
 @pytest.mark.slow
 def test_ten_kills_change_no_loss_and_no_parameter(tmp_path, videos, uninterrupted):
-    flags = [f"--config.train.steps={STEPS}"]
     for step, later in zip(KILLED_AT, LATER, strict=True):
-        process = runs.start(tmp_path, videos, *flags)
+        process = runs.start(tmp_path, videos, *FLAGS)
         wait_for(tmp_path, step, process)
         time.sleep(later)
         process.send_signal(signal.SIGKILL)
         process.communicate()
         assert process.returncode == -signal.SIGKILL
-    runs.finish(runs.start(tmp_path, videos, *flags))
+    runs.finish(runs.start(tmp_path, videos, *FLAGS))
     assert_same(tmp_path, uninterrupted)
 
 
 @pytest.mark.slow
 def test_a_run_that_is_asked_to_stop_loses_no_step(tmp_path, videos, uninterrupted):
-    flags = [f"--config.train.steps={STEPS}", "--config.train.checkpoint_every=1000"]
+    flags = [*FLAGS, "--config.train.checkpoint_every=1000"]
     process = runs.start(tmp_path, videos, *flags)
     wait_for(tmp_path, 7, process)
     process.send_signal(signal.SIGTERM)
