@@ -18,7 +18,7 @@ from PIL import Image
 from playwright.sync_api import Page, sync_playwright
 
 from dynamicrafter_jax.app import serving
-from dynamicrafter_jax.app.library import ModelLibrary, load_model
+from dynamicrafter_jax.app.catalogue import ModelCatalogue, load_model
 from dynamicrafter_jax.pipeline import ImageToVideo
 
 PICTURE = Path(__file__).parent / "app.png"
@@ -30,9 +30,11 @@ PATIENCE = 600_000  # milliseconds; the first video compiles
 def open_page(load: Any, workdir: Path) -> str:
     """Serves the page in a thread that ends with this process, and returns its address."""
     addresses: queue.Queue[str] = queue.Queue()
-    library = ModelLibrary(["demo"], load=load)
+    catalogue = ModelCatalogue(["demo"], load=load)
     site = serving.Site(port=0, workdir=workdir)
-    threading.Thread(target=serving.serve, args=(library, site, addresses.put), daemon=True).start()
+    threading.Thread(
+        target=serving.serve, args=(catalogue, site, addresses.put), daemon=True
+    ).start()
     return addresses.get(timeout=PATIENCE / 1000)
 
 

@@ -14,7 +14,7 @@ from typing import NamedTuple
 from absl import flags
 
 from dynamicrafter_jax import cli
-from dynamicrafter_jax.app.library import ModelLibrary
+from dynamicrafter_jax.app.catalogue import ModelCatalogue
 from dynamicrafter_jax.errors import UserError
 from dynamicrafter_jax.pretrained import DEMO
 
@@ -65,7 +65,7 @@ def main(given: Flags, _: Sequence[str]) -> None:
         if error.name != "gradio":
             raise
         raise UserError('the page needs gradio: pip install "dynamicrafter-jax[app]"') from error
-    library = ModelLibrary(
+    catalogue = ModelCatalogue(
         [DEMO, *given.checkpoint.value],
         allow_any=given.allow_any_model.value,
         capacity=given.loaded_models.value,
@@ -79,7 +79,7 @@ def main(given: Flags, _: Sequence[str]) -> None:
         queue_size=given.queue_size.value,
     )
     serving.serve(
-        library, site, lambda address: print(f"{address} is the page; Ctrl-C ends it", flush=True)
+        catalogue, site, lambda address: print(f"{address} is the page; Ctrl-C ends it", flush=True)
     )
 
 

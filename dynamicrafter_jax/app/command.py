@@ -7,7 +7,7 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from dynamicrafter_jax.app import controls
-from dynamicrafter_jax.app.library import split_config
+from dynamicrafter_jax.app.catalogue import split_config
 from dynamicrafter_jax.app.request import Request
 from dynamicrafter_jax.config import load_config
 from dynamicrafter_jax.errors import UserError

@@ -8,8 +8,8 @@ from gradio import themes
 from gradio.components import Component
 
 from dynamicrafter_jax.app import controls
+from dynamicrafter_jax.app.catalogue import ModelCatalogue
 from dynamicrafter_jax.app.controls import Control
-from dynamicrafter_jax.app.library import ModelLibrary
 from dynamicrafter_jax.sampling import SamplingSettings
 
 EXAMPLES = (
@@ -95,19 +95,19 @@ def css() -> str:
 
 
 def lay_out(
-    library: ModelLibrary, own: SamplingSettings, max_upload: int
+    catalogue: ModelCatalogue, own: SamplingSettings, max_upload: int
 ) -> tuple[Inputs, Outputs, Buttons]:
     """Puts everything on the page that is being built.
 
     Args:
-        library: The models to choose of.
+        catalogue: The models to choose of.
         own: Settings of the first of them.
         max_upload: Bytes of a picture, to be said to people.
     """
     gr.HTML(_MASTHEAD, elem_id="top")
     with gr.Row(equal_height=False, elem_id="columns"):
         with gr.Column(min_width=340, elem_id="inputs"):
-            model, mode = _choices(library)
+            model, mode = _choices(catalogue)
             image, end_image = _pictures(max_upload)
             prompt = gr.Textbox(
                 label=controls.PROMPT.label,
@@ -137,14 +137,14 @@ def lay_out(
     )
 
 
-def _choices(library: ModelLibrary) -> tuple[gr.Dropdown, gr.Radio]:
+def _choices(catalogue: ModelCatalogue) -> tuple[gr.Dropdown, gr.Radio]:
     with gr.Row(elem_id="choices"):
         model = gr.Dropdown(
-            library.names,
-            value=library.names[0],
+            catalogue.names,
+            value=catalogue.names[0],
             label="Model",
-            info="Or type a path, or owner/name of the Hub." if library.allow_any else None,
-            allow_custom_value=library.allow_any,
+            info="Or type a path, or owner/name of the Hub." if catalogue.allow_any else None,
+            allow_custom_value=catalogue.allow_any,
             elem_id="model",
             min_width=140,
             scale=1,

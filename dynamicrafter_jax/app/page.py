@@ -58,9 +58,9 @@ def build_page(studio: Studio, *, max_upload: int) -> gr.Blocks:
     def leave(request: gr.Request) -> None:
         studio.stop(_session(request))
 
-    own = studio.defaults(studio.library.names[0])
+    own = studio.defaults(studio.catalogue.names[0])
     with gr.Blocks(title="DynamiCrafter", analytics_enabled=False, fill_width=True) as blocks:
-        inputs, outputs, buttons = lay_out(studio.library, own, max_upload)
+        inputs, outputs, buttons = lay_out(studio.catalogue, own, max_upload)
         _connect_making(studio, inputs, outputs, buttons)
         _connect_history(studio, outputs)
         _connect_inputs(studio, inputs, buttons)

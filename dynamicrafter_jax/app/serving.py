@@ -14,9 +14,9 @@ import fastapi
 import gradio as gr
 import uvicorn
 
+from dynamicrafter_jax.app.catalogue import ModelCatalogue
 from dynamicrafter_jax.app.gate import Gate
 from dynamicrafter_jax.app.layout import css, theme
-from dynamicrafter_jax.app.library import ModelLibrary
 from dynamicrafter_jax.app.page import build_page
 from dynamicrafter_jax.app.results import ResultStore, UploadStore
 from dynamicrafter_jax.app.studio import Studio
@@ -54,11 +54,11 @@ class Site:
         return self.host in ("127.0.0.1", "localhost", "::1")
 
 
-def serve(library: ModelLibrary, site: Site, say: Callable[[str], None]) -> None:
+def serve(catalogue: ModelCatalogue, site: Site, say: Callable[[str], None]) -> None:
     """Serves the page until SIGINT or SIGTERM.
 
     Args:
-        library: The models; the first is loaded before the page opens.
+        catalogue: The models; the first is loaded before the page opens.
         site: See there.
         say: Is told the page's address when it is open.
 
@@ -66,7 +66,7 @@ def serve(library: ModelLibrary, site: Site, say: Callable[[str], None]) -> None
         UserError: The address or the folder can't be used, or the first model can't be loaded.
     """
     with listening(site.host, site.port) as listener, own_folder(site.workdir) as folder:
-        application = build_application(library, site, folder)
+        application = build_application(catalogue, site, folder)
         address = f"http://{_printed(site.host)}:{listener.getsockname()[1]}"
         config = uvicorn.Config(
             application,
@@ -86,11 +86,11 @@ class _Server(uvicorn.Server):
         await super().shutdown(sockets)
 
 
-def build_application(library: ModelLibrary, site: Site, folder: Path) -> Gate:
+def build_application(catalogue: ModelCatalogue, site: Site, folder: Path) -> Gate:
     """Returns the whole page as an ASGI application.
 
     Args:
-        library: The models.
+        catalogue: The models.
         site: What it allows.
         folder: As `own_folder` gives it, while that is in force.
 
@@ -99,7 +99,7 @@ def build_application(library: ModelLibrary, site: Site, folder: Path) -> Gate:
     """
     served = folder / "served"
     results = ResultStore(served / "results", site.keep_results)
-    blocks = build_page(Studio(library, results), max_upload=site.max_upload)
+    blocks = build_page(Studio(catalogue, results), max_upload=site.max_upload)
     blocks.queue(max_size=site.queue_size, api_open=False)
     # gradio looks at this before it checks that a file was uploaded, and only `launch` sets it.
     blocks.has_launched = True

@@ -9,9 +9,9 @@ from dataclasses import dataclass
 import numpy as np
 from jaxtyping import UInt8
 
+from dynamicrafter_jax.app.catalogue import ModelCatalogue
 from dynamicrafter_jax.app.command import sample_command
 from dynamicrafter_jax.app.controls import CONTROLS, SEED
-from dynamicrafter_jax.app.library import ModelLibrary
 from dynamicrafter_jax.app.progress import Show, Watch, format_seconds
 from dynamicrafter_jax.app.request import Request
 from dynamicrafter_jax.app.results import ResultStore, Stored
@@ -48,12 +48,12 @@ class Studio:
     """What the page does, for all people who use it.
 
     Attributes:
-        library: The models.
+        catalogue: The models.
     """
 
-    def __init__(self, library: ModelLibrary, results: ResultStore) -> None:
+    def __init__(self, catalogue: ModelCatalogue, results: ResultStore) -> None:
         """Joins the models and the place for their videos."""
-        self.library = library
+        self.catalogue = catalogue
         self._results = results
         self._turn = threading.Lock()
         self._running: dict[threading.Event, str] = {}
@@ -62,9 +62,9 @@ class Studio:
         """Returns a model's own settings, loading it if need be.
 
         Raises:
-            UserError: As `ModelLibrary.get`.
+            UserError: As `ModelCatalogue.get`.
         """
-        return SamplingSettings.from_config(self.library.get(model).config.sampling)
+        return SamplingSettings.from_config(self.catalogue.get(model).config.sampling)
 
     def generate(self, session: str, request: Request, show: Show) -> list[Result]:
         """Makes the videos of a request, when all before it are made.
@@ -75,14 +75,14 @@ class Studio:
             show: Is told how far it has come.
 
         Raises:
-            UserError: As `ModelLibrary.get` and `ImageToVideo.sample`.
+            UserError: As `ModelCatalogue.get` and `ImageToVideo.sample`.
             Stopped: If it is no longer wanted.
         """
         with self._stoppable(session) as stopped, self._turn:
             watch = Watch(show, stopped)
             watch.check()
             show(0.0, "loading the model")
-            animate = self.library.get(request.model)
+            animate = self.catalogue.get(request.model)
             started = time.monotonic()
             videos = make_frames(animate, request, watch)
             seconds = time.monotonic() - started

@@ -10,8 +10,8 @@ import release_files
 from ml_collections import ConfigDict
 
 from dynamicrafter_jax.app import controls
+from dynamicrafter_jax.app.catalogue import load_model
 from dynamicrafter_jax.app.command import sample_command
-from dynamicrafter_jax.app.library import load_model
 from dynamicrafter_jax.app.request import Request
 from dynamicrafter_jax.app.studio import make_frames
 from dynamicrafter_jax.config import load_config

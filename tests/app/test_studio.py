@@ -8,7 +8,7 @@ import tiny
 from PIL import Image
 
 from dynamicrafter_jax.app import controls
-from dynamicrafter_jax.app.library import ModelLibrary
+from dynamicrafter_jax.app.catalogue import ModelCatalogue
 from dynamicrafter_jax.app.progress import Stopped
 from dynamicrafter_jax.app.request import Request
 from dynamicrafter_jax.app.results import ResultStore
@@ -18,8 +18,8 @@ from dynamicrafter_jax.media import read_video
 
 @pytest.fixture
 def studio(tmp_path) -> Studio:
-    library = ModelLibrary(["demo"], load=lambda name: tiny.micro())
-    return Studio(library, ResultStore(tmp_path / "results", 10))
+    catalogue = ModelCatalogue(["demo"], load=lambda name: tiny.micro())
+    return Studio(catalogue, ResultStore(tmp_path / "results", 10))
 
 
 @pytest.fixture

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from dynamicrafter_jax.app import serving
-from dynamicrafter_jax.app.library import ModelLibrary
+from dynamicrafter_jax.app.catalogue import ModelCatalogue
 from dynamicrafter_jax.config import load_config
 from dynamicrafter_jax.pipeline import Clips, ImageToVideo
 
@@ -69,13 +69,13 @@ def main() -> None:
     config = load_config(Path(__file__).parents[1] / "configs" / "micro.py")
     config.sampling.update(steps=2, guidance_scale=1.0)  # one pass compiles sooner than two
     names = options.pop("names", ["demo"])
-    library = ModelLibrary(names, load=lambda name: Slow.from_random(config))
+    catalogue = ModelCatalogue(names, load=lambda name: Slow.from_random(config))
 
     def opened(address: str) -> None:
         note_files(log)
         print(address, flush=True)
 
-    serving.serve(library, serving.Site(port=0, workdir=workdir, **options), opened)
+    serving.serve(catalogue, serving.Site(port=0, workdir=workdir, **options), opened)
 
 
 if __name__ == "__main__":

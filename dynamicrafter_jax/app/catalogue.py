@@ -27,7 +27,7 @@ def load_model(name: str) -> ImageToVideo:
     return ImageToVideo.from_pretrained(source, config=config)
 
 
-class ModelLibrary:
+class ModelCatalogue:
     """Loads models when they are first asked for, and forgets those not used for longest.
 
     Attributes:

@@ -1,6 +1,6 @@
 import pytest
 
-from dynamicrafter_jax.app.library import ModelLibrary, split_config
+from dynamicrafter_jax.app.catalogue import ModelCatalogue, split_config
 from dynamicrafter_jax.errors import UserError
 
 
@@ -26,43 +26,43 @@ def test_names_may_bring_a_config():
 
 def test_models_are_loaded_once_and_the_oldest_forgotten():
     loader = Loader()
-    library = ModelLibrary(["a", "b", "c"], capacity=2, load=loader)
+    catalogue = ModelCatalogue(["a", "b", "c"], capacity=2, load=loader)
     assert loader.asked == []
-    a, b = library.get("a"), library.get("b")
-    assert library.get("a") is a and loader.asked == ["a", "b"]
-    library.get("c")  # b was not used for longest
-    assert library.get("a") is a and loader.asked == ["a", "b", "c"]
-    assert library.get("b") is not b and loader.asked == ["a", "b", "c", "b"]
+    a, b = catalogue.get("a"), catalogue.get("b")
+    assert catalogue.get("a") is a and loader.asked == ["a", "b"]
+    catalogue.get("c")  # b was not used for longest
+    assert catalogue.get("a") is a and loader.asked == ["a", "b", "c"]
+    assert catalogue.get("b") is not b and loader.asked == ["a", "b", "c", "b"]
 
 
 def test_only_models_that_are_allowed_are_loaded():
     loader = Loader()
-    library = ModelLibrary(["demo", "model_512", "demo"], load=loader)
-    assert library.names == ["demo", "model_512"]
+    catalogue = ModelCatalogue(["demo", "model_512", "demo"], load=loader)
+    assert catalogue.names == ["demo", "model_512"]
     for name in ("/etc/passwd", "../model_512", "owner/name", "", "demo,config=i2v_512"):
         with pytest.raises(UserError, match="no such model: choose of demo, model_512"):
-            library.get(name)
+            catalogue.get(name)
     assert loader.asked == []
 
 
 def test_any_model_may_be_allowed_but_no_config_that_is_a_program():
     loader = Loader()
-    library = ModelLibrary(["demo", "mine,config=mine.py"], allow_any=True, load=loader)
+    catalogue = ModelCatalogue(["demo", "mine,config=mine.py"], allow_any=True, load=loader)
     for name in ("owner/name", "model.ckpt,config=i2v_512", "mine,config=mine.py"):
-        library.get(name)
+        catalogue.get(name)
     assert loader.asked == ["owner/name", "model.ckpt,config=i2v_512", "mine,config=mine.py"]
     for config in ("evil.py", "/tmp/evil.py", "../evil", "", "a b", "~/evil"):
         with pytest.raises(UserError, match="not the name of a config that ships"):
-            library.get(f"model.ckpt,config={config}")
+            catalogue.get(f"model.ckpt,config={config}")
     with pytest.raises(UserError, match="no such model"):
-        library.get("")
+        catalogue.get("")
     assert len(loader.asked) == 3
 
 
 def test_a_model_that_fails_is_tried_again():
     loader = Loader()
-    library = ModelLibrary(["broken"], load=loader)
+    catalogue = ModelCatalogue(["broken"], load=loader)
     for _ in range(2):
         with pytest.raises(UserError, match="broken is broken"):
-            library.get("broken")
+            catalogue.get("broken")
     assert loader.asked == ["broken", "broken"]
