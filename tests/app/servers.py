@@ -8,6 +8,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -44,9 +45,7 @@ class Server:
 @contextlib.contextmanager
 def running(folder: Path, **options: Any) -> Iterator[Server]:
     """Runs a server in `folder`, with options of `serving.Site` and of `tiny_server.py`."""
-    with contextlib.suppress(ModuleNotFoundError):
-        import gradio  # noqa: F401 - slow to import, and only its presence matters
-    needed("gradio", "gradio" in sys.modules, 'pip install "dynamicrafter-jax[app]"')
+    needed("gradio", find_spec("gradio") is not None, 'pip install "dynamicrafter-jax[app]"')
     workdir, log = folder / "workdir", folder / "opened.txt"
     # Strictness is for our own tests; a person's session has none of it.
     environment = {k: v for k, v in os.environ.items() if not k.startswith("JAX_NUMPY")}
