@@ -18,7 +18,7 @@ from flax import struct
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Key, Num, PyTree
 
-from dynamicrafter_jax.models.partitioning import Names, constrain, on_each_device
+from dynamicrafter_jax.models.partitioning import Names, constrain, may_split, on_each_device
 
 Initializer = Callable[[jax.Array, Sequence[int], DTypeLike], Array]
 
@@ -165,8 +165,7 @@ class Linear(Module):
         init, bias_init = _fresh(math.prod(inputs), self.zero, self.steady)
         shape = (*inputs, *self.features)
         kernel = self.weight("kernel", init, shape, self.names)
-        axes = (tuple(range(x.ndim - n, x.ndim)), tuple(range(n)))
-        y = jax.lax.dot_general(x.astype(self.dtype), kernel, (axes, ((), ())))
+        y = _product(x.astype(self.dtype), kernel, n)
         if self.use_bias:
             bias = self.weight("bias", bias_init, self.features, self.names[n:])
             y += _expand(bias, y.ndim)
@@ -241,10 +240,7 @@ class TemporalConv(Module):
         kernel = self.weight("kernel", init, shape, names)
         bias = self.weight("bias", init, (self.features,), ("channels_out",))
         padded = jnp.pad(x.astype(self.dtype), ((0, 0), (1, 1), (0, 0), (0, 0)))
-        y = sum(
-            jnp.einsum("btnc,cd->btnd", padded[:, i : i + frames], tap)
-            for i, tap in enumerate(kernel)
-        )
+        y = sum(_product(padded[:, i : i + frames], tap) for i, tap in enumerate(kernel))
         return y + _expand(bias, x.ndim)
 
 
@@ -369,3 +365,17 @@ def _scale_and_bias(module: Module, width: int) -> tuple[Array, Array]:
 def _expand(x: Array, ndim: int) -> Array:
     """Adds leading axes up to `ndim`, since ranks are never promoted silently."""
     return x.reshape((1,) * (ndim - x.ndim) + x.shape)
+
+
+def _product(x: Array, kernel: Array, num_inputs: int = 1) -> Array:
+    """Contracts the last axes of `x` with the first of `kernel`.
+
+    Where nothing is split, all rows are made one axis: CPUs first copy, in the kernel's gradient,
+    what is contracted over several. XLA can't merge axes that are split.
+    """
+    if may_split():
+        axes = (tuple(range(x.ndim - num_inputs, x.ndim)), tuple(range(num_inputs)))
+        return jax.lax.dot_general(x, kernel, (axes, ((), ())))
+    inputs, rows = math.prod(kernel.shape[:num_inputs]), x.shape[: x.ndim - num_inputs]
+    y = x.reshape(math.prod(rows), inputs) @ kernel.reshape(inputs, -1)
+    return y.reshape(*rows, *kernel.shape[num_inputs:])

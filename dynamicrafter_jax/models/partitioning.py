@@ -22,6 +22,12 @@ WITHIN_FRAMES: Names = ("batch", "frames", "within", "channels")
 ALONG_TIME: Names = ("batch", "time", "pixels", "channels")
 
 
+def may_split() -> bool:
+    """Returns whether activations may be split at all: without a mesh of several devices, never."""
+    mesh = jax.sharding.get_abstract_mesh()
+    return not mesh.empty and mesh.size > 1 and bool(nn.get_logical_axis_rules())
+
+
 def constrain(x: Array, names: Names) -> Array:
     """Names the logical axes of an array; trailing ones without a name are whole."""
     spec, parts = _split(x.shape, names)
@@ -103,9 +109,9 @@ def map_in_chunks(
 
 def _split(shape: tuple[int, ...], names: Names) -> tuple[PartitionSpec, list[int] | None]:
     """Returns how leading axes are split, and in how many parts; None where there is no mesh."""
-    mesh, rules = jax.sharding.get_abstract_mesh(), nn.get_logical_axis_rules()
-    if mesh.empty or mesh.size == 1 or not rules:
+    if not may_split():
         return PartitionSpec(), None
+    mesh, rules = jax.sharding.get_abstract_mesh(), nn.get_logical_axis_rules()
     spec, parts = [], []
     for name, size in zip(names, shape, strict=False):
         axes = dict(rules).get(name) if name and size > 1 else None
