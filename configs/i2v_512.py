@@ -97,7 +97,7 @@ def get_config() -> ConfigDict:
     config.data.validation = placeholder(str)  # held-out clips, like source
     config.data.min_stride = 1  # source frames from one frame of a clip to the next
     config.data.max_stride = 6
-    config.data.fs = "fps"  # what the model is told: "fps" of the clip, or its "stride"
+    config.data.fs = "fps"  # what the model is told: of the clip; its "stride"; or "source_fps"
     config.data.condition_dropout = 0.05  # p: 2p of the prompts, 2p of the images are dropped
     config.data.random_frame = True  # the conditioning image is any frame; False: the first
     config.data.workers = 4  # processes that read videos, on each host; 0: none
@@ -114,6 +114,7 @@ def get_config() -> ConfigDict:
     config.train.timestep_power = 1.0  # above 1: more of the noisy timesteps
     config.train.kl_weight = 1e-6  # of "reconstruct"
     config.train.temperature = 0.07  # of "align"
+    config.train.recall_weight = 1.0  # of what "align" asks of the text tower alone
     config.train.remat = "blocks"
     config.train.optimizer = "adamw"  # "muon" for a model that starts from nothing
     config.train.learning_rate = 1e-5

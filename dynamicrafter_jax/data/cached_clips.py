@@ -105,7 +105,7 @@ class CachedExamples:
         records = self._shards.frames("moments", shard, place, frames)
         if not all(records):
             raise UserError(video.problem)
-        fs = video.fps // draw.stride if settings.fs == "fps" else draw.stride
+        fs = settings.fs_condition(video.fps, draw.stride)
         return {
             "weight": np.asarray(1, np.float32),
             "moments": recipe.decode("moments", records),

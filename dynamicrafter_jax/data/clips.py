@@ -70,7 +70,7 @@ class VideoExamples:
             check_length(video.name, reader.num_frames, settings)
             draw = draw_clip(self._seed, index, reader.num_frames, settings)
             clip = reader.read(draw.frames(settings.num_frames), settings.height, settings.width)
-        fs = reader.fps // draw.stride if settings.fs == "fps" else draw.stride
+        fs = settings.fs_condition(reader.fps, draw.stride)
         caption = video.caption if draw.keep_text else ""
         return {
             "weight": np.asarray(1, np.float32),

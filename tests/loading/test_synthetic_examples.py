@@ -82,6 +82,9 @@ def test_a_stride_takes_every_so_manyeth_frame():
     starts = [i for i in range(3) if np.array_equal(found["video"], frames[i : i + 10 : 3])]
     assert starts
     assert found["fs"] == scene.fps // 3
+    whole = SyntheticExamples(replace(strided, fs="source_fps"), 3)(5)
+    np.testing.assert_array_equal(whole["video"], found["video"])
+    assert whole["fs"] == scene.fps
 
 
 def test_conditions_are_dropped_as_often_as_said():
@@ -133,7 +136,7 @@ def test_a_config_names_the_split():
 def test_mistakes_are_named():
     with pytest.raises(UserError, match=r"train\.seed is -1"):
         SyntheticExamples(SETTINGS, -1)
-    with pytest.raises(UserError, match=r"data\.fs is 'stride': drawn clips need 'fps'"):
+    with pytest.raises(UserError, match=r"data\.fs is 'stride': drawn clips need frames a second"):
         SyntheticExamples(replace(SETTINGS, fs="stride"), 0)
     with pytest.raises(UserError, match="clips is 0: give 1 or more"):
         ClipSet(clips=0)

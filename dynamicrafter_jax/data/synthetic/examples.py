@@ -27,15 +27,15 @@ class SyntheticExamples:
         A clip of stride n is every n-th frame of one that is longer, and there is no end to those.
 
         Raises:
-            UserError: The seed is negative, there is no such split, or `fs` is not frames a second.
+            UserError: The seed is negative, there is no such split, or `fs` is the stride.
         """
         if seed < 0:
             raise UserError(f"train.seed is {seed}: give 0 or more")
         if split != "train" and split != "test":
             raise UserError(f"synthetic:{split} is unknown: take synthetic:train or synthetic:test")
-        if settings.fs != "fps":
+        if settings.fs == "stride":
             raise UserError(
-                f"data.fs is {settings.fs!r}: drawn clips need 'fps', which sets speeds"
+                "data.fs is 'stride': drawn clips need frames a second, which set speeds"
             )
         self._settings, self._seed = settings, seed
         self._split: Split = split
@@ -64,7 +64,7 @@ class SyntheticExamples:
             "frame": np.asarray(draw.frame, np.int32),
             "keep_image": np.asarray(draw.keep_image, np.float32),
             "ids": prompt_ids(caption, settings.context_length),
-            "fs": np.asarray(scene.fps // draw.stride, np.float32),
+            "fs": np.asarray(settings.fs_condition(scene.fps, draw.stride), np.float32),
             "problem": np.asarray(b"", f"S{PROBLEM_BYTES}"),
         }
 
