@@ -98,7 +98,7 @@ def make_objective(
         case "reconstruct":
             return functools.partial(reconstruct, models, vae_frames, settings.kl_weight)
         case "align":
-            return functools.partial(align, models, settings.temperature)
+            return functools.partial(align, models, settings.temperature, settings.recall_weight)
         case _:
             assert_never(settings.objective)
 
@@ -205,6 +205,7 @@ def reconstruct(
 def align(
     models: Models,
     temperature: float,
+    recall_weight: float,
     params: PyTree,
     batch: Batch,
     keys: Key[Array, " b"],
@@ -214,6 +215,9 @@ def align(
 ) -> ClipLosses:
     """Returns how badly clips and captions of a batch find each other (arXiv 2103.00020).
 
+    To this is added how badly the states of captions recall their words (`recall`): what the
+    frames can't tell, as to which side something goes, a text tower would soon forget.
+
     A caption is the text tower's state of its last token. A clip is what the projector, which is
     to make a text-aligned context, makes of its first and of its last frame: the means of the
     tokens for the first and for the last frame, added, so that both what is seen and what has
@@ -222,6 +226,7 @@ def align(
     Args:
         models: The networks.
         temperature: Of the softmax over the clips of the batch.
+        recall_weight: Of what is added.
         params: All parameters.
         batch: The clips, as videos with token ids.
         keys: Not used.
@@ -246,7 +251,24 @@ def align(
     readable = batch.weight > 0
     scores = jnp.where(readable[:, None] & readable[None], scores, -1e9)
     found = -jnp.diagonal(jax.nn.log_softmax(scores, 0) + jax.nn.log_softmax(scores, 1)) / 2
+    embedding = params["text_encoder"]["token_embedding"] / temperature
+    found += recall_weight * recall(states, embedding, batch.ids)
     return ClipLosses(found, _no_quarter(b))
+
+
+def recall(
+    states: Float[Array, "b l d"], embedding: Float[Array, "v d"], ids: Int32[Array, "b l"]
+) -> Float32[Array, " b"]:
+    """Returns how badly the mean of a caption's states tells its words: a cross-entropy.
+
+    The odds of words are a softmax of its products with their embeddings. The mean of states is
+    what attention reads before it has learned where to look.
+    """
+    place, end = jnp.arange(ids.shape[1]), jnp.argmax(ids, axis=1)
+    words = (place > 0) & (place < end[:, None])  # without the tokens that start and end a text
+    scores = jax.nn.log_softmax(states.astype(jnp.float32).mean(1) @ embedding.T)
+    found = -jnp.take_along_axis(scores, ids, axis=1)
+    return jnp.where(words, found, 0.0).sum(1) / jnp.maximum(words.sum(1), 1)
 
 
 def _draw_timestep(key: Key[Array, ""], *, timesteps: int, power: float) -> Array:

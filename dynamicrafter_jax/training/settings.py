@@ -33,6 +33,7 @@ class TrainSettings:
         timestep_power: See `objectives.denoise`.
         kl_weight: See `objectives.reconstruct`.
         temperature: See `objectives.align`.
+        recall_weight: See `objectives.align`.
         remat: What the backward pass recomputes: one of `unet.REMAT_POLICIES`.
         optimizer: "adamw" or "muon".
         learning_rate: The highest.
@@ -68,6 +69,7 @@ class TrainSettings:
     timestep_power: float
     kl_weight: float
     temperature: float
+    recall_weight: float
     remat: str
     optimizer: Optimizer
     learning_rate: float
@@ -96,7 +98,7 @@ class TrainSettings:
         for name in _POSITIVE:
             if not getattr(self, name) > 0:
                 raise UserError(f"train.{name} is {getattr(self, name)}: it must be above 0")
-        for name in ("warmup_steps", "weight_decay", "kl_weight", "sample_every", "seed"):
+        for name in _NOT_NEGATIVE:
             if not getattr(self, name) >= 0:
                 raise UserError(f"train.{name} is {getattr(self, name)}: at least 0")
         for name in ("beta1", "beta2", "ema_decay"):
@@ -123,6 +125,14 @@ class TrainSettings:
             )
 
 
+_NOT_NEGATIVE = (
+    "warmup_steps",
+    "weight_decay",
+    "kl_weight",
+    "recall_weight",
+    "sample_every",
+    "seed",
+)
 _POSITIVE = (
     "steps",
     "batch_size",

@@ -11,6 +11,7 @@ from random_clips import clips
 
 from dynamicrafter_jax.config import load_config, settings_of
 from dynamicrafter_jax.diffusion.schedule import make_schedule
+from dynamicrafter_jax.tokenizer import END
 from dynamicrafter_jax.training import inputs, objectives
 from dynamicrafter_jax.training.settings import TrainSettings
 
@@ -81,12 +82,31 @@ def embeddings(rows):
 
 def test_alignment_is_cross_entropy_both_ways():
     rows = batch()
-    loss = objective(objective="align", temperature=0.5)(tiny.micro().params, rows, keys()).loss
+    align = objective(objective="align", temperature=0.5, recall_weight=0.0)
+    loss = align(tiny.micro().params, rows, keys()).loss
 
     clip, text = (side / np.linalg.norm(side, axis=1, keepdims=True) for side in embeddings(rows))
     odds = np.exp(clip @ text.T / 0.5)
     found = np.diagonal(odds) / np.sqrt(odds.sum(0) * odds.sum(1))
     np.testing.assert_allclose(loss, -np.log(found), rtol=1e-4)
+
+
+def test_alignment_asks_captions_to_recall_their_words():
+    model, rows = tiny.micro(), batch()
+    align = functools.partial(objective, objective="align", temperature=0.5)
+    without, with_recall = (
+        align(recall_weight=weight)(model.params, rows, keys()).loss for weight in (0.0, 2.0)
+    )
+
+    embedding = np.asarray(model.params["text_encoder"]["token_embedding"], np.float64)
+    expected = []
+    for ids in np.asarray(rows.ids):
+        words = ids[1 : list(ids).index(END)]
+        states = model.models.apply("text_encoder", model.params, jnp.asarray(ids)[None])[0]
+        odds = np.exp(embedding @ np.asarray(states, np.float64).mean(0) / 0.5)
+        expected.append(-np.log(odds[words] / odds.sum()).mean() if len(words) else 0.0)
+    assert np.ptp(expected) > 0
+    np.testing.assert_allclose((with_recall - without) / 2, expected, rtol=1e-4)
 
 
 def test_an_unreadable_clip_is_no_choice_in_an_alignment():
