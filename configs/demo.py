@@ -2,12 +2,12 @@ r"""A model small enough for a laptop's CPU: the same networks, 64x64, 16 frames
 
     python -m dynamicrafter_jax.demo
 
-animates a photograph with it, at random weights until trained ones ship. It is trained from
-nothing, on drawn clips alone (`data/synthetic`): the VAE by `demo_vae`, the towers by
-`demo_towers`, and U-Net and projector by
+animates a photograph and a drawn scene with the weights that ship. They were trained from nothing,
+on drawn clips alone (`data/synthetic`): the VAE by `demo_vae`, the towers by `demo_towers`, and
+U-Net, projector and the words by `demo_sparse` and then
 
     python train.py --config=configs/demo.py --workdir=runs/demo \
-        --config.init.checkpoint=demo_towers
+        --config.init.checkpoint=demo_sparse
 
 See docs/training.md. `fs` is an FPS of 6 to 24: a lower one asks for more motion.
 """
@@ -34,16 +34,17 @@ def get_config() -> ConfigDict:
     config.unet.default_fs = 12
     config.unet.norm_groups = 8
 
-    config.vae.ch = 32
-    config.vae.ch_mult = (1, 1, 2, 3)
+    config.vae.ch = 16
+    config.vae.ch_mult = (1, 2, 4, 6)
     config.vae.num_res_blocks = 1
     config.vae.z_channels = 16
-    config.vae.scale_factor = 0.88  # of a trained VAE: makes the spread of its latents 1
-    config.vae.norm_groups = 8
+    config.vae.scale_factor = 1.02  # of a trained VAE: makes the spread of its latents 1
+    config.vae.norm_groups = 4
 
     config.text_encoder.width = 48
     config.text_encoder.layers = 3
     config.text_encoder.heads = 4
+    config.text_encoder.context_length = 32
 
     config.image_encoder.width = 64
     config.image_encoder.layers = 2
@@ -61,7 +62,7 @@ def get_config() -> ConfigDict:
 
     config.sampling.height = 64
     config.sampling.width = 64
-    config.sampling.steps = 16
+    config.sampling.steps = 8
     config.sampling.eta = 0.0
     config.sampling.guidance_scale = 3.0
     config.sampling.fps = 12
@@ -74,21 +75,23 @@ def get_config() -> ConfigDict:
     config.data.workers = 1
 
     config.train.trainable = "all_and_text"
-    config.train.steps = 12_000
-    config.train.batch_size = 4
+    config.train.steps = 1600
+    config.train.batch_size = 8
     config.train.accumulation = 1
     config.train.concat = "either"
     config.train.timestep_power = 2.0
     config.train.remat = "none"
     config.train.optimizer = "muon"
-    config.train.learning_rate = 1e-3
-    config.train.warmup_steps = 200
+    config.train.learning_rate = 2e-3
+    config.train.decay = "cosine"
+    config.train.warmup_steps = 100
     config.train.beta1 = 0.95
     config.train.beta2 = 0.99
     config.train.clip_norm = 1.0
-    config.train.ema_decay = 0.999
-    config.train.checkpoint_every = 500
-    config.train.keep_every = 3000  # for the curve over training
-    config.train.validate_every = 500
-    config.train.sample_every = 1000
+    config.train.ema_decay = 0.995
+    config.train.checkpoint_every = 400
+    config.train.keep_every = 400  # for the curve over training
+    config.train.validate_every = 800
+    config.train.validation_clips = 64
+    config.train.sample_every = 800
     return config

@@ -4,7 +4,7 @@ r"""The demo model's text and vision tower and its projector, trained to match c
         --config.init.checkpoint=demo_vae
     python -m dynamicrafter_jax.convert --input=runs/demo_towers --output=demo_towers
 
-The second of three recipes, see docs/training.md. The VAE is not used, only handed on.
+The second of four recipes, see docs/training.md. The VAE is not used, only handed on.
 """
 
 from ml_collections import ConfigDict
@@ -24,6 +24,7 @@ def get_config() -> ConfigDict:
     config.train.trainable = "towers"
     config.train.steps = 1000
     config.train.batch_size = 32
+    config.train.learning_rate = 1e-3
     config.train.decay = "cosine"
     config.train.warmup_steps = 50
     config.train.ema_decay = 0.0

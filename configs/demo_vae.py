@@ -3,7 +3,7 @@ r"""The demo model's VAE, trained on single frames of drawn clips.
     python train.py --config=configs/demo_vae.py --workdir=runs/demo_vae
     python -m dynamicrafter_jax.convert --input=runs/demo_vae --output=demo_vae
 
-The first of three recipes, see docs/training.md.
+The first of four recipes, see docs/training.md.
 """
 
 from ml_collections import ConfigDict
@@ -20,15 +20,15 @@ def get_config() -> ConfigDict:
     config.train.objective = "reconstruct"
     config.train.trainable = "vae"
     config.train.kl_weight = 1e-4
-    config.train.steps = 5_000
-    config.train.batch_size = 3
+    config.train.steps = 3000
+    config.train.batch_size = 4
     config.train.learning_rate = 2e-3
     config.train.decay = "cosine"
     config.train.warmup_steps = 50
     config.train.clip_norm = 1.0
     config.train.ema_decay = 0.0
-    config.train.checkpoint_every = 1000
-    config.train.validate_every = 1000
+    config.train.checkpoint_every = 500
+    config.train.validate_every = 500
     config.train.validation_clips = 256
     config.train.sample_every = 0
     return config
