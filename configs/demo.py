@@ -2,9 +2,9 @@ r"""A model small enough for a laptop's CPU: the same networks, 64x64, 16 frames
 
     python -m dynamicrafter_jax.demo
 
-animates a photograph and a drawn scene with the weights that ship. They were trained from nothing,
-on drawn clips alone (`data/synthetic`): the VAE by `demo_vae`, the towers by `demo_towers`, and
-U-Net, projector and the words by `demo_sparse` and then
+animates a photograph with it, at random weights until a trained U-Net ships. It is trained from
+nothing, on drawn clips alone (`data/synthetic`): the VAE by `demo_vae`, the towers by `demo_towers`
+(both ship), and U-Net, projector and the words by `demo_sparse` and then
 
     python train.py --config=configs/demo.py --workdir=runs/demo \
         --config.init.checkpoint=demo_sparse
