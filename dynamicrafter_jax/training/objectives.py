@@ -264,7 +264,7 @@ def recall(
     The odds of words are a softmax of its products with their embeddings. The mean of states is
     what attention reads before it has learned where to look.
     """
-    place, end = jnp.arange(ids.shape[1]), jnp.argmax(ids, axis=1)
+    place, end = jnp.arange(ids.shape[1])[None], jnp.argmax(ids, axis=1)
     words = (place > 0) & (place < end[:, None])  # without the tokens that start and end a text
     scores = jax.nn.log_softmax(states.astype(jnp.float32).mean(1) @ embedding.T)
     found = -jnp.take_along_axis(scores, ids, axis=1)
