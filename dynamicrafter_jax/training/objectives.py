@@ -268,7 +268,8 @@ def recall(
     words = (place > 0) & (place < end[:, None])  # without the tokens that start and end a text
     scores = jax.nn.log_softmax(states.astype(jnp.float32).mean(1) @ embedding.T)
     found = -jnp.take_along_axis(scores, ids, axis=1)
-    return jnp.where(words, found, 0.0).sum(1) / jnp.maximum(words.sum(1), 1)
+    counts = words.astype(jnp.float32).sum(1)
+    return jnp.where(words, found, 0.0).sum(1) / jnp.maximum(counts, 1.0)
 
 
 def _draw_timestep(key: Key[Array, ""], *, timesteps: int, power: float) -> Array:
