@@ -5,8 +5,8 @@ r"""The demo model's U-Net, projector and words, trained on four of each clip's 
     python -m dynamicrafter_jax.convert --input=runs/demo_sparse --output=demo_sparse
 
 The third of four recipes, see docs/training.md. Its clips last as long as others, and the frames
-read the projector's queries of the frames that they are of sixteen. So nearly all that words mean
-is learned here, for a quarter of the arithmetic.
+read the projector's queries of the frames that they are of sixteen. So what words mean can be
+learned here, for a quarter of the arithmetic.
 """
 
 from ml_collections import ConfigDict
