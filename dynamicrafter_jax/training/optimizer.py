@@ -1,33 +1,9 @@
 """AdamW or Muon with a clipped gradient and a schedule of the learning rate."""
 
-from typing import Any
-
-import jax
 import optax
-from jaxtyping import PyTree
-from optax.contrib import MuonDimensionNumbers, muon
 
+from dynamicrafter_jax.training.muon import muon
 from dynamicrafter_jax.training.settings import TrainSettings
-
-# Muon's steps are made as large as AdamW's commonly are, so that the two share a learning rate
-# (arXiv 2502.16982, section 2.2).
-_STEP_SIZE = 0.2
-
-# Linear maps with several axes of outputs; all others have several of inputs, or one of each.
-_MANY_OUTPUTS = frozenset(
-    (
-        "qkv",
-        "key_value",
-        "query",
-        "key",
-        "value",
-        "text_key",
-        "text_value",
-        "image_key",
-        "image_value",
-        "in",
-    )
-)
 
 
 def learning_rate(settings: TrainSettings) -> optax.Schedule:
@@ -57,12 +33,9 @@ def make_optimizer(settings: TrainSettings) -> optax.GradientTransformation:
     if settings.optimizer == "muon":
         chosen = muon(
             rate,
-            beta=settings.beta1,
+            beta1=settings.beta1,
+            beta2=settings.beta2,
             weight_decay=settings.weight_decay,
-            adam_b1=settings.beta1,
-            adam_b2=settings.beta2,
-            consistent_rms=_STEP_SIZE,
-            muon_weight_dimension_numbers=_matrices,
         )
     else:
         chosen = optax.adamw(
@@ -73,15 +46,3 @@ def make_optimizer(settings: TrainSettings) -> optax.GradientTransformation:
             weight_decay=settings.weight_decay,
         )
     return optax.chain(optax.clip_by_global_norm(settings.clip_norm), chosen)
-
-
-def _matrices(params: PyTree) -> PyTree[MuonDimensionNumbers | None]:
-    """Returns which axes of each kernel are its inputs and its outputs; None for all else."""
-
-    def axes(path: tuple[Any, ...], leaf: Any) -> MuonDimensionNumbers | None:
-        if path[-1].key != "kernel" or leaf.ndim < 2:
-            return None
-        inputs = 1 if path[-2].key in _MANY_OUTPUTS else leaf.ndim - 1
-        return MuonDimensionNumbers(tuple(range(inputs)), tuple(range(inputs, leaf.ndim)))
-
-    return jax.tree_util.tree_map_with_path(axes, params)

@@ -2,15 +2,18 @@ import math
 
 import flax.linen as nn
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 import tiny
+from optax.contrib import scale_by_muon
 
 from dynamicrafter_jax import sharding
 from dynamicrafter_jax.config import settings_of
 from dynamicrafter_jax.errors import UserError
 from dynamicrafter_jax.models import abstract_models
 from dynamicrafter_jax.models.layers import init_params
+from dynamicrafter_jax.training.muon import orthogonalize
 from dynamicrafter_jax.training.optimizer import learning_rate, make_optimizer
 from dynamicrafter_jax.training.settings import TrainSettings
 from dynamicrafter_jax.training.state import abstract_state
@@ -79,6 +82,25 @@ def test_muon_makes_kernels_orthogonal_and_takes_adam_for_the_rest():
         # Adam's first step goes against the gradient, each entry about equally far.
         assert (np.sign(updates[path]) == -np.sign(gradients[path])).all(), path
         assert np.median(np.abs(updates[path])) == pytest.approx(1.4, abs=0.2), path
+
+
+def test_kernels_made_orthogonal_together_are_as_optax_makes_each():
+    draw = np.random.default_rng(0).standard_normal
+    shapes = {
+        "a": (3, 3, 8, 16), "b": (3, 3, 16, 8), "c": (4, 4, 72), "out": (4, 4, 72),
+        "query": (72, 4, 4), "e": (16, 16), "f": (16, 16),
+    }  # fmt: skip
+    kernels = {
+        name: {"kernel": jnp.asarray(draw(shape), jnp.float32)} for name, shape in shapes.items()
+    }
+    reference = scale_by_muon(beta=0.0, nesterov=False)
+    with jax.numpy_dtype_promotion("standard"):
+        made = orthogonalize(kernels)
+        for name, shape in shapes.items():
+            matrix = kernels[name]["kernel"].reshape(-1, 16 if name == "query" else shape[-1])
+            alone, _ = reference.update(matrix, reference.init(matrix))
+            wanted = 0.2 * math.sqrt(max(matrix.shape)) * np.asarray(alone)
+            assert np.allclose(made[name]["kernel"].reshape(matrix.shape), wanted, atol=1e-5), name
 
 
 @pytest.mark.parametrize("name", ["adamw", "muon"])
