@@ -83,14 +83,14 @@ def open_validation(
     mesh: Mesh,
     key: Key[Array, ""],
 ) -> Validation | None:
-    """Reads the clips of `data.validation`; None where it is unset.
+    """Reads the clips of `data.validation`; None where it is unset or empty.
 
     Nothing is dropped from their conditions.
 
     Raises:
         UserError: If the clips can't be found.
     """
-    if config.data.validation is None:
+    if not config.data.validation:
         return None
     examples = open_examples(config, config.data.validation, settings.seed, dropout=False)
     count = settings.validation_clips
