@@ -4,7 +4,7 @@ r"""The demo model's text and vision tower and its projector, trained to match c
         --config.init.checkpoint=demo_vae
     python -m dynamicrafter_jax.convert --input=runs/demo_towers --output=demo_towers
 
-The second of four recipes, see docs/training.md. The VAE is not used, only handed on.
+The second of three recipes, see docs/training.md. The VAE is not used, only handed on.
 """
 
 from ml_collections import ConfigDict

@@ -3,7 +3,7 @@ r"""The demo model's VAE, trained on single frames of drawn clips.
     python train.py --config=configs/demo_vae.py --workdir=runs/demo_vae
     python -m dynamicrafter_jax.convert --input=runs/demo_vae --output=demo_vae
 
-The first of four recipes, see docs/training.md.
+The first of three recipes, see docs/training.md.
 """
 
 from ml_collections import ConfigDict

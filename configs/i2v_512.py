@@ -97,7 +97,7 @@ def get_config() -> ConfigDict:
     config.data.validation = placeholder(str)  # held-out clips, like source
     config.data.min_stride = 1  # source frames from one frame of a clip to the next
     config.data.max_stride = 6
-    config.data.fs = "fps"  # the model is told this of a clip: "fps", "stride", "source_fps"
+    config.data.fs = "fps"  # the model is told this of a clip: "fps" or "stride"
     config.data.condition_dropout = 0.05  # p: 2p of the prompts, 2p of the images are dropped
     config.data.random_frame = True  # the conditioning image is any frame; False: the first
     config.data.workers = 4  # processes that read videos, on each host; 0: none

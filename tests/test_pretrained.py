@@ -1,26 +1,20 @@
 """Models by name: what a name stands for, and that every entry point knows it."""
 
 import json
-from importlib import resources
 from pathlib import Path
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 import release_files
 from etils import epath
-from flax import traverse_util
 
 from dynamicrafter_jax import convert, pretrained, warm_start, weights
-from dynamicrafter_jax.config import load_config, networks_of
-from dynamicrafter_jax.data.synthetic import Renderer, draw_scene, trajectory
+from dynamicrafter_jax.config import load_config
 from dynamicrafter_jax.errors import UserError
 from dynamicrafter_jax.export import export
 from dynamicrafter_jax.hub import Repository
 from dynamicrafter_jax.pipeline import ImageToVideo
-from dynamicrafter_jax.release import FROZEN_SECTIONS
-from dynamicrafter_jax.weights import abstract_params
 
 
 @pytest.fixture(scope="module")
@@ -146,22 +140,3 @@ def test_a_demo_that_is_not_there_is_explained(monkeypatch):
     monkeypatch.setattr(pretrained, "_DEMO_FILE", "absent.safetensors")
     with pytest.raises(UserError, match=r"no demo model.*absent.safetensors.*docs/training.md"):
         ImageToVideo.from_pretrained("demo")
-
-
-def test_the_towers_that_ship_are_trained():
-    config = load_config("demo")
-    file = resources.files("dynamicrafter_jax") / "assets" / "demo_towers.safetensors"
-    with resources.as_file(file) as path:
-        assert path.stat().st_size < 25e6
-        init, key = {"towers": str(path)}, jax.random.key(0)
-        with warm_start.open_start(config, init, key) as start:
-            assert not [leaf for leaf in start.fresh if leaf.startswith(FROZEN_SECTIONS)]
-            paths = traverse_util.flatten_dict(abstract_params(config)["vae"])
-            vae = {leaf: jnp.asarray(start.leaf("/".join(("vae", *leaf)))) for leaf in paths}
-    params = {"vae": traverse_util.unflatten_dict(vae)}
-
-    scene = draw_scene(0, "test")
-    frame = Renderer(scene, 64, 64).frame(trajectory(scene, 1).pose(0))
-    image = jnp.asarray(frame[None] / 127.5 - 1, jnp.float32)
-    error = np.asarray(networks_of(config).apply("vae", params, image) - image)
-    assert 10 * np.log10(4 / np.square(error).mean()) > 24  # decibels

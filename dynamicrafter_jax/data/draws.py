@@ -13,9 +13,8 @@ from ml_collections import ConfigDict
 
 from dynamicrafter_jax.errors import UserError
 
-FS_MEANINGS = ("fps", "stride", "source_fps")
-"""What a model's `fs` condition can be: frames a second of the clip, frames between frames, or
-frames a second of the video, for clips that have as many frames fewer as their stride is longer."""
+FS_MEANINGS = ("fps", "stride")
+"""What a model's `fs` condition can be: frames a second of the clip, or frames between frames."""
 
 _SHUFFLE_STEPS = 12  # enough for orders of few videos to be equally likely
 
@@ -69,7 +68,7 @@ class ClipSettings:
 
     def fs_condition(self, fps: int | float, stride: int) -> int | float:
         """Returns what a model is told of a clip of this stride, from a video of `fps`."""
-        return {"fps": fps // stride, "stride": stride, "source_fps": fps}[self.fs]
+        return fps // stride if self.fs == "fps" else stride
 
     @classmethod
     def from_config(cls, config: ConfigDict) -> "ClipSettings":

@@ -28,8 +28,6 @@ PRESETS: Mapping[str, tuple[str, ...]] = {
     ),
     # The release's fine-tuning.
     "all": (_PROJECTOR, "unet/.*"),
-    # The same and the text tower, for one that was not trained with these words.
-    "all_and_text": (_PROJECTOR, "(unet|text_encoder)/.*"),
     "vae": ("vae/.*",),
     "towers": (_PROJECTOR, "(text|image)_encoder/.*"),
     "temporal_frozen": (_PROJECTOR, rf"unet/(?!{_TEMPORAL}).*"),

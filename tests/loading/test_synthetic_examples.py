@@ -82,9 +82,6 @@ def test_a_stride_takes_every_so_manyeth_frame():
     starts = [i for i in range(3) if np.array_equal(found["video"], frames[i : i + 10 : 3])]
     assert starts
     assert found["fs"] == scene.fps // 3
-    whole = SyntheticExamples(replace(strided, fs="source_fps"), 3)(5)
-    np.testing.assert_array_equal(whole["video"], found["video"])
-    assert whole["fs"] == scene.fps
 
 
 def test_conditions_are_dropped_as_often_as_said():

@@ -196,9 +196,6 @@ def test_split_and_join_are_inverse_and_presets_mean_what_they_say():
                 assert sections == {"vae"}
             case "towers":
                 assert sections == {"text_encoder", "image_encoder", "projector"}
-            case "all_and_text":
-                assert sections == {"unet", "projector", "text_encoder"}
-                assert counts["all"] <= paths
             case _:
                 assert sections == {"unet", "projector"}
                 assert counts["projector_and_image_attention"] <= paths
