@@ -60,11 +60,13 @@ class Motions(NamedTuple):
 
     Attributes:
         overall: The share of clips that are right.
+        named: The share of named motions that go the right way, far enough, whatever else moves.
         by_motion: The same among those that name a motion; "still" for those that name none.
         speed: Rank correlation of how fast each named motion goes with how fast it should.
     """
 
     overall: float
+    named: float
     by_motion: dict[str, float]
     speed: float
 
@@ -72,7 +74,7 @@ class Motions(NamedTuple):
 def judge(clips: Sequence[Drawn], changes: Sequence[Change], share: float) -> Motions:
     """Holds what changed against what was named."""
     right: dict[str, list[bool]] = {name: [] for name in ("still", *MOTIONS)}
-    every, wanted, found = [], [], []
+    every, named, wanted, found = [], [], [], []
     for clip, change in zip(clips, changes, strict=True):
         scene = clip.scene
         seconds = (len(clip.video) - 1) / scene.fps
@@ -80,10 +82,12 @@ def judge(clips: Sequence[Drawn], changes: Sequence[Change], share: float) -> Mo
         every.append(is_right)
         for name in scene.motions or ("still",):
             right[name].append(is_right)
+        named += [made(change, motion) >= share * seconds for motion in scene.motions]
         wanted += [seconds] * len(scene.motions)
         found += [made(change, motion) for motion in scene.motions]
     return Motions(
         float(np.mean(every)),
+        float(np.mean(named)),
         {name: float(np.mean(values)) for name, values in right.items() if values},
         float(np.asarray(scipy.stats.spearmanr(wanted, found))[0]),
     )
@@ -164,6 +168,8 @@ def tables(found: Mapping[str, Any]) -> str:
     rows = [
         ("motion named is the motion made", f"{main['motions']['overall']:.1%}", "95 %"),
         ("the same, found in the real clips", f"{main['real']['overall']:.1%}", ""),
+        ("what is named goes the right way, whatever else moves",
+         f"{main['motions']['named']:.1%}", ""),
         ("first frame against the image", f"{main['first_frame_db']:.2f} dB",
          f"{main['vae_db'] - 1.5:.2f} dB: the VAE's own less 1.5"),
         ("the VAE's own", f"{main['vae_db']:.2f} dB", "28 dB"),

@@ -2,24 +2,21 @@
 
     python docs/images/make_app_screenshot.py
 
-Needs gradio, playwright and Chromium. With `--untrained`, the demo model has random weights.
+Needs gradio, playwright and Chromium.
 """
 
-import argparse
 import io
 import queue
 import shutil
 import tempfile
 import threading
 from pathlib import Path
-from typing import Any
 
 from PIL import Image
 from playwright.sync_api import Page, sync_playwright
 
 from dynamicrafter_jax.app import serving
 from dynamicrafter_jax.app.catalogue import ModelCatalogue, load_model
-from dynamicrafter_jax.pipeline import ImageToVideo
 
 PICTURE = Path(__file__).parent / "app.png"
 WIDTH, HEIGHT = 1280, 900
@@ -27,10 +24,10 @@ MAX_BYTES = 200_000
 PATIENCE = 600_000  # milliseconds; the first video compiles
 
 
-def open_page(load: Any, workdir: Path) -> str:
+def open_page(workdir: Path) -> str:
     """Serves the page in a thread that ends with this process, and returns its address."""
     addresses: queue.Queue[str] = queue.Queue()
-    catalogue = ModelCatalogue(["demo"], load=load)
+    catalogue = ModelCatalogue(["demo"], load=load_model)
     site = serving.Site(port=0, workdir=workdir)
     threading.Thread(
         target=serving.serve, args=(catalogue, site, addresses.put), daemon=True
@@ -71,12 +68,8 @@ def optimised(png: bytes) -> bytes:
 
 def main() -> None:
     """Serves, drives and photographs the page."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--untrained", action="store_true", help="use random weights")
-    untrained = parser.parse_args().untrained
-    load = ImageToVideo.from_random if untrained else load_model
     with tempfile.TemporaryDirectory() as folder, sync_playwright() as playwright:
-        address = open_page(load, Path(folder))
+        address = open_page(Path(folder))
         browser = playwright.chromium.launch(
             executable_path=shutil.which("chromium"), args=["--no-sandbox"]
         )

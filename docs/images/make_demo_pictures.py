@@ -1,0 +1,112 @@
+"""Makes the moving picture of README.md and the contact sheets of docs/results.md.
+
+    python docs/images/make_demo_pictures.py
+
+All are of the demo model, from pictures that it has not seen in training.
+"""
+
+from importlib import resources
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+from jaxtyping import UInt8
+from PIL import Image
+
+from dynamicrafter_jax import media
+from dynamicrafter_jax.data.synthetic import Renderer, draw_scene, trajectory
+from dynamicrafter_jax.pipeline import ImageToVideo
+
+FOLDER = Path(__file__).parent
+SCALE = 2  # of the moving picture
+MILLISECONDS = 110  # that a frame of it is shown
+COLUMNS = 4
+
+PHOTOGRAPHS = (
+    ("coffee", "the camera zooms in"),
+    ("rocket", "the camera pans left"),
+    ("flower", "the camera zooms out"),
+)
+CLIPS = (4, 13, 17, 18, 22)  # of the test split: short captions of various motions
+
+
+class Shown(NamedTuple):
+    """A video, and what it was made of."""
+
+    name: str
+    picture: UInt8[np.ndarray, "h w 3"]
+    prompt: str
+    video: UInt8[np.ndarray, "t h w 3"]
+
+
+def make_videos() -> list[Shown]:
+    """Animates all photographs and drawn scenes."""
+    animate = ImageToVideo.from_pretrained("demo")
+    side = animate.config.sampling.height
+    made = [(name, _photograph(name), prompt) for name, prompt in PHOTOGRAPHS]
+    for clip in CLIPS:
+        scene = draw_scene(clip, "test")
+        picture = Renderer(scene, side, side).frame(trajectory(scene, 1).pose(0))
+        made.append((f"clip_{clip}", picture, scene.caption))
+    names, pictures, prompts = map(list, zip(*made, strict=True))
+    videos = animate(pictures, prompts)
+    return [Shown(*row) for row in zip(names, pictures, prompts, videos, strict=True)]
+
+
+def moving_picture(shown: list[Shown]) -> list[Image.Image]:
+    """Returns the frames: all videos side by side, each with its prompt below."""
+    sheets = []
+    for clip in shown:
+        enlarged = clip.video.repeat(SCALE, axis=1).repeat(SCALE, axis=2)
+        sheets.append(
+            [
+                media.contact_sheet(frame[None], columns=1, caption=f'"{clip.prompt}"')
+                for frame in enlarged
+            ]
+        )
+    height = max(sheet[0].shape[0] for sheet in sheets)
+    frames = []
+    for moment in zip(*sheets, strict=True):
+        tiles = [
+            np.pad(tile, ((0, height - len(tile)), (0, 0), (0, 0)), constant_values=255)
+            for tile in moment
+        ]
+        rows = [
+            np.concatenate(tiles[start : start + COLUMNS], axis=1)
+            for start in range(0, len(tiles), COLUMNS)
+        ]
+        frames.append(Image.fromarray(np.concatenate(rows)))
+    return frames
+
+
+def _photograph(name: str) -> UInt8[np.ndarray, "h w 3"]:
+    assets = resources.files("dynamicrafter_jax") / "assets"
+    for place in (assets, assets / "photographs"):
+        with resources.as_file(place / f"{name}.jpg") as path:
+            if path.exists():
+                return media.read_picture(path)
+    raise FileNotFoundError(name)
+
+
+def main() -> None:
+    """Makes and writes everything."""
+    shown = make_videos()
+    frames = moving_picture(shown)
+    frames[0].save(
+        FOLDER / "demo.webp",
+        save_all=True,
+        append_images=frames[1:],
+        duration=MILLISECONDS,
+        loop=0,
+        quality=70,
+        method=6,
+    )
+    for clip in shown[: len(PHOTOGRAPHS)]:
+        sheet = media.contact_sheet(
+            clip.video, columns=8, picture=clip.picture, caption=f'"{clip.prompt}"'
+        )
+        media.write_png(FOLDER / f"results_{clip.name}.png", sheet)
+
+
+if __name__ == "__main__":
+    main()
