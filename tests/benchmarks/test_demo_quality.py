@@ -30,7 +30,7 @@ def test_a_clip_that_does_what_it_is_told_is_right():
     seconds = [3 / clip.scene.fps for clip in clips]
     whole = [change_of(clip, 0.9 * s) for clip, s in zip(clips, seconds, strict=True)]
     judged = demo_quality.judge(clips, whole, share=0.3)
-    assert judged.overall == 1
+    assert judged.overall == judged.named == 1
     assert set(judged.by_motion) == {clip.scene.motions[0] for clip in clips}
     assert judged.speed == pytest.approx(1)
 
@@ -41,6 +41,14 @@ def test_a_clip_that_does_what_it_is_told_is_right():
 
     still = [Change()] * len(clips)
     assert demo_quality.judge(clips, still, share=0.3).overall == 0
+
+    # All else moves too.
+    besides = [
+        Change(*(value or 0.5 * s for value in change))
+        for change, s in zip(whole, seconds, strict=True)
+    ]
+    judged = demo_quality.judge(clips, besides, share=0.3)
+    assert (judged.overall, judged.named) == (0, 1)
 
 
 def test_a_crossfade_goes_from_end_to_end():
@@ -90,7 +98,12 @@ def _fitted(video, width):
 
 
 def test_the_table_has_every_measure():
-    motions = {"overall": 0.97, "by_motion": {"left": 0.9, "still": 1.0}, "speed": 0.9}
+    motions = {
+        "overall": 0.97,
+        "named": 0.98,
+        "by_motion": {"left": 0.9, "still": 1.0},
+        "speed": 0.9,
+    }
     found = {
         "clips": 512,
         "ablated_clips": 128,
@@ -112,5 +125,13 @@ def test_the_table_has_every_measure():
         "curve": {"3000": {"motion": 0.5, "distance": 3.0}},
     }
     table = demo_quality.tables(found)
-    for part in ("97.0%", "27.50 dB", "23.00 dB", "below 9.00", "| left | 90.0%", "| 3000 | 50.0%"):
+    for part in (
+        "97.0%",
+        "98.0%",
+        "27.50 dB",
+        "23.00 dB",
+        "below 9.00",
+        "| left | 90.0%",
+        "| 3000 | 50.0%",
+    ):
         assert part in table
