@@ -341,3 +341,9 @@ def test_mistakes_are_named():
         draw_scene(-1)
     with pytest.raises(UserError, match="fps is 0"):
         draw_scene(0, fps=0)
+
+
+def test_views_from_beyond_the_mirror_images_are_drawn_too():
+    scene = draw_scene(1)
+    pose = trajectory(scene, 1).pose(0)._replace(view_width=9.0)
+    assert Renderer(scene, 16, 16).frame(pose).shape == (16, 16, 3)

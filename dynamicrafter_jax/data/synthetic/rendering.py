@@ -65,7 +65,8 @@ class Renderer:
         canvas = self._canvas
         if min(box) < 0 or max(box) > canvas.width:
             canvas = self._mirrored
-            box = tuple(side + self._canvas.width for side in box)
+            # Who looks for what moved in a video may look from further away than there are mirrors.
+            box = tuple(min(max(side + self._canvas.width, 0), canvas.width) for side in box)
         size = self._width, self._height
         # Unlike an affine transformation, this averages over all that falls into a pixel.
         return np.asarray(canvas.resize(size, Image.Resampling.BILINEAR, box=box))
