@@ -81,10 +81,10 @@ def orthogonalize(updates: PyTree, params: PyTree | None = None) -> PyTree[Array
         nesterov=False,
         weight_dimension_numbers=dict.fromkeys(stacks, MuonDimensionNumbers(1, 2)),
     )
-    stacks, _ = orthogonal.update(stacks, orthogonal.init(stacks))
+    made: Any = orthogonal.update(stacks, orthogonal.init(stacks))[0]
     result: list[Array] = [leaf for _, leaf in paths]
     for (short, long), group in alike.items():
-        for matrix, number in zip(stacks[short, long], group, strict=True):
+        for matrix, number in zip(made[short, long], group, strict=True):
             matrix = _STEP_SIZE * math.sqrt(long) * matrix
             result[number] = (matrix.T if tall[number] else matrix).reshape(result[number].shape)
     return jax.tree.unflatten(structure, result)
