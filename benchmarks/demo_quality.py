@@ -213,6 +213,12 @@ _WITHOUT: dict[Ablation, str] = {
 }
 
 
+def _keep(found: Mapping[str, Any]) -> None:
+    """Writes what was found so far: it all takes an hour, and the last part may fail."""
+    if JSON.value is not None:
+        timing.write_json(JSON.value, found)
+
+
 def main(_: Sequence[str]) -> None:
     """Samples, measures and prints."""
     earlier = dict(entry.split("=", 1) for entry in CURVE.value if "=" in entry)
@@ -229,14 +235,19 @@ def main(_: Sequence[str]) -> None:
         "clips": len(clips),
         "ablated_clips": len(few),
         "steps": chosen.steps,
-        "main": measure_main(generator, animate, clips),
-        "ablated": {name: measure_ablation(generator, few, name) for name in _WITHOUT},
-        "curve": {step: measure_earlier(model, few) for step, model in earlier.items()},
+        "ablated": {},
+        "curve": {},
     }
+    found["main"] = measure_main(generator, animate, clips)
+    _keep(found)
+    for name in _WITHOUT:
+        found["ablated"][name] = measure_ablation(generator, few, name)
+        _keep(found)
+    for step, model in earlier.items():
+        found["curve"][step] = measure_earlier(model, few)
+        _keep(found)
     table = tables(found)
     timing.say(table)
-    if JSON.value is not None:
-        timing.write_json(JSON.value, found)
     if WRITE_DOCS.value:
         timing.write_docs(SECTION, table, DOCUMENT)
         quality_plots.write(found)

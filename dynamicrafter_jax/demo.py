@@ -27,7 +27,7 @@ _PHOTOGRAPH, _PROMPT = "coffee.jpg", "the camera zooms in"
 _CLIP = 4  # of the test split, which no training sees
 
 
-class Scene(NamedTuple):
+class Still(NamedTuple):
     """What is animated.
 
     Attributes:
@@ -41,17 +41,17 @@ class Scene(NamedTuple):
     prompt: str
 
 
-def photograph() -> Scene:
+def photograph() -> Still:
     """A photograph that ships with the package, and that no training saw."""
     with resources.as_file(resources.files("dynamicrafter_jax") / "assets" / _PHOTOGRAPH) as path:
-        return Scene(path.stem, media.read_picture(path), _PROMPT)
+        return Still(path.stem, media.read_picture(path), _PROMPT)
 
 
-def drawn(side: int) -> Scene:
-    """A scene such as the model was trained on, `side` pixels high and wide."""
-    scene = draw_scene(_CLIP, "test")
+def drawn(clip: int, side: int) -> Still:
+    """The start of a clip of the test split, `side` pixels high and wide."""
+    scene = draw_scene(clip, "test")
     picture = Renderer(scene, side, side).frame(trajectory(scene, 1).pose(0))
-    return Scene("drawn", picture, scene.caption)
+    return Still("drawn", picture, scene.caption)
 
 
 def main(output_dir: flags.FlagHolder[str], _: Sequence[str]) -> None:
@@ -61,17 +61,17 @@ def main(output_dir: flags.FlagHolder[str], _: Sequence[str]) -> None:
     media.check_output(folder / f"{photograph().name}.mp4")
 
     animate = ImageToVideo.from_pretrained(DEMO)
-    scenes = [photograph(), drawn(animate.config.sampling.height)]
-    pictures, prompts = [scene.picture for scene in scenes], [scene.prompt for scene in scenes]
+    stills = [photograph(), drawn(_CLIP, animate.config.sampling.height)]
+    pictures, prompts = [still.picture for still in stills], [still.prompt for still in stills]
     with ProgressBar() as progress:
         videos = animate(pictures, prompts, progress=progress)
 
-    for scene, frames in zip(scenes, videos, strict=True):
-        video, sheet = (folder / f"{scene.name}{suffix}" for suffix in (".mp4", ".png"))
+    for still, frames in zip(stills, videos, strict=True):
+        video, sheet = (folder / f"{still.name}{suffix}" for suffix in (".mp4", ".png"))
         media.write_video(video, frames, animate.config.sampling.video_fps)
-        caption = f'"{scene.prompt}"'
+        caption = f'"{still.prompt}"'
         media.write_png(
-            sheet, media.contact_sheet(frames, columns=8, picture=scene.picture, caption=caption)
+            sheet, media.contact_sheet(frames, columns=8, picture=still.picture, caption=caption)
         )
         t, h, w, _ = frames.shape
         print(

@@ -5,7 +5,6 @@
 All are of the demo model, from pictures that it has not seen in training.
 """
 
-from importlib import resources
 from pathlib import Path
 from typing import NamedTuple
 
@@ -14,7 +13,8 @@ from jaxtyping import UInt8
 from PIL import Image
 
 from dynamicrafter_jax import media
-from dynamicrafter_jax.data.synthetic import Renderer, draw_scene, trajectory
+from dynamicrafter_jax.data.synthetic.photographs import photograph
+from dynamicrafter_jax.demo import Still, drawn
 from dynamicrafter_jax.pipeline import ImageToVideo
 
 FOLDER = Path(__file__).parent
@@ -33,9 +33,7 @@ CLIPS = (4, 13, 17, 18, 22)  # of the test split: short captions of various moti
 class Shown(NamedTuple):
     """A video, and what it was made of."""
 
-    name: str
-    picture: UInt8[np.ndarray, "h w 3"]
-    prompt: str
+    still: Still
     video: UInt8[np.ndarray, "t h w 3"]
 
 
@@ -43,24 +41,20 @@ def make_videos() -> list[Shown]:
     """Animates all photographs and drawn scenes."""
     animate = ImageToVideo.from_pretrained("demo")
     side = animate.config.sampling.height
-    made = [(name, _photograph(name), prompt) for name, prompt in PHOTOGRAPHS]
-    for clip in CLIPS:
-        scene = draw_scene(clip, "test")
-        picture = Renderer(scene, side, side).frame(trajectory(scene, 1).pose(0))
-        made.append((f"clip_{clip}", picture, scene.caption))
-    names, pictures, prompts = map(list, zip(*made, strict=True))
-    videos = animate(pictures, prompts)
-    return [Shown(*row) for row in zip(names, pictures, prompts, videos, strict=True)]
+    stills = [Still(name, photograph(name), prompt) for name, prompt in PHOTOGRAPHS]
+    stills += [drawn(clip, side) for clip in CLIPS]
+    videos = animate([still.picture for still in stills], [still.prompt for still in stills])
+    return [Shown(still, video) for still, video in zip(stills, videos, strict=True)]
 
 
 def moving_picture(shown: list[Shown]) -> list[Image.Image]:
     """Returns the frames: all videos side by side, each with its prompt below."""
     sheets = []
-    for clip in shown:
-        enlarged = clip.video.repeat(SCALE, axis=1).repeat(SCALE, axis=2)
+    for still, video in shown:
+        enlarged = video.repeat(SCALE, axis=1).repeat(SCALE, axis=2)
         sheets.append(
             [
-                media.contact_sheet(frame[None], columns=1, caption=f'"{clip.prompt}"')
+                media.contact_sheet(frame[None], columns=1, caption=f'"{still.prompt}"')
                 for frame in enlarged
             ]
         )
@@ -79,15 +73,6 @@ def moving_picture(shown: list[Shown]) -> list[Image.Image]:
     return frames
 
 
-def _photograph(name: str) -> UInt8[np.ndarray, "h w 3"]:
-    assets = resources.files("dynamicrafter_jax") / "assets"
-    for place in (assets, assets / "photographs"):
-        with resources.as_file(place / f"{name}.jpg") as path:
-            if path.exists():
-                return media.read_picture(path)
-    raise FileNotFoundError(name)
-
-
 def main() -> None:
     """Makes and writes everything."""
     shown = make_videos()
@@ -101,11 +86,11 @@ def main() -> None:
         quality=70,
         method=6,
     )
-    for clip in shown[: len(PHOTOGRAPHS)]:
+    for still, video in shown[: len(PHOTOGRAPHS)]:
         sheet = media.contact_sheet(
-            clip.video, columns=8, picture=clip.picture, caption=f'"{clip.prompt}"'
+            video, columns=8, picture=still.picture, caption=f'"{still.prompt}"'
         )
-        media.write_png(FOLDER / f"results_{clip.name}.png", sheet)
+        media.write_png(FOLDER / f"results_{still.name}.png", sheet)
 
 
 if __name__ == "__main__":
