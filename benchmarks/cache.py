@@ -247,7 +247,6 @@ def compare_config(config: ConfigDict, *, compiled: bool) -> bool:
     # XLA counts the body of a loop once: all frames are encoded at once, and there is no loop.
     config.sampling.vae_frames = config.sampling.num_frames
     train = {"batch_size": 1, "accumulation": 1, "remat": "none", "ema_decay": 0.0}
-    train["trainable"] = "all"  # a cache has no work of networks that train
     settings = settings_of(TrainSettings, "train", config.train, **train)
     mesh, models, boxed = sharding.make_mesh(1), networks_of(config), abstract_params(config)
     optimizer = make_optimizer(settings)
