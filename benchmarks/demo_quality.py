@@ -3,7 +3,7 @@ r"""Says how well a model does what it is told, on held-out drawn clips, and wha
     python benchmarks/demo_quality.py --checkpoint=demo --write_docs
 
     python -m dynamicrafter_jax.convert --input=runs/demo --step=3000 --output=demo_3000
-    python benchmarks/demo_quality.py --checkpoint=demo --curve=3000=demo_3000 --write_docs
+    python benchmarks/demo_quality.py --curve=3000=demo_3000 --curve=6000=demo --write_docs
 
 Clips are the first of the test split of `data/synthetic`, whose numbers and photographs no
 training sees. Each is sampled from its first frame, under its caption and its frames a second.
@@ -50,7 +50,7 @@ ABLATED = flags.DEFINE_integer("ablated_clips", 128, "Clips of each ablation and
 BATCH = flags.DEFINE_integer("batch_size", 16, "Clips sampled at once.")
 SHARE = flags.DEFINE_float("share", 0.3, "Of its way that a motion has to go to count.")
 PROCESSES = flags.DEFINE_integer("processes", 2, "Processes that look for what moved.")
-CURVE = flags.DEFINE_multi_string("curve", [], "STEP=MODEL: the same model earlier in training.")
+CURVE = flags.DEFINE_multi_string("curve", [], "STEP=MODEL: the model at a step of training.")
 JSON = flags.DEFINE_string("json", None, "Write the measurements to this file.")
 WRITE_DOCS = flags.DEFINE_bool("write_docs", False, f"Put tables and plots into {DOCUMENT}.")
 
@@ -100,57 +100,78 @@ def distance(real: Videos, other: Videos) -> float:
     return frechet_distance(Moments.of(features / spread), Moments.of(others / spread))
 
 
-def measure_main(generator: Generator, animate: ImageToVideo, clips: list[Drawn]) -> dict[str, Any]:
+class Made(NamedTuple):
+    """What a model makes of clips.
+
+    Attributes:
+        videos: Its frames.
+        changes: What has changed in each.
+        seconds: How long it took to sample each, in the mean.
+    """
+
+    videos: Videos
+    changes: list[Change]
+    seconds: float
+
+
+def make(generator: Generator, clips: list[Drawn], without: Ablation = "nothing") -> Made:
+    """Samples, and looks for what moved."""
+    started = time.perf_counter()
+    videos = generator(clips, without=without)
+    seconds = (time.perf_counter() - started) / len(clips)
+    return Made(videos, find_changes(clips, videos, PROCESSES.value), seconds)
+
+
+def measure_main(
+    generator: Generator, animate: ImageToVideo, clips: list[Drawn], made_of: Made
+) -> dict[str, Any]:
     """The measures that have a target, and the numbers they are held against."""
     real = np.stack([clip.video for clip in clips])
     first = real[:, 0]
-    started = time.perf_counter()
-    videos = generator(clips)
-    seconds = (time.perf_counter() - started) / len(clips)
     between = generator(clips, interpolate=True)
     faded = crossfade(real)
     middle = slice(1, -1)
     still = np.repeat(first[:, None], real.shape[1], axis=1)
-    moved = find_changes(clips, videos, PROCESSES.value)
     return {
-        "motions": judge(clips, moved, SHARE.value)._asdict(),
+        "motions": judge(clips, made_of.changes, SHARE.value)._asdict(),
         "real": judge(clips, find_changes(clips, real, PROCESSES.value), SHARE.value)._asdict(),
-        "first_frame_db": float(psnr(videos[:, 0], first).mean()),
+        "first_frame_db": first_frame_db(clips, made_of.videos),
         "vae_db": float(psnr(reconstruct(animate, first), first).mean()),
         "between_db": float(psnr(between[:, middle], real[:, middle]).mean()),
         "crossfade_db": float(psnr(faded[:, middle], real[:, middle]).mean()),
-        "distance": distance(real, videos),
+        "distance": distance(real, made_of.videos),
         "still_distance": distance(real, still),
-        "seconds_per_clip": seconds,
+        "seconds_per_clip": made_of.seconds,
         "speeds": [
             [(len(clip.video) - 1) / clip.scene.fps, made(change, motion)]
-            for clip, change in zip(clips, moved, strict=True)
+            for clip, change in zip(clips, made_of.changes, strict=True)
             for motion in clip.scene.motions
         ],
     }
 
 
-def measure_ablation(generator: Generator, clips: list[Drawn], without: Ablation) -> dict[str, Any]:
+def measure_ablation(clips: list[Drawn], made_of: Made) -> dict[str, float]:
     """What is left where the model has to do without something."""
-    videos = generator(clips, without=without)
-    first = np.stack([clip.video[0] for clip in clips])
-    moved = find_changes(clips, videos, PROCESSES.value)
+    few = len(clips)
     return {
-        "motion": judge(clips, moved, SHARE.value).overall,
-        "first_frame_db": float(psnr(videos[:, 0], first).mean()),
+        "motion": judge(clips, made_of.changes[:few], SHARE.value).overall,
+        "first_frame_db": first_frame_db(clips, made_of.videos[:few]),
     }
 
 
-def measure_earlier(model: str, clips: list[Drawn]) -> dict[str, float]:
+def measure_training(clips: list[Drawn], made_of: Made) -> dict[str, float]:
     """What the curve over training shows of one model."""
-    generator = Generator(ImageToVideo.from_pretrained(model), BATCH.value)
-    videos = generator(clips)
-    moved = find_changes(clips, videos, PROCESSES.value)
+    few = len(clips)
     real = np.stack([clip.video for clip in clips])
     return {
-        "motion": judge(clips, moved, SHARE.value).overall,
-        "distance": distance(real, videos),
+        "motion": judge(clips, made_of.changes[:few], SHARE.value).overall,
+        "distance": distance(real, made_of.videos[:few]),
     }
+
+
+def first_frame_db(clips: Sequence[Drawn], videos: Videos) -> float:
+    """How near first frames are to the images, in decibels."""
+    return float(psnr(videos[:, 0], np.stack([clip.video[0] for clip in clips])).mean())
 
 
 def crossfade(videos: Videos) -> Videos:
@@ -238,13 +259,19 @@ def main(_: Sequence[str]) -> None:
         "ablated": {},
         "curve": {},
     }
-    found["main"] = measure_main(generator, animate, clips)
+    whole = make(generator, clips)
+    found["main"] = measure_main(generator, animate, clips, whole)
+    found["ablated"]["nothing"] = measure_ablation(few, whole)
     _keep(found)
     for name in _WITHOUT:
-        found["ablated"][name] = measure_ablation(generator, few, name)
-        _keep(found)
+        if name != "nothing":
+            found["ablated"][name] = measure_ablation(few, make(generator, few, name))
+            _keep(found)
     for step, model in earlier.items():
-        found["curve"][step] = measure_earlier(model, few)
+        made_of = whole
+        if model != CHECKPOINT.value:
+            made_of = make(Generator(ImageToVideo.from_pretrained(model), BATCH.value), few)
+        found["curve"][step] = measure_training(few, made_of)
         _keep(found)
     table = tables(found)
     timing.say(table)
