@@ -61,20 +61,23 @@ class Motions(NamedTuple):
     Attributes:
         overall: The share of clips that are right.
         named: The share of named motions that go the right way, far enough, whatever else moves.
-        by_motion: The same among those that name a motion; "still" for those that name none.
+        by_motion: The share that is right of those that name a motion; "still": that name none.
+        named_by_motion: The share of each motion that goes the right way, far enough.
         speed: Rank correlation of how fast each named motion goes with how fast it should.
     """
 
     overall: float
     named: float
     by_motion: dict[str, float]
+    named_by_motion: dict[str, float]
     speed: float
 
 
 def judge(clips: Sequence[Drawn], changes: Sequence[Change], share: float) -> Motions:
     """Holds what changed against what was named."""
     right: dict[str, list[bool]] = {name: [] for name in ("still", *MOTIONS)}
-    every, named, wanted, found = [], [], [], []
+    named: dict[str, list[bool]] = {name: [] for name in MOTIONS}
+    every, wanted, found = [], [], []
     for clip, change in zip(clips, changes, strict=True):
         scene = clip.scene
         seconds = (len(clip.video) - 1) / scene.fps
@@ -82,13 +85,15 @@ def judge(clips: Sequence[Drawn], changes: Sequence[Change], share: float) -> Mo
         every.append(is_right)
         for name in scene.motions or ("still",):
             right[name].append(is_right)
-        named += [made(change, motion) >= share * seconds for motion in scene.motions]
-        wanted += [seconds] * len(scene.motions)
-        found += [made(change, motion) for motion in scene.motions]
+        for motion in scene.motions:
+            wanted.append(seconds)
+            found.append(made(change, motion))
+            named[motion].append(found[-1] >= share * seconds)
     return Motions(
         float(np.mean(every)),
-        float(np.mean(named)),
+        float(np.mean([value for values in named.values() for value in values])),
         {name: float(np.mean(values)) for name, values in right.items() if values},
+        {name: float(np.mean(values)) for name, values in named.items() if values},
         float(np.asarray(scipy.stats.spearmanr(wanted, found))[0]),
     )
 
@@ -203,11 +208,13 @@ def tables(found: Mapping[str, Any]) -> str:
     lines = ["| measure | reached | target |", "|---|---|---|"]
     lines += [f"| {' | '.join(row)} |" for row in rows]
     lines += ["", f"On {found['clips']} clips; {main['seconds_per_clip']:.2f} s a clip, "
-              f"{found['steps']} steps.", "", "| motion | right | found in real clips |",
-              "|---|---|---|"]  # fmt: skip
-    real = main["real"]["by_motion"]
+              f"{found['steps']} steps.", "",
+              "| motion | right | right in real clips | goes the right way, whatever else moves |",
+              "|---|---|---|---|"]  # fmt: skip
+    real, named = main["real"]["by_motion"], main["motions"]["named_by_motion"]
     lines += [
-        f"| {name.replace('_', ' ')} | {value:.1%} | {real[name]:.1%} |"
+        f"| {name.replace('_', ' ')} | {value:.1%} | {real[name]:.1%} | "
+        + (f"{named[name]:.1%} |" if name in named else "|")
         for name, value in main["motions"]["by_motion"].items()
     ]
     lines += ["", f"| without, on {few} clips | motion right | first frame |", "|---|---|---|"]

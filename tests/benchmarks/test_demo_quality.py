@@ -32,6 +32,7 @@ def test_a_clip_that_does_what_it_is_told_is_right():
     judged = demo_quality.judge(clips, whole, share=0.3)
     assert judged.overall == judged.named == 1
     assert set(judged.by_motion) == {clip.scene.motions[0] for clip in clips}
+    assert judged.named_by_motion == dict.fromkeys(judged.by_motion, 1)
     assert judged.speed == pytest.approx(1)
 
     backwards = [change_of(clip, -0.9 * s) for clip, s in zip(clips, seconds, strict=True)]
@@ -49,6 +50,8 @@ def test_a_clip_that_does_what_it_is_told_is_right():
     ]
     judged = demo_quality.judge(clips, besides, share=0.3)
     assert (judged.overall, judged.named) == (0, 1)
+    assert set(judged.by_motion.values()) == {0}
+    assert set(judged.named_by_motion.values()) == {1}
 
 
 def test_a_crossfade_goes_from_end_to_end():
@@ -102,6 +105,7 @@ def test_the_table_has_every_measure():
         "overall": 0.97,
         "named": 0.98,
         "by_motion": {"left": 0.9, "still": 1.0},
+        "named_by_motion": {"left": 0.92},
         "speed": 0.9,
     }
     found = {
@@ -131,7 +135,8 @@ def test_the_table_has_every_measure():
         "27.50 dB",
         "23.00 dB",
         "below 9.00",
-        "| left | 90.0%",
+        "| left | 90.0% | 90.0% | 92.0% |",
+        "| still | 100.0% | 100.0% | |",
         "| 3000 | 50.0%",
     ):
         assert part in table
