@@ -7,13 +7,13 @@ from typing import Any
 import numpy as np
 
 IMAGES = Path(__file__).parent.parent / "docs" / "images"
-BLUE, RED, GREY = "#1f4e8c", "#b03a2e", "#888888"
+BLUE, PALE, GREY = "#1f4e8c", "#a9c4e4", "#888888"
 
 
 def write(found: Mapping[str, Any]) -> None:
     """Draws what `demo_quality` measured.
 
-    - `results_motions.svg`: how many clips of each motion are right.
+    - `results_motions.svg`: how many clips of each motion do it, and how many are right.
     - `results_speed.svg`: how far motions go against how far they should.
     - `results_curve.svg`: quality over training, if that was measured.
     """
@@ -21,20 +21,32 @@ def write(found: Mapping[str, Any]) -> None:
 
     matplotlib.use("svg")
     matplotlib.rcParams["svg.hashsalt"] = "results"  # the same file from the same numbers
-    _draw_motions(found["main"]["motions"]["by_motion"])
+    _draw_motions(found["main"]["motions"])
     _draw_speeds(np.asarray(found["main"]["speeds"]))
     if found["curve"]:
         _draw_curve(found["curve"])
 
 
-def _draw_motions(shares: Mapping[str, float]) -> None:
+def _draw_motions(motions: Mapping[str, Any]) -> None:
     from matplotlib import pyplot
 
     figure, axes = pyplot.subplots(figsize=(6.4, 4), layout="constrained")
-    names = [name.replace("_", " ") for name in shares][::-1]
-    axes.barh(names, [100 * share for share in shares.values()][::-1], color=BLUE)
+    named, right = motions["named_by_motion"], motions["by_motion"]
+    for shares, colour, label in (
+        (named, PALE, "goes the right way, whatever else moves"),
+        (right, BLUE, "the clip is right"),
+    ):
+        names = [name.replace("_", " ") for name in right]
+        axes.barh(
+            names,
+            [100 * shares.get(name, 0) for name in right],
+            color=colour,
+            label=label,
+        )
+    axes.invert_yaxis()
     axes.axvline(95, color=GREY, linestyle="--", linewidth=1)
-    axes.set(xlim=(0, 100), xlabel="clips that do what the caption names, in percent")
+    axes.set(xlim=(0, 100), xlabel="clips that name the motion, in percent")
+    figure.legend(loc="outside upper center", ncols=2, frameon=False)
     _save(figure, "motions")
 
 
