@@ -105,7 +105,7 @@ def distance(real: Videos, other: Videos) -> float:
     return frechet_distance(Moments.of(features / spread), Moments.of(others / spread))
 
 
-class Made(NamedTuple):
+class Sampled(NamedTuple):
     """What a model makes of clips.
 
     Attributes:
@@ -118,17 +118,21 @@ class Made(NamedTuple):
     changes: list[Change]
     seconds: float
 
+    def first(self, count: int) -> "Sampled":
+        """Returns the same of the first clips alone."""
+        return self._replace(videos=self.videos[:count], changes=self.changes[:count])
 
-def make(generator: Generator, clips: list[Drawn], without: Ablation = "nothing") -> Made:
+
+def sample(generator: Generator, clips: list[Drawn], without: Ablation = "nothing") -> Sampled:
     """Samples, and looks for what moved."""
     started = time.perf_counter()
     videos = generator(clips, without=without)
     seconds = (time.perf_counter() - started) / len(clips)
-    return Made(videos, find_changes(clips, videos, PROCESSES.value), seconds)
+    return Sampled(videos, find_changes(clips, videos, PROCESSES.value), seconds)
 
 
 def measure_main(
-    generator: Generator, animate: ImageToVideo, clips: list[Drawn], made_of: Made
+    generator: Generator, animate: ImageToVideo, clips: list[Drawn], sampled: Sampled
 ) -> dict[str, Any]:
     """The measures that have a target, and the numbers they are held against."""
     real = np.stack([clip.video for clip in clips])
@@ -138,39 +142,37 @@ def measure_main(
     middle = slice(1, -1)
     still = np.repeat(first[:, None], real.shape[1], axis=1)
     return {
-        "motions": judge(clips, made_of.changes, SHARE.value)._asdict(),
+        "motions": judge(clips, sampled.changes, SHARE.value)._asdict(),
         "real": judge(clips, find_changes(clips, real, PROCESSES.value), SHARE.value)._asdict(),
-        "first_frame_db": first_frame_db(clips, made_of.videos),
+        "first_frame_db": first_frame_db(clips, sampled.videos),
         "vae_db": float(psnr(reconstruct(animate, first), first).mean()),
         "between_db": float(psnr(between[:, middle], real[:, middle]).mean()),
         "crossfade_db": float(psnr(faded[:, middle], real[:, middle]).mean()),
-        "distance": distance(real, made_of.videos),
+        "distance": distance(real, sampled.videos),
         "still_distance": distance(real, still),
-        "seconds_per_clip": made_of.seconds,
+        "seconds_per_clip": sampled.seconds,
         "speeds": [
             [(len(clip.video) - 1) / clip.scene.fps, made(change, motion)]
-            for clip, change in zip(clips, made_of.changes, strict=True)
+            for clip, change in zip(clips, sampled.changes, strict=True)
             for motion in clip.scene.motions
         ],
     }
 
 
-def measure_ablation(clips: list[Drawn], made_of: Made) -> dict[str, float]:
+def measure_ablation(clips: list[Drawn], sampled: Sampled) -> dict[str, float]:
     """What is left where the model has to do without something."""
-    few = len(clips)
     return {
-        "motion": judge(clips, made_of.changes[:few], SHARE.value).overall,
-        "first_frame_db": first_frame_db(clips, made_of.videos[:few]),
+        "motion": judge(clips, sampled.changes, SHARE.value).overall,
+        "first_frame_db": first_frame_db(clips, sampled.videos),
     }
 
 
-def measure_training(clips: list[Drawn], made_of: Made) -> dict[str, float]:
+def measure_training(clips: list[Drawn], sampled: Sampled) -> dict[str, float]:
     """What the curve over training shows of one model."""
-    few = len(clips)
     real = np.stack([clip.video for clip in clips])
     return {
-        "motion": judge(clips, made_of.changes[:few], SHARE.value).overall,
-        "distance": distance(real, made_of.videos[:few]),
+        "motion": judge(clips, sampled.changes, SHARE.value).overall,
+        "distance": distance(real, sampled.videos),
     }
 
 
@@ -241,6 +243,19 @@ _WITHOUT: dict[Ablation, str] = {
 }
 
 
+def _curve(entries: Sequence[str]) -> dict[str, str]:
+    """Returns the model of each step that `--curve` names."""
+    steps: dict[str, str] = {}
+    for entry in entries:
+        step, _, model = entry.partition("=")
+        if not (step.isdecimal() and model):
+            raise UserError(f"--curve={entry} is not STEP=MODEL, as 3000=demo_3000")
+        if step in steps:
+            raise UserError(f"--curve names two models of step {step}")
+        steps[step] = model
+    return steps
+
+
 def _keep(found: Mapping[str, Any]) -> None:
     """Writes what was found so far: it all takes an hour, and the last part may fail."""
     if JSON.value is not None:
@@ -249,12 +264,14 @@ def _keep(found: Mapping[str, Any]) -> None:
 
 def main(_: Sequence[str]) -> None:
     """Samples, measures and prints."""
-    earlier = dict(entry.split("=", 1) for entry in CURVE.value if "=" in entry)
-    if len(earlier) != len(CURVE.value):
-        raise UserError("--curve is STEP=MODEL, as 3000=demo_3000")
+    steps = _curve(CURVE.value)
     if WRITE_DOCS.value and not DOCUMENT.exists():  # before all the work
         raise UserError(f"{DOCUMENT} is missing: write it, with marks of {SECTION!r}")
     animate = ImageToVideo.from_pretrained(CHECKPOINT.value)
+    curve = {  # read now, since what is missing should not be missed in an hour
+        step: animate if name == CHECKPOINT.value else ImageToVideo.from_pretrained(name)
+        for step, name in steps.items()
+    }
     chosen = animate.config.sampling
     clips = [draw(i, chosen.num_frames, chosen.height) for i in range(CLIPS.value)]
     few = clips[: ABLATED.value]
@@ -266,19 +283,18 @@ def main(_: Sequence[str]) -> None:
         "ablated": {},
         "curve": {},
     }
-    whole = make(generator, clips)
-    found["main"] = measure_main(generator, animate, clips, whole)
-    found["ablated"]["nothing"] = measure_ablation(few, whole)
+    sampled = sample(generator, clips)
+    found["main"] = measure_main(generator, animate, clips, sampled)
+    found["ablated"]["nothing"] = measure_ablation(few, sampled.first(len(few)))
     _keep(found)
     for name in _WITHOUT:
         if name != "nothing":
-            found["ablated"][name] = measure_ablation(few, make(generator, few, name))
+            found["ablated"][name] = measure_ablation(few, sample(generator, few, name))
             _keep(found)
-    for step, model in earlier.items():
-        made_of = whole
-        if model != CHECKPOINT.value:
-            made_of = make(Generator(ImageToVideo.from_pretrained(model), BATCH.value), few)
-        found["curve"][step] = measure_training(few, made_of)
+    for step, model in curve.items():
+        known = model is animate
+        there = sampled.first(len(few)) if known else sample(Generator(model, BATCH.value), few)
+        found["curve"][step] = measure_training(few, there)
         _keep(found)
     table = tables(found)
     timing.say(table)

@@ -9,6 +9,7 @@ import tiny
 from dynamicrafter_jax.conditioning import Conditioning
 from dynamicrafter_jax.data.synthetic import tracking
 from dynamicrafter_jax.data.synthetic.tracking import Change
+from dynamicrafter_jax.errors import UserError
 
 demo_quality, drawn_clips = benchmark_modules.load("demo_quality", "drawn_clips")
 
@@ -140,3 +141,14 @@ def test_the_table_has_every_measure():
         "| 3000 | 50.0%",
     ):
         assert part in table
+
+
+def test_the_curve_s_models_are_named_by_their_steps():
+    assert demo_quality._curve(["20=a", "40=b=c"]) == {"20": "a", "40": "b=c"}
+    for entries, message in (
+        (["half=a"], "--curve=half=a is not STEP=MODEL"),
+        (["20"], "--curve=20 is not STEP=MODEL"),
+        (["20=a", "20=b"], "two models of step 20"),
+    ):
+        with pytest.raises(UserError, match=message):
+            demo_quality._curve(entries)
