@@ -54,14 +54,16 @@ def config_for(source: epath.PathLike, given: ConfigDict | None) -> ConfigDict:
     """Returns the config that is given, else that of the model `source`.
 
     Raises:
-        UserError: If `source` is a file, which does not say which model it is; or as `find_model`
-            and `checkpoint.read_description`.
+        UserError: If `source` does not exist, or is a file, which does not say which model it is;
+            or as `find_model` and `checkpoint.read_description`.
     """
     if given is not None:
         return given
     if (name := known_config(source)) is not None:
         return load_config(name)
     place = find_model(source)
+    if not place.exists():
+        raise UserError(f"{place} does not exist: check the path")
     if not place.is_dir():
         raise UserError("no --config: a file does not say which model it is, as i2v_1024")
     return read_config(place)

@@ -81,6 +81,8 @@ def load_pretrained(
     if config is None and (name := known_config(source)) is not None:
         config = load_config(name)
     if config is None:
+        if not place.exists():
+            raise UserError(f"{place} does not exist: check the path")
         raise UserError(
             f"{source} needs a config, as config='i2v_1024': the 512, 1024 and interpolation "
             "releases hold the same tensors, so a file does not say which it is"

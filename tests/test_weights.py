@@ -6,7 +6,7 @@ import pytest
 from flax import traverse_util
 from release_files import FROZEN, micro, micro_tensors, write
 
-from dynamicrafter_jax import checkpoint, weights
+from dynamicrafter_jax import checkpoint, pretrained, weights
 from dynamicrafter_jax.errors import UserError
 from dynamicrafter_jax.release import release_tensors
 
@@ -268,6 +268,13 @@ def test_another_schedule_than_that_of_a_directory_is_pointed_out(converted):
     config.diffusion.base_scale = 0.3
     with pytest.warns(UserWarning, match="another noise schedule"):
         weights.load_pretrained(converted, config=config)
+
+
+def test_a_model_that_is_not_there_is_missed_before_its_config(tmp_path):
+    with pytest.raises(UserError, match="nowhere does not exist: check the path"):
+        weights.load_pretrained(tmp_path / "nowhere")
+    with pytest.raises(UserError, match="nowhere does not exist: check the path"):
+        pretrained.config_for(tmp_path / "nowhere", None)
 
 
 def test_a_file_needs_a_config(release_file):
