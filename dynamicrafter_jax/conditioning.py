@@ -7,6 +7,7 @@ the projector, as a context beside the text; its VAE latent, concatenated to the
 from collections.abc import Callable
 from typing import NamedTuple
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int, Key, Num, PyTree
@@ -69,11 +70,26 @@ def image_tokens(
 
 
 def project_tokens(
-    models: Models, params: PyTree, tokens: Float[Array, "b n e"], num_frames: int
-) -> Float[Array, "b t m d"]:
-    """Returns the context that each frame reads of the vision tower's tokens."""
+    models: Models,
+    params: PyTree,
+    tokens: Float[Array, "b n e"],
+    num_frames: int,
+    frames: Int[Array, "b k"] | None = None,
+) -> Float[Array, "b k m d"]:
+    """Returns the context that each frame reads of the vision tower's tokens.
+
+    Args:
+        models: The networks.
+        params: Their parameters.
+        tokens: All tokens of the vision tower.
+        num_frames: Frames of a clip.
+        frames: Which of these are wanted; None for all.
+    """
     context = models.apply("projector", params, tokens)
-    return context[:, frame_queries(num_frames, models.projector.video_length)]
+    queries = frame_queries(num_frames, models.projector.video_length)
+    if frames is None:
+        return context[:, queries]
+    return jax.vmap(lambda clip, places: clip[places])(context, jnp.asarray(queries)[frames])
 
 
 def image_latents(

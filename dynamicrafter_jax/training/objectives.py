@@ -26,10 +26,7 @@ QUARTERS = 4
 """Parts of the diffusion process whose losses are told apart."""
 
 # The draws of one sample, by what is folded into its key.
-_POSTERIOR, _NOISE, _TIMESTEP, _DROPOUT, _ENDS = range(5)
-
-# Of clips under the concatenation "either", the share that both ends of are given.
-_ENDS_SHARE = 0.25
+_POSTERIOR, _NOISE, _TIMESTEP, _DROPOUT = range(4)
 
 _NO_VIDEOS = (
     "the objective {!r} takes videos: set data.source to where they are, or to synthetic:train, "
@@ -134,8 +131,7 @@ def denoise(
     fold = jax.vmap(jax.random.fold_in, (0, None))
     posterior = inputs.posteriors(models, params, batch, vae_frames)
     latents = inputs.clip_latents(models, posterior, fold(keys, _POSTERIOR))
-    ends = jax.vmap(lambda key: jax.random.bernoulli(key, _ENDS_SHARE))(fold(keys, _ENDS))
-    condition = inputs.clip_condition(models, params, batch, latents, concat, ends)
+    condition = inputs.clip_condition(models, params, batch, latents, concat)
     shape, timesteps = latents.shape[1:], len(schedule.alpha_bar)
     noise = jax.vmap(lambda key: jax.random.normal(key, shape))(fold(keys, _NOISE))
     if share is not None:

@@ -30,6 +30,7 @@ class TrainSettings:
         trainable: What trains: a preset of `freezing.PRESETS`, or expressions of paths.
         objective: What is learned from: "denoise", "reconstruct" (the VAE) or "align" (towers).
         concat: What is concatenated to the noise: "frame", "ends", "either" or "nothing".
+        ends_share: Of clips under "either", the share that both ends are given of.
         timestep_power: See `objectives.denoise`.
         kl_weight: See `objectives.reconstruct`.
         temperature: See `objectives.align`.
@@ -66,6 +67,7 @@ class TrainSettings:
     trainable: str | tuple[str, ...]
     objective: ObjectiveName
     concat: Concat
+    ends_share: float
     timestep_power: float
     kl_weight: float
     temperature: float

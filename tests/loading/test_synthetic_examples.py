@@ -74,6 +74,14 @@ def test_samples_show_their_clips():
         assert 0 <= found["frame"] < 4
 
 
+def test_of_few_frames_those_are_drawn_that_were_chosen():
+    for index in range(6):
+        whole = SyntheticExamples(SETTINGS, 3)(index)
+        some = SyntheticExamples(replace(SETTINGS, frames=2), 3)(index)
+        np.testing.assert_array_equal(some["video"], whole["video"][some["places"]])
+        assert some["places"][some["frame"]] == whole["frame"]
+
+
 def test_a_stride_takes_every_so_manyeth_frame():
     strided = replace(SETTINGS, min_stride=3, max_stride=3)
     found = SyntheticExamples(strided, 3)(5)
@@ -116,11 +124,16 @@ def test_a_config_names_the_split():
     config = load_config("i2v_512")
     config.sampling.height = config.sampling.width = 16
     config.data.fs = "fps"
-    samples = open_examples(config, "synthetic:test", 5, dropout=False)
+    samples = open_examples(config, "synthetic:test", 5, training=False)
     assert isinstance(samples, SyntheticExamples)
     found = samples(2)
     assert found["item"] == 2 and found["keep_image"] == 1
     assert found["video"].shape == (16, 16, 16, 3)
+    config.data.frames = 4
+    assert open_examples(config, "synthetic:test", 5)(2)["video"].shape == (4, 16, 16, 3)
+    whole = open_examples(config, "synthetic:test", 5, training=False)(2)
+    np.testing.assert_array_equal(whole["video"], found["video"])
+    config.data.frames = None
     assert found["ids"].tolist() == tokenize([draw_scene(2, "test").caption], 77)[0].tolist()
     with pytest.raises(UserError, match="synthetic:new is unknown: take synthetic:train or"):
         open_examples(config, "synthetic:new", 0)

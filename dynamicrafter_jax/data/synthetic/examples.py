@@ -4,7 +4,7 @@ import hashlib
 
 import numpy as np
 
-from dynamicrafter_jax.data.clips import PROBLEM_BYTES, Example, prompt_ids
+from dynamicrafter_jax.data.clips import PROBLEM_BYTES, Example, drawn_arrays, prompt_ids
 from dynamicrafter_jax.data.draws import ClipSettings, draw_clip
 from dynamicrafter_jax.data.synthetic.photographs import Split
 from dynamicrafter_jax.data.synthetic.rendering import Renderer
@@ -59,10 +59,9 @@ class SyntheticExamples:
             "item": np.asarray(number, np.int64),
             "weight": np.asarray(1, np.float32),
             "video": np.stack(
-                [renderer.frame(poses.pose(draw.stride * i)) for i in range(settings.num_frames)]
+                [renderer.frame(poses.pose(draw.stride * place)) for place in draw.places]
             ),
-            "frame": np.asarray(draw.frame, np.int32),
-            "keep_image": np.asarray(draw.keep_image, np.float32),
+            **drawn_arrays(draw, settings),
             "ids": prompt_ids(caption, settings.context_length),
             "fs": np.asarray(settings.fs_condition(scene.fps, draw.stride), np.float32),
             "problem": np.asarray(b"", f"S{PROBLEM_BYTES}"),
