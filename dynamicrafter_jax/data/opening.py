@@ -22,9 +22,9 @@ def open_examples(
 
     Args:
         config: Of the model; it says how clips are cut.
-        source: See `sources.open_source`; or the folder of a latent cache; or `synthetic:train` or
-            `synthetic:test`, clips that are drawn. If videos are needed beside a cache and have
-            moved since, `data.videos` is the folder they are in now.
+        source: See `sources.open_source`; or the folder of a latent cache; or `synthetic:train`,
+            `synthetic:validation` or `synthetic:test`, clips that are drawn. If videos are needed
+            beside a cache and have moved since, `data.videos` is the folder they are in now.
         seed: Of the run.
         training: Whether conditions are dropped, and frames left out, as the config says.
 

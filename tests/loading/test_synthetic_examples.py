@@ -50,7 +50,7 @@ class Broken:
 
 def test_samples_have_the_arrays_of_those_of_videos():
     expected = VideoExamples(Broken(), SETTINGS, 0)(0)
-    for split in ("train", "test"):
+    for split in ("train", "validation", "test"):
         found = SyntheticExamples(SETTINGS, 0, split)(7)
         assert found.keys() == expected.keys()
         for name, array in found.items():
@@ -109,7 +109,8 @@ def test_seeds_have_clips_of_their_own_but_for_tests():
         return {int(SyntheticExamples(small, seed, split)(index)["item"]) for index in range(20)}
 
     assert len(numbers(0, "train") | numbers(1, "train")) == 40
-    assert numbers(0, "test") == numbers(1, "test") == set(range(20))
+    for split in ("validation", "test"):
+        assert numbers(0, split) == numbers(1, split) == set(range(20))
 
 
 def test_samples_are_sent_to_workers_as_settings():
@@ -135,7 +136,7 @@ def test_a_config_names_the_split():
     np.testing.assert_array_equal(whole["video"], found["video"])
     config.data.frames = None
     assert found["ids"].tolist() == tokenize([draw_scene(2, "test").caption], 77)[0].tolist()
-    with pytest.raises(UserError, match="synthetic:new is unknown: take synthetic:train or"):
+    with pytest.raises(UserError, match="synthetic:new is unknown: choose of synthetic:train, s"):
         open_examples(config, "synthetic:new", 0)
     with pytest.raises(UserError, match=r"no videos to train on.*synthetic:train"):
         open_examples(config, None, 0)
