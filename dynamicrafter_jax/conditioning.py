@@ -21,23 +21,22 @@ class Conditioning(NamedTuple):
 
     Attributes:
         text: States of the text tokens.
-        image: Context tokens of the image, for each frame its own.
+        image: Context tokens of the image: of each frame, (b, t, n, d), or for all, (b, n, d).
         concat: Scaled image latents to concatenate, zero where a frame is free.
         fs: Frame stride (256) or FPS (512, 1024).
     """
 
     text: Float[Array, "b l d"]
-    image: Float[Array, "b t n d"]
+    image: Float[Array, "b *frames n d"]
     concat: Float[Array, "b t h w z"]
     fs: Num[Array, " b"]
 
 
-def frame_queries(num_frames: int, video_length: int) -> Int[np.ndarray, " t"]:
-    """Returns which of the projector's `video_length` groups of queries each frame reads.
+def nearest_queries(num_frames: int, video_length: int) -> Int[np.ndarray, " t"]:
+    """Returns which of the projector's `video_length` groups of queries is nearest to each frame.
 
     The first frame reads the first group and the last frame the last, frames between read the
-    nearest in proportion (halves upwards); a single frame reads the first. With `video_length`
-    frames every frame reads its own group, as in the release.
+    nearest in proportion (halves upwards); a single frame reads the first.
     """
     if num_frames == 1:
         return np.zeros(1, int)
@@ -53,10 +52,10 @@ def text_context(models: Models, params: PyTree, ids: Int[Array, "b l"]) -> Floa
 
 def image_context(
     models: Models, params: PyTree, image: Float[Array, "b h w 3"], num_frames: int
-) -> Float[Array, "b t n d"]:
-    """Returns the context tokens that each of `num_frames` frames reads of an image in [-1, 1].
+) -> Float[Array, "b *frames n d"]:
+    """Returns the context tokens that `num_frames` frames read of an image in [-1, 1].
 
-    A zero image gives the unconditional context.
+    A zero image gives the unconditional context; for the shape see `project_tokens`.
     """
     return project_tokens(models, params, image_tokens(models, params, image), num_frames)
 
@@ -75,21 +74,30 @@ def project_tokens(
     tokens: Float[Array, "b n e"],
     num_frames: int,
     frames: Int[Array, "b k"] | None = None,
-) -> Float[Array, "b k m d"]:
-    """Returns the context that each frame reads of the vision tower's tokens.
+) -> Float[Array, "b *frames m d"]:
+    """Returns the context that a clip's frames read of the vision tower's tokens.
+
+    In a clip of the projector's `video_length` each frame reads the tokens of its own queries,
+    (b, t, m, d). In any other the release lets every frame read all tokens, (b, m, d); the
+    projector's `other_lengths` may choose the nearest queries instead, (b, t, m, d).
 
     Args:
         models: The networks.
         params: Their parameters.
         tokens: All tokens of the vision tower.
-        num_frames: Frames of a clip.
-        frames: Which of these are wanted; None for all.
+        num_frames: Frames of the clip.
+        frames: Which of them are wanted where each has tokens of its own; None for all.
     """
+    projector = models.projector
     context = models.apply("projector", params, tokens)
-    queries = frame_queries(num_frames, models.projector.video_length)
+    if num_frames != projector.video_length:
+        if projector.other_lengths != "nearest":
+            b, t, n, d = context.shape
+            return context.reshape(b, t * n, d)
+        context = context[:, nearest_queries(num_frames, projector.video_length)]
     if frames is None:
-        return context[:, queries]
-    return jax.vmap(lambda clip, places: clip[places])(context, jnp.asarray(queries)[frames])
+        return context
+    return jax.vmap(lambda clip, chosen: clip[chosen])(context, frames)
 
 
 def image_latents(

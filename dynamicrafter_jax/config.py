@@ -108,7 +108,7 @@ def networks_of(
         return build_models(
             sections, attention=attention, temporal_attention=temporal_attention, **types
         )
-    except (TypeError, KeyError) as error:
+    except (TypeError, KeyError, ValueError) as error:
         raise UserError(f"the config does not fit the networks: {error}") from error
 
 
