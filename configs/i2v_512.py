@@ -116,6 +116,7 @@ def get_config() -> ConfigDict:
     config.train.ends_share = 0.25  # under "either": of clips, those that both ends are given of
     config.train.timestep_power = 1.0  # above 1: more of the noisy timesteps
     config.train.kl_weight = 1e-6  # of "reconstruct"
+    config.train.equivariance = 0.0  # of "reconstruct": of clips, those that are scaled and turned
     config.train.temperature = 0.07  # of "align"
     config.train.recall_weight = 1.0  # of what "align" asks of the text tower alone
     config.train.remat = "blocks"
