@@ -1,16 +1,16 @@
 """Scaling and turning against NumPy, and the VAE's loss with toys whose error is known."""
 
-from types import SimpleNamespace
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import tiny
 from random_clips import clips
 from scipy import stats
 
-from dynamicrafter_jax.models.autoencoder import Posterior
+from dynamicrafter_jax.models.autoencoder import Autoencoder, Posterior
 from dynamicrafter_jax.training import objectives
 from dynamicrafter_jax.training.equivariance import Move, draw_move, inside, moved
 
@@ -69,23 +69,25 @@ def test_moves_are_drawn_evenly():
     assert stats.chisquare(np.bincount(moves.turns[~none], minlength=4)).pvalue > 1e-4
 
 
-def toy(error: np.ndarray) -> Any:
+class Toy(Autoencoder):
     """A VAE whose latents are the pixels times 2, decoded exactly but for an error in places."""
 
-    def apply(name: str, params: Any, x: jax.Array, method: str) -> Any:
-        if method == "encode":
-            return Posterior(2 * x, jnp.full_like(x, -30.0))
-        return x / 2 + jnp.asarray(error, jnp.float32)[..., None]
+    error: Any = None
 
-    return SimpleNamespace(apply=apply)
+    def encode(self, x: Any) -> Posterior:
+        return Posterior(2 * x, jnp.full_like(x, -30.0))
+
+    def decode(self, z: Any) -> Any:
+        return z / 2 + jnp.asarray(self.error, jnp.float32)[None, ..., None]
 
 
 def losses(error: np.ndarray, share: float, *, training: bool = True) -> np.ndarray:
     batch = jax.tree.map(jnp.asarray, clips(4))
     keys = jax.random.split(jax.random.key(5), 4)
+    models = tiny.micro().models._replace(vae=Toy(error=error))
     found = objectives.reconstruct(
-        toy(error), 64, 0.0, share, {}, batch, keys, dropout=training
-    )  # fmt: skip
+        models, 64, 0.0, share, {"vae": {}}, batch, keys, dropout=training
+    )
     return np.asarray(found.loss)
 
 
