@@ -21,7 +21,7 @@ import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
-from dynamicrafter_jax import checkpoint, cli, conditioning
+from dynamicrafter_jax import checkpoint, cli
 from dynamicrafter_jax.config import load_config, networks_of
 from dynamicrafter_jax.data.decoding import open_video
 from dynamicrafter_jax.data.synthetic import Renderer, Scene, draw_scene, trajectory
@@ -124,10 +124,10 @@ def make_clips(config: ConfigDict, scenes: list[Scene], folder: Path) -> list[np
 def latent_means(config: ConfigDict, params: dict, clips: list[np.ndarray]) -> np.ndarray:
     """The VAE's scaled means of all frames, (n, t, h, w, z)."""
     models = networks_of(config)
-    pixels = np.stack(clips).astype(np.float32) / 127.5 - 1
-    noise = np.zeros((*pixels.shape[:2], *(side // 8 for side in pixels.shape[2:4]), 4), np.float32)
-    encode = jax.jit(lambda params, *x: conditioning.image_latents(models, params, *x))
-    return np.asarray(encode(params, pixels, noise))
+    frames = np.concatenate(clips).astype(np.float32) / 127.5 - 1
+    encode = jax.jit(lambda params, x: models.apply("vae", params, x, method="encode").mean)
+    means = models.vae.scale_factor * np.asarray(encode(params, frames))
+    return means.reshape(len(clips), -1, *means.shape[1:])
 
 
 def make_start(config: ConfigDict, clips: list[np.ndarray], folder: Path) -> None:
