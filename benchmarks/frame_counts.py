@@ -77,11 +77,12 @@ def main(_: Sequence[str]) -> None:
         int(frames): {rule: measure(models[rule], int(frames)) for rule in OTHER_LENGTHS}
         for frames in FRAMES.value
     }
-    timing.say(table(found, CLIPS.value))
+    text = f"{timing.made_with()}\n\n{table(found, CLIPS.value)}"
+    timing.say(text)
     if JSON.value is not None:
         timing.write_json(JSON.value, found)
     if WRITE_DOCS.value:
-        timing.write_docs(SECTION, table(found, CLIPS.value), DOCUMENT)
+        timing.write_docs(SECTION, text, DOCUMENT)
 
 
 if __name__ == "__main__":

@@ -100,24 +100,6 @@ def project_tokens(
     return jax.vmap(lambda clip, chosen: clip[chosen])(context, frames)
 
 
-def image_latents(
-    models: Models,
-    params: PyTree,
-    image: Float[Array, "*b h w 3"],
-    noise: Float[Array, "*b h2 w2 z"],
-) -> Float[Array, "*b h2 w2 z"]:
-    """Returns scaled latents sampled from the VAE's posterior of images in [-1, 1], float32.
-
-    Args:
-        models: The networks.
-        params: Their parameters.
-        image: Images in [-1, 1].
-        noise: Standard normal noise; the release samples the posterior also for conditions.
-    """
-    posterior = models.apply("vae", params, image, method="encode")
-    return models.vae.scale_factor * posterior.sample(noise)
-
-
 def concat_latents(
     first: Float[Array, "b h w z"],
     num_frames: int,

@@ -211,6 +211,14 @@ def test_calling_gives_one_video_or_as_many_as_images():
     assert animate(picture(0), "a cat", num_samples=3, **QUICK).shape == (3, 3, *SIZE, 3)
 
 
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_frames_that_are_not_finite_are_no_black_video(value):
+    video = np.zeros((1, 2, 4, 4, 3), np.float32)
+    video[0, 1, 2, 3, 0] = value
+    with pytest.raises(UserError, match="NaN or infinite"):
+        Clips(np.zeros((1, 2, 1, 1, 4), np.float32), video, loop=False).frames()
+
+
 def test_bfloat16_is_finite_and_near(relative_error):
     config = tiny.micro().config.copy_and_resolve_references()
     config.precision.update(dtype="bfloat16", matmul="default")
