@@ -18,7 +18,7 @@ def frames_of(codec: str, header: bytes) -> FramesOf | None:
         header: What the container says ahead of the packets, or nothing.
     """
     if codec == "mpeg4":
-        return _Mpeg4(header)
+        return Mpeg4(header)
     return {"vp8": _frames_of_vp8, "vp9": _frames_of_vp9, "av1": _frames_of_av1}.get(codec)
 
 
@@ -26,7 +26,8 @@ def orientation_of(codec: str, header: bytes, packet: bytes) -> Orientation | No
     """Returns how H.264 or HEVC says that pictures are to be shown; None where it does not.
 
     It says so at the first picture or at every key ("display orientation" of the supplemental
-    information, H.264 D.2.27 and HEVC D.2.17), and means all of them.
+    information, H.264 D.2.27 and HEVC D.2.17), and means all of them. Where it says that nothing
+    is to be done, the container still has its say.
 
     Args:
         codec: Its canonical name.
@@ -40,7 +41,8 @@ def orientation_of(codec: str, header: bytes, packet: bytes) -> Orientation | No
         if kind == (6 if codec == "h264" else 39):
             for number, message in _messages(unit[start:].replace(b"\0\0\3", b"\0\0")):
                 if number == 47 and len(message) > 2 and not message[0] & 0x80:
-                    return _orientation(int.from_bytes(message[:3]))
+                    found = _orientation(int.from_bytes(message[:3]))
+                    return found if any(found) else None
     return None
 
 
@@ -133,25 +135,36 @@ def _leb128(data: bytes, start: int) -> tuple[int, int]:
 _PACKED = re.compile(rb"\x00\x00\x01\xb2DivX\d+(b|Build)\d+p")
 
 
-class _Mpeg4:
+class Mpeg4:
     """Counts the pictures of MPEG-4 part 2, which has several or empty ones in a packet.
 
     Encoders write an empty picture where the one before stays (ISO 14496-2, 6.2.5). DivX and Xvid
-    pack a picture with one that is shown before it, and say so; else only the first one counts.
+    pack a picture with one that is shown before it, and say so. The decoder shows that one in place
+    of the next packet's first, which then waits itself, or is empty.
+
+    Attributes:
+        is_packed: Whether they are known to do so. Then packets show each other's pictures.
     """
 
     def __init__(self, header: bytes) -> None:
-        self._time_bits, self._is_packed = None, False
+        """Takes what the container says ahead of the packets."""
+        self.is_packed = self._one_waits = False
+        self._time_bits: int | None = None
         self._read(header)
 
     def __call__(self, packet: bytes) -> int:
+        """Returns how many frames the next packet shows."""
         self._read(packet)
-        pictures = packet.split(b"\0\0\1\xb6")[1:]
-        return sum(map(self._is_coded, pictures if self._is_packed else pictures[:1]))
+        pictures = [picture for picture in packet.split(b"\0\0\1\xb6")[1:] if picture]
+        one_waited, left = self._one_waits, pictures if self._one_waits else pictures[1:]
+        self._one_waits = (
+            self.is_packed and bool(left) and not left[0][0] & 0x40 and self._is_coded(left[0])
+        )
+        return int(one_waited or any(map(self._is_coded, pictures[:1])))
 
     def _read(self, data: bytes) -> None:
         self._time_bits = self._find_time_bits(data) or self._time_bits
-        self._is_packed = self._is_packed or bool(_PACKED.search(data))
+        self.is_packed = self.is_packed or bool(_PACKED.search(data))
 
     def _is_coded(self, picture: bytes) -> bool:
         bits = _Bits(picture[:32])

@@ -23,7 +23,7 @@ from dynamicrafter_jax.media.orientation import of_frame
 
 # Formats that hold their own data. The others of ffmpeg's include playlists, which would have
 # files or addresses opened that whoever made the video has chosen.
-_FORMATS = "mov,matroska,avi,gif,mpegts,mpeg,flv,asf,ogg"
+_FORMATS = "mov,matroska,avi,gif,mpegts,mpeg,flv,asf,ogg,ivf"
 
 # Those of them where all times may come again: what says where to start is a place in the file.
 _SOUGHT_BY_BYTES = ("mpegts", "mpeg", "flv")
@@ -192,8 +192,19 @@ class VideoReader:
         else:
             time = min(packet.time_in_file for packet in self._index.packets)
             self._container.seek(time, stream=self._stream)
-        packets = usable_packets(self._container, self._stream)
-        return itertools.islice(packets, self._index.first_key, None)
+        expected = self._index.packets
+        count = 0
+        for packet in usable_packets(self._container, self._stream):
+            if not count and packet.pos != expected[0].place:
+                break
+            count += 1
+            if count > self._index.first_key:
+                yield packet
+        if count < len(expected):
+            raise UserError(
+                f"{self._name} can't be read again from its start, as files strung together can't: "
+                f"encode it again"
+            )
 
     def _picture(
         self, frame: av.VideoFrame, height: int, width: int

@@ -28,6 +28,7 @@ class Packet(NamedTuple):
         is_key: Whether decoding can start here.
         is_cut: Whether an edit list cuts it out.
         frames: How many it shows: 0 for one that others only refer to.
+        place: Where it lies in the file, in bytes, if that is known.
     """
 
     pts: int | None
@@ -35,6 +36,7 @@ class Packet(NamedTuple):
     is_key: bool = False
     is_cut: bool = False
     frames: int = 1
+    place: int | None = None
 
     @property
     def time_in_file(self) -> int:
@@ -53,8 +55,20 @@ class Run(NamedTuple):
 def usable_packets(
     container: InputContainer, stream: VideoStream
 ) -> "Iterator[CodedPacket[VideoStream]]":
-    """Yields the packets of a stream that are whole and not empty, from where a file is."""
-    return (p for p in container.demux(stream) if p.size and not p.is_corrupt)
+    """Yields the packets of a stream from where a file is, without empty ones.
+
+    Nor the last one, if it is cut off. Others that are said to be damaged may be whole: where files
+    are strung together, say.
+    """
+    damaged: CodedPacket[VideoStream] | None = None
+    for packet in container.demux(stream):
+        if not packet.size:
+            continue
+        if damaged is not None:
+            yield damaged
+        damaged = packet if packet.is_corrupt else None
+        if damaged is None:
+            yield packet
 
 
 def read_index(
@@ -75,10 +89,15 @@ def read_index(
             found_key = packet.is_keyframe
         frames = frames_of(bytes(packet)) if frames_of else 1
         packets.append(
-            Packet(packet.pts, packet.dts, packet.is_keyframe, packet.is_discard, frames)
+            Packet(
+                packet.pts, packet.dts, packet.is_keyframe, packet.is_discard, frames, packet.pos
+            )
         )
-    # AVI says when frames are decoded, not when they are shown.
-    counted = container.format.name == "avi" or must_count(
+    if container.format.name == "avi":
+        # It says when frames are decoded, and ffmpeg guesses when they are shown.
+        packets = [packet._replace(pts=None) for packet in packets]
+    is_packed = isinstance(frames_of, bitstreams.Mpeg4) and frames_of.is_packed
+    counted = is_packed or must_count(
         packets, can_reorder=codec.reorder, reorders=bool(stream.codec_context.has_b_frames)
     )
     return Index(packets, counted=counted), orientation
@@ -124,6 +143,12 @@ def _parts(packets: Sequence[Packet], longest: float) -> list[list[int]]:
         parts[-1].append(time)
         latest = max(latest, time)
     return parts
+
+
+def _starts_late(packets: Sequence[Packet]) -> bool:
+    """Tells whether a decoder waits after the first packet, for what is shown before the second."""
+    times = [packet.dts for packet in packets[:3] if packet.pts is None and packet.dts is not None]
+    return len(times) == 3 and times[1] - times[0] > times[2] - times[1]
 
 
 class Index:
@@ -196,15 +221,17 @@ class Index:
             told: What the file says.
             may_jump: Whether long steps in time mean that the clock was set.
         """
-        packets = [
-            packet
-            for packet in self.packets[self.first_key :]
-            if not packet.is_cut and (packet.frames or self.counted)
-        ]
+        if self.counted:
+            packets = [p for p in self.packets[self.first_key :] if not p.is_cut]
+        else:
+            packets = [self.packets[i] for i in sorted(self._shown)]
         longest = _LONGEST_STEP_SECONDS / time_base if may_jump else math.inf
+        count = self.num_frames
+        if _starts_late(packets):
+            packets, count = packets[1:], count - 1
         parts = _parts(packets, longest)
         ticks = sum(max(times) - min(times) for times in parts)
-        return frame_rate(self.num_frames - len(parts) + 1, ticks, time_base, told)
+        return frame_rate(count - len(parts) + 1, ticks, time_base, told)
 
     def _time(self, position: int) -> int:
         time = self.packets[position].pts
