@@ -77,18 +77,30 @@ _SEI = {
 Change = Callable[[list[av.Packet]], list[av.Packet]]
 
 
+class Picture(NamedTuple):
+    """What the frames of a file are like.
+
+    Attributes:
+        size: Height and width to read them at, as they are shown.
+        describe: What they show, in a word or two.
+    """
+
+    size: tuple[int, int]
+    describe: Callable[[np.ndarray], str]
+
+
 class Case(NamedTuple):
     """A file to be made.
 
     Attributes:
         name: As `kind codec.extension`.
         make: Writes it into a folder, and returns its path.
-        corners: Whether its frames are `corners`, not numbers.
+        picture: What its frames are like.
     """
 
     name: str
     make: Callable[[Path], Path]
-    corners: bool = False
+    picture: Picture
 
 
 def corners() -> np.ndarray:
@@ -97,23 +109,45 @@ def corners() -> np.ndarray:
     return np.repeat(frame.repeat(32, 0).repeat(48, 1)[None], 6, 0)
 
 
-def letters(video: np.ndarray) -> list[str]:
-    """The colours in the corners of frames, row by row, whatever size they were brought to."""
+def letters(video: np.ndarray) -> str:
+    """The colours in the corners of frames, row by row: "6 x RGBW" if all are alike."""
     h, w = (side // 4 for side in video.shape[1:3])
     places = video[:, h :: 2 * h, w :: 2 * w][:, :2, :2].reshape(-1, 4, 3) > 127
     names = {4: "R", 2: "G", 1: "B", 7: "W"}
-    return ["".join(names.get(int(c), "?") for c in frame) for frame in places @ (4, 2, 1)]
+    frames = ["".join(names.get(int(c), "?") for c in frame) for frame in places @ (4, 2, 1)]
+    return f"{len(frames)} x {' '.join(dict.fromkeys(frames))}"
+
+
+def ranges(numbers: list[int]) -> str:
+    """Numbers as text, with a dash for those that follow one another: "0-6 8"."""
+    text = ""
+    for before, number, after in zip([-2, *numbers], numbers, [*numbers[1:], -2], strict=False):
+        if number != before + 1 or after != number + 1:
+            text += ("-" if number == before + 1 else " ") + str(number)
+    return text.strip()
+
+
+def bars(video: np.ndarray) -> list[int]:
+    """Half the width of the white bar in each frame."""
+    return np.rint((video[:, :8, :, 0] > 127).sum(2).mean(1) / 2).astype(int).tolist()
+
+
+NUMBERS = Picture(
+    (video_files.HEIGHT, video_files.WIDTH), lambda video: ranges(video_files.numbers(video))
+)
+CORNERS = Picture((64, 64), letters)
+BARS = Picture((96, 128), lambda video: ranges(bars(video)))
 
 
 def cases() -> Iterator[Case]:
     """All files of the table."""
-    for name in ("vp8_two_pass.webm", "no_frame_rate.webm", "remuxed_from_avi.mp4"):
-        yield Case(f"case {name}", lambda _, name=name: CASES / name)
     for extension, codecs in PAIRS.items():
         for codec in codecs:
             for kind, make in _kinds(codec, extension):
-                name = f"{kind} {codec}.{extension}"
-                yield Case(name, make, kind.startswith(("matrix", "sei")))
+                is_turned = kind.startswith(("matrix", "sei"))
+                is_reported = (kind, codec) == ("hidden", "vp8")
+                picture = CORNERS if is_turned else BARS if is_reported else NUMBERS
+                yield Case(f"{kind} {codec}.{extension}", make, picture)
 
 
 def _kinds(codec: str, extension: str) -> Iterator[tuple[str, Callable[[Path], Path]]]:
@@ -151,11 +185,18 @@ def _kinds(codec: str, extension: str) -> Iterator[tuple[str, Callable[[Path], P
             yield f"matrix {name}", made(matrix=matrix, frames=corners())
         if codec in ("h264", "hevc") and extension != "mov":  # the same as mp4
             yield f"sei {name}", made(partial(_with_sei, codec, name), frames=corners())
+    if extension in ("mkv", "webm"):
+        yield "rate untold", partial(_with_rate, codec, extension, bytes([0xEC, 0x86, *[0] * 6]))
+        wrong = bytes([0x23, 0xE3, 0x83, 0x84, *(1_000_000).to_bytes(4)])  # a frame's nanoseconds
+        yield "rate told wrong", partial(_with_rate, codec, extension, wrong)
+    if extension == "ts":
+        yield "twice", lambda folder: _twice(made()(folder))
+        yield "start cut off", lambda folder: _cut(made()(folder))
     if codec in ("h264", "hevc", "mpeg4"):
         yield "times of decoding", made(_times_of_decoding)
     if codec in ("vp9", "av1"):
         name = {"vp9": "vp9_superframe_split", "av1": "av1_frame_split"}[codec]
-        yield "hidden", made(_all_timed, filters=name)
+        yield "hidden", made(_one_by_one if extension == "avi" else _all_timed, filters=name)
     if codec == "vp8":
         target = f"video.{extension}"
         change = _one_by_one if extension == "avi" else list
@@ -193,9 +234,31 @@ def copy(
         if matrix:
             output.set_display_matrix([65536 * number for number in matrix])
         for packet in change(packets):
-            packet.stream, packet.time_base = output, stream.time_base
+            packet.stream, packet.time_base = output, cast(Fraction, stream.time_base)
             out.mux(packet)
     return target
+
+
+def _with_rate(codec: str, extension: str, element: bytes, folder: Path) -> Path:
+    """Writes another element in place of what says how long a frame of Matroska lasts."""
+    encoder, options, pixels = _ENCODERS[codec]
+    path = folder / f"video.{extension}"
+    frames = video_files.numbered(COUNT)
+    data = video_files.write(path, frames, encoder, options, pixels=pixels).read_bytes()
+    place = data.index(bytes([0x23, 0xE3, 0x83, 0x84]))
+    path.write_bytes(data[:place] + element + data[place + 8 :])
+    return path
+
+
+def _twice(path: Path) -> Path:
+    path.write_bytes(2 * path.read_bytes())
+    return path
+
+
+def _cut(path: Path) -> Path:
+    """Leaves out the first key, as recordings of a broadcast do."""
+    path.write_bytes(path.read_bytes()[16 * 188 :])
+    return path
 
 
 def _like(packet: av.Packet, data: bytes) -> av.Packet:
@@ -216,9 +279,9 @@ def _delayed(seconds: int, packets: list[av.Packet]) -> list[av.Packet]:
 
 def _equal_times(packets: list[av.Packet]) -> list[av.Packet]:
     """The sixth packet says the time of the fifth."""
-    packets[5].pts = packets[4].pts
-    if packets[5].dts is not None and packets[5].dts > packets[5].pts:
-        packets[5].dts = packets[5].pts
+    time = cast(int, packets[4].pts)
+    packets[5].pts = time
+    packets[5].dts = None if packets[5].dts is None else min(packets[5].dts, time)
     return packets
 
 

@@ -3,6 +3,7 @@
 import contextlib
 import io
 import itertools
+import math
 from collections.abc import Generator, Iterator, Sequence
 from fractions import Fraction
 from typing import Any, cast
@@ -159,11 +160,22 @@ class VideoReader:
 
     def _decode(self, run: Run, from_start: bool) -> Iterator[tuple[int, av.VideoFrame]]:
         """Decodes a run, or all packets up to its last; gives frames with their labels."""
+        latest = -math.inf
         for count, frame in enumerate(self._frames_of(run, from_start)):
             # The decoder guesses what it can't read, and later frames build on its guess.
             if frame.is_corrupt:
                 raise UserError(f"{self._name} is damaged: make or copy it again")
-            yield count if self._index.counted else cast(int, frame.pts), frame
+            if self._index.counted:
+                yield count, frame
+                continue
+            time = cast(int, frame.pts)
+            if self._index.in_file_order and time < latest:
+                raise UserError(
+                    f"{self._name} says when its frames are decoded, not when they are shown: "
+                    f"encode it again"
+                )
+            latest = time
+            yield time, frame
 
     def _frames_of(self, run: Run, from_start: bool) -> Iterator[av.VideoFrame]:
         context = self._stream.codec_context

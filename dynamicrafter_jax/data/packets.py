@@ -160,6 +160,7 @@ class Index:
     Attributes:
         packets: All of them, in the order of the file.
         counted: Whether labels are numbers.
+        in_file_order: Whether frames are shown in the order of the file.
         first_key: The first packet that decoding can start at.
         num_frames: How many frames are shown: those that an edit list cuts out don't count, nor
             those before the first key.
@@ -172,6 +173,7 @@ class Index:
             i for i, p in enumerate(packets) if p.is_key and (counted or p.pts is not None)
         ]
         self.first_key = self._keys[0] if self._keys else 0
+        self.in_file_order = False
         if counted:
             self.num_frames = sum(p.frames for p in packets[self.first_key :] if not p.is_cut)
             return
@@ -184,6 +186,7 @@ class Index:
             key=self._time,
         )
         self.num_frames = len(self._shown)
+        self.in_file_order = self._shown == sorted(self._shown)
 
     def runs(self, indices: Sequence[int]) -> list[Run]:
         """Finds what must be decoded: for each frame, from the last key before it.
@@ -225,7 +228,7 @@ class Index:
             packets = [p for p in self.packets[self.first_key :] if not p.is_cut]
         else:
             packets = [self.packets[i] for i in sorted(self._shown)]
-        longest = _LONGEST_STEP_SECONDS / time_base if may_jump else math.inf
+        longest = float(_LONGEST_STEP_SECONDS / time_base) if may_jump else math.inf
         count = self.num_frames
         if _starts_late(packets):
             packets, count = packets[1:], count - 1

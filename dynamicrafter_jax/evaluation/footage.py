@@ -61,9 +61,8 @@ def inspect(file: str | bytes, name: str) -> Footage:
         return Footage(len(_array(str(file))), None, sha256)
     if kind == ".webp":
         with _animation(data, name) as (picture, count):
-            picture.load()  # which tells how long a frame lasts
-            duration = picture.info.get("duration") or 0
-        return Footage(count, 1000 / duration if duration else None, sha256)
+            rate = _rate(picture, count)
+        return Footage(count, rate, sha256)
     with open_video(file, name) as reader:
         return Footage(reader.num_frames, reader.fps, sha256)
 
@@ -155,6 +154,15 @@ def _animation(data: bytes, name: str) -> Iterator[tuple[Image.Image, int]]:
             yield picture, getattr(picture, "n_frames", 1)
     except (OSError, SyntaxError, EOFError, Image.DecompressionBombError) as error:
         raise UserError(f"{name} is truncated or no animation: make or copy it again") from error
+
+
+def _rate(picture: Image.Image, count: int) -> float | None:
+    """Returns the frames a second of an animation, from the first to the last; None if untold."""
+    picture.seek(count - 1)
+    picture.load()  # which tells when a frame is shown, in milliseconds, and how long
+    frames, time = (count - 1, "timestamp") if count > 1 else (1, "duration")
+    milliseconds = picture.info.get(time)
+    return 1000 * frames / milliseconds if milliseconds else None
 
 
 def _frames_of_animation(data: bytes, name: str, indices: Sequence[int]) -> list[np.ndarray]:
