@@ -194,13 +194,8 @@ def _kinds(codec: str, extension: str) -> Iterator[tuple[str, Callable[[Path], P
         yield "start cut off", lambda folder: _cut(made()(folder))
     if codec in ("h264", "hevc", "mpeg4"):
         yield "times of decoding", made(_times_of_decoding)
-    if codec in ("vp9", "av1"):
-        name = {"vp9": "vp9_superframe_split", "av1": "av1_frame_split"}[codec]
-        yield "hidden", made(_one_by_one if extension == "avi" else _all_timed, filters=name)
-    if codec == "vp8":
-        target = f"video.{extension}"
-        change = _one_by_one if extension == "avi" else list
-        yield "hidden", lambda folder: copy(CASES / "vp8_two_pass.webm", folder / target, change)
+    if codec in ("vp8", "vp9", "av1"):
+        yield "hidden", partial(_hidden, codec, extension)
     if codec == "mpeg4":
         yield "packed", made(_packed)
         yield "empty", made(_partly_empty, codec="mpeg4 without B-frames")
@@ -248,6 +243,16 @@ def _with_rate(codec: str, extension: str, element: bytes, folder: Path) -> Path
     place = data.index(bytes([0x23, 0xE3, 0x83, 0x84]))
     path.write_bytes(data[:place] + element + data[place + 8 :])
     return path
+
+
+def _hidden(codec: str, extension: str, folder: Path) -> Path:
+    """A file where pictures that are not shown have packets of their own, if it can be."""
+    source = CASES / f"{codec}_two_pass.webm"
+    if codec == "av1":
+        source = encoded(folder, codec, video_files.numbered(COUNT))
+    split = {"vp9": "vp9_superframe_split", "av1": "av1_frame_split"}.get(codec, "")
+    change = _one_by_one if extension == "avi" else _all_timed
+    return copy(source, folder / f"video.{extension}", change, split)
 
 
 def _twice(path: Path) -> Path:
