@@ -159,10 +159,9 @@ def _animation(data: bytes, name: str) -> Iterator[tuple[Image.Image, int]]:
 def _rate(picture: Image.Image, count: int) -> float | None:
     """Returns the frames a second of an animation, from the first to the last; None if untold."""
     picture.seek(count - 1)
-    picture.load()  # which tells when a frame is shown, in milliseconds, and how long
-    frames, time = (count - 1, "timestamp") if count > 1 else (1, "duration")
-    milliseconds = picture.info.get(time)
-    return 1000 * frames / milliseconds if milliseconds else None
+    picture.load()  # which tells when a frame is shown, in milliseconds
+    milliseconds = picture.info.get("timestamp", 0)
+    return 1000 * (count - 1) / milliseconds if milliseconds else None
 
 
 def _frames_of_animation(data: bytes, name: str, indices: Sequence[int]) -> list[np.ndarray]:
