@@ -19,6 +19,8 @@ def frames_of(codec: str, header: bytes) -> FramesOf | None:
     """
     if codec == "mpeg4":
         return Mpeg4(header)
+    if codec == "hevc":
+        return _Hevc(header)
     return {"vp8": _frames_of_vp8, "vp9": _frames_of_vp9, "av1": _frames_of_av1}.get(codec)
 
 
@@ -81,6 +83,26 @@ def _messages(data: bytes) -> Iterator[tuple[int, bytes]]:
         kind, length = numbers
         yield kind, data[place : place + length]
         place += length
+
+
+class _Hevc:
+    """Counts the frames of HEVC, where a file that was cut starts with some that can't be decoded.
+
+    They are shown before the first key, follow it in the file, and may refer to what is no longer
+    there ("random access skipped leading" pictures, H.265, 3.131). No decoder shows them.
+    """
+
+    def __init__(self, header: bytes) -> None:
+        self._header, self._keys, self._is_past_them = header, 0, False
+
+    def __call__(self, packet: bytes) -> int:
+        if self._is_past_them:
+            return 1
+        kinds = (unit[0] >> 1 & 63 for unit in _units("hevc", self._header, packet))
+        kind = next((kind for kind in kinds if kind < 32), 0)  # of the first with a picture
+        self._keys += kind >= 16
+        self._is_past_them = self._keys > 1 or (self._keys == 1 and kind < 6)
+        return int(kind not in (8, 9))
 
 
 def _frames_of_vp8(packet: bytes) -> int:

@@ -54,6 +54,20 @@ def test_packets_say_how_many_frames_they_show(codec: str, packets: list[tuple[b
     assert [count(packet) for packet, _ in packets] == [frames for _, frames in packets]
 
 
+def test_hevc_that_was_cut_does_not_show_what_it_can_not_decode():
+    """H.265, table 7-1: a clean random access picture and those that lead it, decodable or not."""
+    kinds = [(21, 1), (9, 0), (8, 0), (7, 1), (1, 1), (0, 1), (21, 1), (9, 1), (8, 1), (1, 1)]
+    count, counted = frames_of("hevc", b""), []
+    assert count is not None
+    for kind, _ in kinds:
+        counted.append(count(b"\0\0\0\1\x46\1\x10" + b"\0\0\1" + bytes([kind << 1, 1, 0xAF])))
+    assert counted == [shown for _, shown in kinds]
+    with_lengths = [b"\0\0\0\3" + bytes([kind << 1, 1, 0xAF]) for kind, _ in kinds]
+    count = frames_of("hevc", b"\1" + bytes(20) + b"\x0f" + bytes(5))
+    assert count is not None
+    assert [count(packet) for packet in with_lengths] == counted
+
+
 def test_of_other_codecs_packets_are_frames():
     assert frames_of("h264", b"") is None and frames_of("gif", b"") is None
 
