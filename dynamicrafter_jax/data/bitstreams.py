@@ -24,6 +24,24 @@ def frames_of(codec: str, header: bytes) -> FramesOf | None:
     return {"vp8": _frames_of_vp8, "vp9": _frames_of_vp9, "av1": _frames_of_av1}.get(codec)
 
 
+def may_wait(codec: str, header: bytes, packet: bytes) -> bool:
+    """Tells whether a packet holds a picture that refers to later ones, and is shown before them.
+
+    Headers of files may say that there are such pictures where there are none. Of H.264 and MPEG-4
+    the pictures themselves tell (H.264 7.3.3, ISO 14496-2 6.2.5); of others it is not known.
+    """
+    if codec == "mpeg4":
+        return any(picture[0] >> 6 == 2 for picture in _pictures(packet))
+    if codec != "h264":
+        return True
+    for unit in _units(codec, header, packet):
+        if unit[0] & 31 in (1, 5):
+            bits = _Bits(unit[1:17])
+            bits.golomb()
+            return bits.golomb() % 5 == 1
+    return False
+
+
 def orientation_of(codec: str, header: bytes, packet: bytes) -> Orientation | None:
     """Returns how H.264 or HEVC says that pictures are to be shown; None where it does not.
 
@@ -64,7 +82,9 @@ def _units(codec: str, header: bytes, packet: bytes) -> Iterator[bytes]:
         return
     place = 4 if codec == "h264" else 21
     size, start = (header[place] & 3) + 1 if len(header) > place else 4, 0
-    while 0 < (length := int.from_bytes(packet[start : start + size])) <= len(packet) - start:
+    while (
+        0 < (length := int.from_bytes(packet[start : start + size])) <= len(packet) - start - size
+    ):
         yield packet[start + size : start + size + length]
         start += size + length
 
@@ -177,7 +197,7 @@ class Mpeg4:
     def __call__(self, packet: bytes) -> int:
         """Returns how many frames the next packet shows."""
         self._read(packet)
-        pictures = [picture for picture in packet.split(b"\0\0\1\xb6")[1:] if picture]
+        pictures = _pictures(packet)
         one_waited, left = self._one_waits, pictures if self._one_waits else pictures[1:]
         self._one_waits = (
             self.is_packed and bool(left) and not left[0][0] & 0x40 and self._is_coded(left[0])
@@ -216,6 +236,11 @@ class Mpeg4:
         return None
 
 
+def _pictures(packet: bytes) -> list[bytes]:
+    """The pictures of a packet of MPEG-4, without what starts them."""
+    return [picture for picture in packet.split(b"\0\0\1\xb6")[1:] if picture]
+
+
 class _Bits:
     """Reads bits from the left; after the last there are zeros."""
 
@@ -226,3 +251,10 @@ class _Bits:
         self._left -= count
         value = self._value >> self._left if self._left >= 0 else self._value << -self._left
         return value & ((1 << count) - 1)
+
+    def golomb(self) -> int:
+        """Reads a number of any size, in the code of Golomb."""
+        zeros = 0
+        while zeros < 32 and not self.read(1):
+            zeros += 1
+        return (1 << zeros) - 1 + self.read(zeros)

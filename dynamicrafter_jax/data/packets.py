@@ -80,13 +80,17 @@ def read_index(
         What they say, and how they say that frames are to be shown (`bitstreams.orientation_of`).
     """
     codec, header = stream.codec_context.codec, stream.codec_context.extradata or b""
-    frames_of = bitstreams.frames_of(codec.canonical_name, header)
+    name = codec.canonical_name
+    frames_of = bitstreams.frames_of(name, header)
     packets: list[Packet] = []
-    orientation, found_key = None, False
+    orientation, found_key, reorders = None, False, False
+    said_to_reorder = bool(stream.codec_context.has_b_frames)
     for packet in usable_packets(container, stream):
         if not packets or (packet.is_keyframe and not found_key):
-            orientation = bitstreams.orientation_of(codec.canonical_name, header, bytes(packet))
+            orientation = bitstreams.orientation_of(name, header, bytes(packet))
             found_key = packet.is_keyframe
+        if said_to_reorder and not reorders:
+            reorders = bitstreams.may_wait(name, header, bytes(packet))
         frames = frames_of(bytes(packet)) if frames_of else 1
         packets.append(
             Packet(
@@ -97,9 +101,7 @@ def read_index(
         # It says when frames are decoded, and ffmpeg guesses when they are shown.
         packets = [packet._replace(pts=None) for packet in packets]
     is_packed = isinstance(frames_of, bitstreams.Mpeg4) and frames_of.is_packed
-    counted = is_packed or must_count(
-        packets, can_reorder=codec.reorder, reorders=bool(stream.codec_context.has_b_frames)
-    )
+    counted = is_packed or must_count(packets, can_reorder=codec.reorder, reorders=reorders)
     return Index(packets, counted=counted), orientation
 
 
@@ -109,7 +111,7 @@ def must_count(packets: Sequence[Packet], *, can_reorder: bool, reorders: bool) 
     Args:
         packets: All of a file, in its order.
         can_reorder: Whether pictures of the codec may be shown in another order than decoded.
-        reorders: Whether these are said to be.
+        reorders: Whether some of these seem to be.
     """
     shown = [packet for packet in packets if packet.frames]
     times = [packet.pts for packet in shown if packet.pts is not None]

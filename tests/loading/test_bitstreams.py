@@ -1,8 +1,9 @@
 """The first bits of coded pictures, written here by the letter of their standards."""
 
+import numpy as np
 import pytest
 
-from dynamicrafter_jax.data.bitstreams import frames_of, orientation_of
+from dynamicrafter_jax.data.bitstreams import frames_of, may_wait, orientation_of
 from dynamicrafter_jax.media.orientation import Orientation
 
 # VP9, 6.2: marker, profile, show_existing_frame, frame_type, show_frame, error_resilient_mode.
@@ -117,6 +118,37 @@ def test_packed_pictures_are_shown_with_the_next_packet():
     count = frames_of("mpeg4", PLAIN)  # without a word about it, the second one is lost
     assert count is not None
     assert [count(packet) for packet in packets] == [1, 1, 0, 1, 0, 1, 1, 0, 1]
+
+
+@pytest.mark.parametrize("codec", ["vp8", "vp9", "av1", "mpeg4", "h264", "hevc"])
+def test_damaged_packets_do_no_harm(codec: str):
+    rng = np.random.default_rng(0)
+    starts = [b"", b"\0\0\1", b"\0\0\0\1\6", b"\0\0\1\xb6", b"\0\0\0\5\x4e", b"\0\0\1\x20"]
+    for header in (b"", b"\1", b"\1\x64\0\x0a\xff", b"\1" + bytes(20) + b"\x0f"):
+        count = frames_of(codec, header)
+        for length in range(1, 80):
+            packet = (starts[length % len(starts)] + rng.bytes(length))[:length]
+            assert count is None or count(packet) in range(9)
+            assert may_wait(codec, header, packet) in (True, False)
+            orientation_of(codec, header, packet)
+
+
+def test_pictures_tell_whether_they_wait_for_later_ones():
+    """H.264: first_mb_in_slice and slice_type, in the code of Golomb (7.3.3, 9.1)."""
+
+    def slice_of(first: str, kind: str, unit: bytes = b"\x41") -> bytes:
+        return b"\0\0\1\x67ab" + b"\0\0\1" + unit + bits(f"{first} {kind} 1")
+
+    p, b, i, all_b = "1", "010", "011", "00111"  # 0, 1, 2, 6
+    kinds = [(p, False), (b, True), (i, False), (all_b, True)]
+    for first in ("1", "00110"):  # 0 and 5
+        for kind, waits in kinds:
+            assert may_wait("h264", b"", slice_of(first, kind)) is waits
+    assert not may_wait("h264", b"", b"\0\0\1\x67ab")
+    assert not may_wait("h264", b"", b"\0\0\1\x41" + bytes(4))
+    for kind in (INTRA, PREDICTED, BIDIRECTIONAL):
+        assert may_wait("mpeg4", b"", PLAIN + picture(kind, True)) is (kind == BIDIRECTIONAL)
+    assert may_wait("hevc", b"", b"")
 
 
 def test_a_stream_says_how_it_is_to_be_shown():
