@@ -156,6 +156,7 @@ def sample_table(config: ConfigDict, checkpoint: str, table: str, folder: str) -
         table, config.sampling, loop=LOOP.value, num_samples=NUM_SAMPLES.value
     )
     names = [request.name for request in requests]
+    bulk.check_folder(folder, names)
     fps, options = config.sampling.video_fps, {"codec": CODEC.value, "crf": CRF.value}
     media.check_output(files.as_path(folder) / "video.mp4", fps, **options)
     share = bulk.share_of(config)
@@ -199,8 +200,8 @@ def conclude(
 ) -> int:
     """Brings the manifests of all processes together and says how it went; returns the status."""
     process, alone = jax.process_index(), jax.process_count() == 1
-    numbered = "summary.json" if process == 0 else f"summary-{process:05d}.json"
-    files.write_json(files.as_path(folder) / numbered, dataclasses.asdict(summary))
+    place = files.as_path(folder) / bulk.summary_name(process)
+    provenance.write_record(place, dataclasses.asdict(summary))
     if not alone:
         distributed.wait_for_all("sampled")
     if process == 0:
@@ -244,8 +245,10 @@ def describe(config: ConfigDict) -> dict[str, Any]:
 def check_early(config: ConfigDict, image: str, output: str) -> None:
     """Finds what would fail later, before the model is loaded."""
     settings = SamplingSettings.from_config(config.sampling)
+    check_places(image, output)
     for path in output_paths(output):
         media.check_output(path, settings.video_fps, codec=CODEC.value, crf=CRF.value)
+        files.check_writable(provenance.record_beside(path))
     if LOOP.value and END_IMAGE.value is not None:
         raise UserError("--end_image and --loop exclude each other: a loop ends as it began")
     pictures = [picture for picture in (image, END_IMAGE.value) if picture is not None]
@@ -253,6 +256,26 @@ def check_early(config: ConfigDict, image: str, output: str) -> None:
     for flag in (SAVE_LATENTS, SAVE_VIDEO):
         if flag.value is not None:
             files.check_writable(flag.value)
+
+
+def check_places(image: str, output: str) -> None:
+    """Makes sure that nothing is written over the user's other files, or twice."""
+    paths = output_paths(output)
+    records = [provenance.record_beside(path) for path in paths]
+    written = [*(("--output", path) for path in paths)]
+    written += [("the record beside --output", record) for record in records]
+    for flag in (SAVE_LATENTS, SAVE_VIDEO):
+        if flag.value is not None:
+            written.append((f"--{flag.name}", flag.value))
+    read = [("--image", image), ("--end_image", END_IMAGE.value), ("--noise", NOISE.value)]
+    read += [("--checkpoint", CHECKPOINT.value), ("--towers", TOWERS.value)]
+    files.check_apart(written, [(name, path) for name, path in read if path is not None])
+    for path, record in zip(paths, records, strict=True):
+        provenance.check_record(record)
+        if len(paths) > 1 and files.as_path(path).is_file() and not record.exists():
+            raise UserError(
+                f"{path} is there, and no run wrote it: move it, or give another --output"
+            )
 
 
 def write(
@@ -263,8 +286,8 @@ def write(
     video_fps = config.sampling.video_fps
     for index, (path, frames) in enumerate(zip(paths, clips.frames(), strict=True)):
         media.write_video(path, frames, video_fps, codec=CODEC.value, crf=CRF.value)
-        files.write_json(
-            sidecar(path),
+        provenance.write_record(
+            provenance.record_beside(path),
             {
                 "image": image,
                 "end_image": END_IMAGE.value,
@@ -287,12 +310,6 @@ def output_paths(output: str) -> list[str]:
         return [output]
     path = epath.Path(output)
     return [str(path.with_name(f"{path.stem}-{i}{path.suffix}")) for i in range(NUM_SAMPLES.value)]
-
-
-def sidecar(output: str) -> epath.Path:
-    """Returns the path of the JSON beside a video."""
-    path = epath.Path(output)
-    return path.with_name(f"{path.stem}.json")
 
 
 if __name__ == "__main__":

@@ -2,18 +2,25 @@
 
 import hashlib
 import importlib.metadata
+import json
 import platform
 import resource
 import subprocess
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import jax
 from etils import epath
 
+from dynamicrafter_jax import files
+from dynamicrafter_jax.errors import UserError
+
+_PACKAGE = "dynamicrafter-jax"
+_WRITTEN_BY = "written_by"
 _PACKAGES = (
-    "dynamicrafter-jax",
+    _PACKAGE,
     "array_record",
     "av",
     "flax",
@@ -37,6 +44,38 @@ def environment() -> dict[str, Any]:
         "devices": [f"{device.platform}:{device.device_kind}" for device in jax.local_devices()],
         "platform": platform.platform(),
     }
+
+
+def record_beside(output: epath.PathLike) -> epath.Path:
+    """Returns the path of the record that lies beside a video: `cat.mp4.json` by `cat.mp4`."""
+    path = files.as_path(output)
+    return path.with_name(f"{path.name}.json")
+
+
+def write_record(path: epath.PathLike, facts: Mapping[str, Any]) -> None:
+    """Writes what a run says of itself as JSON; see `check_record` and `files.write_json`."""
+    check_record(path)
+    files.write_json(path, {_WRITTEN_BY: _PACKAGE, **facts})
+
+
+def check_record(path: epath.PathLike) -> None:
+    """Makes sure that there is no file at `path` but a record, which another may replace.
+
+    Raises:
+        UserError: There is one that no run wrote.
+    """
+    path = files.as_path(path)
+    try:
+        if not path.exists():
+            return
+        said = json.loads(path.read_bytes())
+    except (OSError, ValueError, RecursionError):
+        said = None
+    if not isinstance(said, dict) or said.get(_WRITTEN_BY) != _PACKAGE:
+        raise UserError(
+            f"{path} is in the way: a run would write its record there, and no run wrote this "
+            "file; move it, or give another output"
+        )
 
 
 def sha256_of(path: str | epath.Path) -> str:

@@ -201,9 +201,7 @@ def split(text: str, delimiter: str) -> list[str]:
     return next((cells for row in rows if any(cells := [cell.strip() for cell in row])), [])
 
 
-def json_rows(
-    table: epath.PathLike, lines: Iterable[str]
-) -> Iterator[tuple[int, dict[str, Any]]]:
+def json_rows(table: epath.PathLike, lines: Iterable[str]) -> Iterator[tuple[int, dict[str, Any]]]:
     """Yields the number of each line that holds a JSON object, and the object.
 
     Raises:

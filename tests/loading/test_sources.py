@@ -117,7 +117,7 @@ def test_a_table_in_another_encoding_is_refused(tmp_path: Path):
     ("text", "encoding"),
     [
         (HEADER + '1,d,"Füße,\nrot"\n', "utf-16"),
-        ("VideoID, page dir ,Name,\r\n,,,\r\n 1, d, \"Füße,\nrot\",\r\n", "utf-8"),
+        ('VideoID, page dir ,Name,\r\n,,,\r\n 1, d, "Füße,\nrot",\r\n', "utf-8"),
         ('videoid;page_dir;name\n1;d;"Füße,\nrot"\n', "utf-8"),
         ('videoid\tpage_dir\tname\r1\td\t"Füße,\nrot"\r'.replace("\n", "\r"), "utf-8"),
     ],
