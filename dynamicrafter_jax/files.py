@@ -4,12 +4,14 @@ Paths may be local or remote (`gs://`, `s3://`, `az://`, `hf://`), through `etil
 """
 
 import contextlib
+import functools
 import hashlib
 import io
 import json
 import os
 import re
 import secrets
+import tempfile
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -48,6 +50,34 @@ def as_path(path: epath.PathLike) -> epath.Path:
             f"{path} can't be opened: {scheme}:// is not supported; "
             "copy the file to this machine and give its path"
         ) from None
+
+
+def utf8_path(path: epath.PathLike) -> epath.Path:
+    """Returns a path to the same place for libraries that take paths in UTF-8 only.
+
+    Names on disk may be of any bytes. Where some are not UTF-8, the path leads through a symbolic
+    link in a temporary folder, which is removed when the process ends. What bears such a name must
+    be there.
+    """
+    path = as_path(path)
+    parts = path.parts
+    others = [i for i, part in enumerate(parts) if part != part.encode(errors="ignore").decode()]
+    if not others:
+        return path
+    named, rest = parts[: others[-1] + 1], parts[others[-1] + 1 :]
+    return epath.Path(_link(os.path.abspath(os.path.join(*named))), *rest)
+
+
+@functools.cache
+def _link(place: str) -> str:
+    link = os.path.join(_links().name, hashlib.sha256(os.fsencode(place)).hexdigest()[:16])
+    os.symlink(place, link)
+    return link
+
+
+@functools.cache
+def _links() -> tempfile.TemporaryDirectory[str]:
+    return tempfile.TemporaryDirectory()
 
 
 def read_bytes(path: epath.PathLike) -> bytes:

@@ -20,6 +20,7 @@ from dynamicrafter_jax.errors import UserError
 
 _SPOKEN = {",": "a comma", ";": "a semicolon", "\t": "a tab"}
 _DELIMITERS = tuple(_SPOKEN)
+_BLANK = "".join(_DELIMITERS) + ' "\r\n'
 _QUOTES = 'a double quote within double quotes is written twice ("")'
 _UTF16 = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
 
@@ -118,7 +119,7 @@ class CsvRows:
         self._taken: list[str] = []  # the lines of the row at hand
         self._ended = False
         watched = self._watched(lines)
-        header = next((line for line in watched if line.strip()), "")
+        header = next((line for line in watched if line.strip(_BLANK)), "")
         self.delimiter = max(_DELIMITERS, key=lambda delimiter: len(split(header, delimiter)))
         self._cells = csv.reader(
             itertools.chain([header], watched),

@@ -22,6 +22,7 @@ from dynamicrafter_jax.sampler import Sampler
 from dynamicrafter_jax.weights import abstract_params
 
 ROOT = Path(__file__).parent.parent
+CASES = ROOT / "tests/cases"
 CONFIG = ROOT / "tests/configs/micro.py"
 STEPS = 2
 

@@ -48,7 +48,7 @@ class Clip:
     @property
     def sample_index(self) -> int:
         """Number for the random draws of what is generated for it: of the name alone."""
-        return zlib.crc32(self.name.encode())
+        return zlib.crc32(self.name.encode(errors="surrogateescape"))
 
 
 class Problem(NamedTuple):
@@ -250,5 +250,5 @@ def _pinned(protocol: Protocol, data: DataSet) -> tuple[list[Clip], list[Problem
 
 def _drawn(seed: int, purpose: str, name: str) -> int:
     """A number that follows from the seed and a name alone."""
-    digest = hashlib.sha256(f"{seed} {purpose} {name}".encode()).digest()
+    digest = hashlib.sha256(f"{seed} {purpose} {name}".encode(errors="surrogateescape")).digest()
     return int.from_bytes(digest[:8], "big")
