@@ -248,7 +248,6 @@ def check_early(config: ConfigDict, image: str, output: str) -> None:
     check_places(image, output)
     for path in output_paths(output):
         media.check_output(path, settings.video_fps, codec=CODEC.value, crf=CRF.value)
-        files.check_writable(provenance.record_beside(path))
     if LOOP.value and END_IMAGE.value is not None:
         raise UserError("--end_image and --loop exclude each other: a loop ends as it began")
     pictures = [picture for picture in (image, END_IMAGE.value) if picture is not None]
@@ -259,23 +258,16 @@ def check_early(config: ConfigDict, image: str, output: str) -> None:
 
 
 def check_places(image: str, output: str) -> None:
-    """Makes sure that nothing is written over the user's other files, or twice."""
-    paths = output_paths(output)
-    records = [provenance.record_beside(path) for path in paths]
-    written = [*(("--output", path) for path in paths)]
-    written += [("the record beside --output", record) for record in records]
-    for flag in (SAVE_LATENTS, SAVE_VIDEO):
-        if flag.value is not None:
-            written.append((f"--{flag.name}", flag.value))
-    read = [("--image", image), ("--end_image", END_IMAGE.value), ("--noise", NOISE.value)]
-    read += [("--checkpoint", CHECKPOINT.value), ("--towers", TOWERS.value)]
-    files.check_apart(written, [(name, path) for name, path in read if path is not None])
-    for path, record in zip(paths, records, strict=True):
-        provenance.check_record(record)
-        if len(paths) > 1 and files.as_path(path).is_file() and not record.exists():
-            raise UserError(
-                f"{path} is there, and no run wrote it: move it, or give another --output"
-            )
+    """Makes sure that nothing is written twice, or over files that no run has written."""
+    videos = output_paths(output)
+    provenance.check_places(videos, named=len(videos) == 1)
+    written = [("--output", path) for path in videos]
+    written += [("what lies beside --output", provenance.record_beside(path)) for path in videos]
+    written += [(f"--{f.name}", f.value) for f in (SAVE_LATENTS, SAVE_VIDEO) if f.value is not None]
+    read = [("--image", image)]
+    sources = (END_IMAGE, NOISE, CHECKPOINT, TOWERS)
+    read += [(f"--{flag.name}", flag.value) for flag in sources if flag.value is not None]
+    files.check_apart(written, read)
 
 
 def write(

@@ -7,7 +7,7 @@ import platform
 import resource
 import subprocess
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -76,6 +76,24 @@ def check_record(path: epath.PathLike) -> None:
             f"{path} is in the way: a run would write its record there, and no run wrote this "
             "file; move it, or give another output"
         )
+
+
+def check_places(videos: Sequence[epath.PathLike], *, named: bool) -> None:
+    """Makes sure, before a run, that it can write its records and replaces nothing of others.
+
+    Args:
+        videos: What it writes besides.
+        named: Whether somebody has named the videos, which then may replace anything.
+
+    Raises:
+        UserError: A record can't be written, or a file that no run wrote is in the way.
+    """
+    for video in videos:
+        record = record_beside(video)
+        files.check_writable(record)
+        check_record(record)
+        if not named and files.as_path(video).is_file() and not record.exists():
+            raise UserError(f"{video} is there, and no run wrote it: move it, or give another name")
 
 
 def sha256_of(path: str | epath.Path) -> str:

@@ -44,7 +44,7 @@ def table(folder: Path, rows: Iterable[dict[str, Any]], name: str = "table.jsonl
 
 def requests(path: Path, **options: Any) -> list[bulk.Request]:
     """Reads a table for the smallest model and few steps."""
-    section = tiny.micro().config.sampling.copy_and_resolve_references()
+    section = load_config(CONFIG).sampling.copy_and_resolve_references()
     section.steps = STEPS
     return bulk.read_requests(path, section, **options)
 

@@ -139,13 +139,14 @@ def _parts(folder: epath.Path) -> list[epath.Path]:
 def _entries(file: epath.Path) -> list[Entry]:
     data = file.read_bytes() if file.exists() else b""
     found = []
-    for line in data.split(b"\n"):
+    *whole, _ = lines = data.split(b"\n")
+    for line in lines:
         try:
             found.append(json.loads(line))
         except ValueError:  # cut off when the process or the machine went down, or no UTF-8
             continue
     ours = all(isinstance(said, dict) and {"id", "status", TIME} <= set(said) for said in found)
-    if not ours or (not found and b"\n" in data.strip(b"\0\n")):
+    if not ours or (any(whole) and not found):
         raise UserError(
             f"{file} is in the way: a run would note its outputs there, and no run wrote this "
             "file; move it, or give another folder"

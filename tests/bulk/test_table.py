@@ -4,9 +4,9 @@ import zlib
 
 import bulk_jobs
 import pytest
-import tiny
 
 from dynamicrafter_jax import bulk
+from dynamicrafter_jax.config import load_config
 from dynamicrafter_jax.errors import UserError
 
 
@@ -21,7 +21,7 @@ def test_a_row_says_what_differs_from_the_config(tmp_path):
     )
     a, b, c = bulk_jobs.requests(table)
     assert (a.name, a.prompt, a.end_image, a.loop) == ("a", "a cat, black", None, False)
-    defaults = tiny.micro().config.sampling
+    defaults = load_config(bulk_jobs.CONFIG).sampling
     assert a.settings.steps == bulk_jobs.STEPS
     assert a.settings.guidance_scale == defaults.guidance_scale
     assert (b.settings.seed, b.settings.steps, b.settings.eta) == (7, 9, 0.0)
@@ -248,7 +248,7 @@ def test_tables_that_people_had(tmp_path):
 
 
 def test_an_end_needs_two_frames(tmp_path):
-    section = tiny.micro().config.sampling.copy_and_resolve_references()
+    section = load_config(bulk_jobs.CONFIG).sampling.copy_and_resolve_references()
     section.num_frames = 1
     path = bulk_jobs.table(tmp_path, [{"id": "a", "image": "0.png", "loop": True}])
     with pytest.raises(UserError, match=r"line 1: .*num_frames of at least 2"):
