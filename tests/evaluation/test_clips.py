@@ -101,7 +101,7 @@ def test_a_list_pins_down_files(folder, tmp_path):
     with pytest.raises(UserError, match=r"2 videos .*gone is not in .*hashes to .* instead of 00"):
         choose(pinned(name="other.jsonl"), data)
     (tmp_path / "bad.jsonl").write_text('{"name": "a"}\n')
-    with pytest.raises(UserError, match=r"bad\.jsonl, line 1, is no clip"):
+    with pytest.raises(UserError, match=r"bad\.jsonl, line 1: is no clip"):
         choose(pinned(name="bad.jsonl"), data)
 
 
