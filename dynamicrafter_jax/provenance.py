@@ -3,6 +3,7 @@
 import hashlib
 import importlib.metadata
 import json
+import os
 import platform
 import resource
 import subprocess
@@ -47,9 +48,15 @@ def environment() -> dict[str, Any]:
 
 
 def record_beside(output: epath.PathLike) -> epath.Path:
-    """Returns the path of the record that lies beside a video: `cat.mp4.json` by `cat.mp4`."""
+    """Returns the path of the record that lies beside a video: `cat.mp4.json` by `cat.mp4`.
+
+    Where that would be too long for a name, it has the start of the video's, and a hash of it.
+    """
     path = files.as_path(output)
-    return path.with_name(f"{path.name}.json")
+    name = f"{path.name}.json"
+    if len(os.fsencode(name)) > files.NAME_BYTES:
+        name = f"{files.shortened(path.name)}.json"
+    return path.with_name(name)
 
 
 def write_record(path: epath.PathLike, facts: Mapping[str, Any]) -> None:

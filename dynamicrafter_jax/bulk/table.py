@@ -11,7 +11,7 @@ from typing import Any
 from etils import epath
 from ml_collections import ConfigDict
 
-from dynamicrafter_jax import files, provenance, tables
+from dynamicrafter_jax import files, tables
 from dynamicrafter_jax.errors import UserError
 from dynamicrafter_jax.sampling import SamplingSettings
 
@@ -119,11 +119,10 @@ def _check_name(name: str, places: dict[str, str]) -> None:
         name: Of the output.
         places: The names before it, by what they are where capitals count for nothing; takes it.
     """
-    longest = len(provenance.record_beside(f"{name}.mp4").name.encode())
-    if longest > files.NAME_BYTES:
+    surplus = len(f"{name}.mp4".encode()) - files.NAME_BYTES
+    if surplus > 0:
         raise UserError(
-            f"id {name[:20]!r}... is {longest - files.NAME_BYTES} bytes too long to name files: "
-            "give a shorter one"
+            f"id {name[:20]!r}... is {surplus} bytes too long to name a file: give a shorter one"
         )
     place = unicodedata.normalize("NFC", name).casefold()
     if places.get(place) == name:

@@ -214,10 +214,10 @@ def test_a_row_without_a_picture_is_noted_and_the_others_go_on(finished, folder,
 
 
 def test_leftovers_of_this_job_alone_are_removed(tmp_path):
-    long = "r" * 246
+    long = "r" * 251
     ours = [".r1.mp4.0123abcd.tmp", ".r1.mp4.json.0123abcd.tmp", ".summary.json.0123abcd.tmp"]
     ours += [".manifest.jsonl.0123abcd.tmp", ".manifest-00001.jsonl.0123abcd.tmp"]
-    ours.append(files.beside(epath.Path(f"{long}.mp4.json")).name)
+    ours.append(files.beside(provenance.record_beside(f"{long}.mp4")).name)
     others = [".r2.mp4.0123abcd.tmp", "r1.mp4", ".r1.mp4.tmp", ".hidden", ".r1.json.0123abcd.tmp"]
     others += [".manifest-old.jsonl.0123abcd.tmp", files.beside(epath.Path(f"{long}s.mp4")).name]
     for name in (*ours, *others):

@@ -79,8 +79,8 @@ def test_draws_follow_from_the_id_and_samples_are_numbered(tmp_path):
         ({"id": "c-1"}, "line 4: id 'c-1' stands twice"),
         ({"id": "A"}, "line 3: id 'A' and 'a' differ in capitals only"),
         ({"id": "../b"}, "line 3: id '../b' must be letters"),
-        ({"id": "b" * 247}, "line 3: id 'bbbbbbbbbbbbbbbbbbbb'... is 1 bytes too long"),
-        ({"id": "b" * 245, "num_samples": 2}, "line 3: id 'bbbbbbbbbbbbbbbbbbbb'... is 1 bytes"),
+        ({"id": "b" * 252}, "line 3: id 'bbbbbbbbbbbbbbbbbbbb'... is 1 bytes too long"),
+        ({"id": "b" * 250, "num_samples": 2}, "line 3: id 'bbbbbbbbbbbbbbbbbbbb'... is 1 bytes"),
         ({"id": True}, "line 3: id is True: give text or a whole number"),
         ({"id": 1.5}, "line 3: id is 1.5: give text or a whole number"),
         ({"prompt": ["a cat"]}, "line 3: prompt is ['a cat']: put text between double quotes"),
@@ -115,7 +115,7 @@ def test_what_is_wrong_names_its_line(tmp_path, cells, said):
     assert said in str(refused.value) and str(path) in str(refused.value)
 
 
-READ: dict[str, tuple[str, str]] = {
+READ: dict[str, tuple[str, str | None]] = {
     "commas in quotes": ('id,image,prompt\na,0.png,"a cat, black"\n', "a cat, black"),
     "quotes in quotes": ('id,image,prompt\na,0.png,"say ""hi"""\n', 'say "hi"'),
     "quotes within text": ('id,image,prompt\na,0.png,say "hi"\n', 'say "hi"'),
@@ -243,7 +243,7 @@ def test_tables_that_people_had(tmp_path):
     assert (len(first.name.encode()), len(others)) == (240, 9)
     text = (bulk_jobs.CASES / "long_id.jsonl").read_text()
     (tmp_path / "longer.jsonl").write_text(text.replace('"r3"', f'"{"狗" * 86}ab"'))
-    with pytest.raises(UserError, match=r"longer\.jsonl, line 5: id '狗.*is 14 bytes too long"):
+    with pytest.raises(UserError, match=r"longer\.jsonl, line 5: id '狗.*is 9 bytes too long"):
         bulk_jobs.requests(tmp_path / "longer.jsonl")
 
 
