@@ -11,11 +11,15 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import video_files
+from etils import epath
+from loading.listed import Listed
 from PIL import Image
 
 from dynamicrafter_jax import bulk, checkpoint, cli, files, media, provenance, tensors
 from dynamicrafter_jax.data.decoding import open_video
-from dynamicrafter_jax.data.sources import open_source
+from dynamicrafter_jax.data.sources import Video, open_source
+from dynamicrafter_jax.data.tfds_builder import prepare
+from dynamicrafter_jax.data.tfds_source import open_tfds
 from dynamicrafter_jax.errors import UserError
 from dynamicrafter_jax.evaluation import clips, footage
 from dynamicrafter_jax.evaluation.datasets import open_folder
@@ -117,6 +121,13 @@ def test_data_among_odd_names(place: Path):
     assert (video.name, video.caption) == (f"{ODD}.mp4", "a dog")
     with open_video(video.file, video.name) as reader:
         assert reader.num_frames == 3
+
+
+def test_prepared_data_among_odd_names(place: Path):
+    folder = prepare(Listed([Video(f"{ODD}.mp4", "a dog", b"video")]), "clips", place / "data")
+    assert folder == epath.Path(place / "data/clips/1.0.0") and folder.exists()
+    (video,) = open_tfds("clips", data_dir=place / "data")
+    assert (video.name, video.caption, video.file) == ("caf\ufffd.mp4", "a dog", b"video")
 
 
 def test_evaluation_among_odd_names(place: Path):
