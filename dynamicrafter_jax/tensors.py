@@ -23,7 +23,7 @@ from jaxtyping import Shaped
 from safetensors import SafetensorError, safe_open
 
 from dynamicrafter_jax.errors import UserError
-from dynamicrafter_jax.files import as_path
+from dynamicrafter_jax.files import as_path, utf8_path
 
 _DTYPES = {
     "F64": np.dtype(np.float64),
@@ -242,7 +242,8 @@ def _open_torch(file: Path) -> dict[str, StoredTensor]:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # it warns of what it then refuses
-            content = torch.load(file, map_location="cpu", weights_only=True, mmap=zipped)
+            place = os.fspath(utf8_path(file))
+            content = torch.load(place, map_location="cpu", weights_only=True, mmap=zipped)
     except Exception as error:  # a broken file can break the reader anywhere
         if wanted := re.search(r"GLOBAL ([\w.]+)", str(error)):
             raise UserError(

@@ -209,14 +209,14 @@ def _prepared(name: str, root: epath.Path) -> str | None:
     """
     for place in (files.as_path(name),) if "://" in name else (root / name, files.as_path(name)):
         if (place / _INFO).exists():
-            return os.fspath(place)
+            return os.fspath(files.utf8_path(place))
         versions = [
             tuple(map(int, child.name.split(".")))
             for child in (place.iterdir() if place.is_dir() else ())
             if re.fullmatch(r"\d+\.\d+\.\d+", child.name) and (child / _INFO).exists()
         ]
         if versions:
-            return os.fspath(place / ".".join(map(str, max(versions))))
+            return os.fspath(files.utf8_path(place / ".".join(map(str, max(versions)))))
     return None
 
 

@@ -9,7 +9,7 @@ from typing import Any
 
 from etils import epath
 
-from dynamicrafter_jax import files
+from dynamicrafter_jax import files, tables
 from dynamicrafter_jax.data.sources import Video
 from dynamicrafter_jax.errors import UserError
 from dynamicrafter_jax.evaluation.footage import EXTENSIONS, PICTURES
@@ -263,7 +263,8 @@ def _object(path: epath.Path) -> dict[str, Any]:
 
 
 def _text(path: epath.PathLike) -> str:
+    data = files.read_bytes(path)
     try:
-        return files.read_bytes(path).decode("utf-8-sig")
-    except UnicodeDecodeError:
-        raise UserError(f"{path} is not UTF-8 text") from None
+        return tables.decode(data)
+    except UserError as error:
+        raise UserError(f"{path} {error}") from None

@@ -124,7 +124,7 @@ def _inspect_folder(folder: str) -> Footage:
     digest = hashlib.sha256()
     pictures = _pictures(folder)
     for picture in pictures:
-        digest.update(f"{picture.name} ".encode())
+        digest.update(f"{picture.name} ".encode(errors="surrogateescape"))
         digest.update(hashlib.sha256(files.read_bytes(picture)).digest())
     return Footage(len(pictures), None, digest.hexdigest())
 
