@@ -4,6 +4,7 @@ import posixpath
 from array import array
 
 from dynamicrafter_jax.errors import UserError
+from dynamicrafter_jax.placeholders import describe_pointer
 
 
 class Texts:
@@ -32,8 +33,11 @@ def decode(data: bytes) -> str:
     """Returns UTF-8 text, without a byte order mark.
 
     Raises:
-        UserError: It is not UTF-8; the message goes on after what names the text.
+        UserError: It is not UTF-8, or a pointer to the file; the message goes on after what names
+            the text.
     """
+    if pointer := describe_pointer(data):
+        raise UserError(f"is {pointer}")
     try:
         return data.decode().removeprefix("\ufeff")
     except UnicodeDecodeError as error:
