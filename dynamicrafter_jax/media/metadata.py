@@ -7,11 +7,12 @@ can't make sense of.
 import re
 import struct
 import zlib
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 
 _PNG = b"\x89PNG\r\n\x1a\n"
-# What is needed beside the critical chunks: transparency, orientation, and the frames of an APNG.
-_PNG_KEPT = (b"tRNS", b"eXIf", b"acTL", b"fcTL", b"fdAT")
+# What is needed beside the critical chunks.
+_PNG_KEPT = (b"tRNS", b"eXIf")
+_PNG_ANIMATION = (b"acTL", b"fcTL", b"fdAT")
 
 _JPEG = b"\xff\xd8"
 _JPEG_SCAN = 0xDA
@@ -23,9 +24,9 @@ _JPEG_KEPT = {0xE0: (b"JFIF\0", 14), 0xE1: (b"Exif\0\0", 6), 0xEE: (b"Adobe", 12
 _WEBP_KEPT = (b"VP8X", b"VP8 ", b"VP8L", b"ALPH", b"ANIM", b"ANMF", b"EXIF")
 _WEBP_ALPHA, _WEBP_EXIF, _WEBP_ANIMATION = 0x10, 0x08, 0x02
 
-# TIFF 6.0, and its supplements: the tags that say where and what the pixels are, and Orientation.
+# TIFF 6.0, and its supplements: the tags that say where and what the pixels are.
 _TIFF_KEPT = {
-    *(254, 255, 256, 257, 258, 259, 262, 266, 273, 274, 277, 278, 279, 280, 281, 284, 292, 293),
+    *(254, 255, 256, 257, 258, 259, 262, 266, 273, 277, 278, 279, 280, 281, 284, 292, 293),
     *(317, 320, 322, 323, 324, 325, 332, 334, 338, 339, 340, 341, 347, 512, 513, 514, 529, 530),
     *(531, 532),
 }
@@ -34,15 +35,19 @@ _TIFF_KEPT = {
 _AVIF_EXIF = re.compile(rb"(infe[\x02\x03]\0\0[\0\x01].{4,6})Exif", re.DOTALL)
 
 
-def without_metadata(data: bytes) -> bytes:
+def without_metadata(data: bytes, *, animated: bool = False) -> bytes:
     """Returns a picture's file with nothing but its pixels, and its EXIF where that is whole.
 
     PNG, JPEG, WebP, TIFF and AVIF are known; other files, and those that are built otherwise than
     their formats say, are returned as they are.
+
+    Args:
+        data: The file.
+        animated: Whether the frames of an animated PNG are kept beside its picture.
     """
     try:
         if data.startswith(_PNG):
-            return _bare_png(data)
+            return _bare_png(data, (*_PNG_KEPT, *_PNG_ANIMATION) if animated else _PNG_KEPT)
         if data.startswith(_JPEG):
             return _bare_jpeg(data)
         if data.startswith(b"RIFF") and data[8:12] == b"WEBP":
@@ -56,7 +61,7 @@ def without_metadata(data: bytes) -> bytes:
     return data
 
 
-def _bare_png(data: bytes) -> bytes:
+def _bare_png(data: bytes, needed: Collection[bytes]) -> bytes:
     kept, place = [_PNG], len(_PNG)
     while place + 8 <= len(data):
         length, kind = struct.unpack_from(">I4s", data, place)
@@ -64,14 +69,27 @@ def _bare_png(data: bytes) -> bytes:
         if kind == b"IEND":
             break
         is_critical = not kind[0] & 0x20
-        if is_critical or (kind in _PNG_KEPT and _is_whole(data[place:end], length)):
+        if is_critical and end > len(data):
+            return data
+        is_whole = _is_whole(data, place)
+        if is_critical or (kind in needed and is_whole):
             kept.append(data[place:end])
+        elif not is_whole:
+            end = _next_pixels(data, place, end)
         place = end
     return b"".join(kept) + _png_chunk(b"IEND", b"")
 
 
-def _is_whole(chunk: bytes, length: int) -> bool:
-    return len(chunk) == 12 + length and chunk == _png_chunk(chunk[4:8], chunk[8:-4])
+def _is_whole(data: bytes, place: int) -> bool:
+    length, kind = struct.unpack_from(">I4s", data, place)
+    chunk = data[place : place + 12 + length]
+    return len(chunk) == 12 + length and chunk == _png_chunk(kind, chunk[8:-4])
+
+
+def _next_pixels(data: bytes, place: int, end: int) -> int:
+    """Returns where pixels start that a broken chunk counts to itself; else the chunk's end."""
+    found = data.find(b"IDAT", place + 8, end + 8)
+    return found - 4 if found >= 0 and _is_whole(data, found - 4) else end
 
 
 def _png_chunk(kind: bytes, content: bytes) -> bytes:
@@ -137,6 +155,11 @@ def _bare_tiff(data: bytes) -> bytes:
     (count,) = struct.unpack_from(f"{order}H", data, place)
     end = place + 2 + 12 * count
     entries = [data[start : start + 12] for start in range(place + 2, end, 12)]
-    kept = [e for e in entries if struct.unpack_from(f"{order}H", e)[0] in _TIFF_KEPT]
+    orientation = struct.pack(f"{order}HHI", 274, 3, 1)  # one number of 16 bits
+    kept = [
+        entry
+        for entry in entries
+        if struct.unpack_from(f"{order}H", entry)[0] in _TIFF_KEPT or entry.startswith(orientation)
+    ]
     directory = struct.pack(f"{order}H", len(kept)) + b"".join(kept) + bytes(4)
     return data[:place] + directory + data[place + len(directory) :]

@@ -104,7 +104,7 @@ def open_animation(data: bytes, name: str) -> Iterator[Image.Image]:
         UserError: It is truncated or something else, here or inside the block.
     """
     with _explained(name, data):
-        file = io.BytesIO(without_metadata(data))
+        file = io.BytesIO(without_metadata(data, animated=True))
         with Image.open(file, formats=_ANIMATIONS) as picture:
             _check_header(picture, name)
             yield picture
