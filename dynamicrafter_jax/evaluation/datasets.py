@@ -94,7 +94,7 @@ def open_folder(place: str, *, captions: bool = False) -> DataSet:
 
     def read(number: int) -> Video:
         path = found[names[number]]
-        caption = _text(f"{os.path.splitext(path)[0]}.txt").strip() if captions else ""
+        caption = _text(f"{root}/{names[number]}.txt").strip() if captions else ""
         return Video(names[number], caption, path)
 
     return DataSet(names, [os.path.dirname(name) for name in names], read, root)
