@@ -119,7 +119,7 @@ def vocabulary(path: Path) -> None:
 
 
 def strip(path: Path) -> None:
-    film(str(path), [b"\x89PNG"], 8)
+    film(path.name, [path.read_bytes()], 8)
 
 
 READERS = {
@@ -137,6 +137,7 @@ READERS = {
     "video": ("a.mp4", opened),
     "video to evaluate": ("a.webm", lambda path: inspect(str(path), str(path))),
     "whole video": ("a.mp4", media.read_video),
+    "strip of pictures": ("a", strip),
     "safetensors": ("a.safetensors", opened_tensors),
     "checkpoint": ("a.ckpt", opened_tensors),
     "PyTorch": ("a.bin", opened_tensors),
