@@ -190,6 +190,14 @@ def test_orientation_is_kept_where_other_metadata_is_broken(
     np.testing.assert_array_equal(media.read_picture(path), expected[::-1, ::-1])
 
 
+def test_transparency_is_kept_where_other_metadata_is_broken(tmp_path: Path):
+    key = struct.pack(">3H", *map(int, PIXELS[0, 0]))
+    text = png_chunk(b"tEXt", b"a", checksum=1)
+    (tmp_path / "a.png").write_bytes(png(text + png_chunk(b"tRNS", key)))
+    read = media.read_picture(tmp_path / "a.png")
+    assert np.all(read[0, 0] == 255) and np.all(read[1] == PIXELS[1])
+
+
 def test_exif_of_avif(tmp_path: Path):
     exif = Image.Exif()
     exif[0x010E] = "a title"
