@@ -18,6 +18,7 @@ from jaxtyping import UInt8
 from dynamicrafter_jax import files
 from dynamicrafter_jax.errors import UserError
 from dynamicrafter_jax.media import MAX_PIXELS, MIN_SIDE
+from dynamicrafter_jax.media.transparency import on_white
 from dynamicrafter_jax.placeholders import refuse_placeholder
 
 # Formats that hold their own data. The others of ffmpeg's include playlists, which would have
@@ -257,7 +258,7 @@ class VideoReader:
                 f"are of {frame.width} x {frame.height}"
             )
         planes = self._reformatter.reformat(
-            frame, w, h, _PLANES, interpolation=FILTER, threads=1
+            on_white(frame), w, h, _PLANES, interpolation=FILTER, threads=1
         ).planes
         top, left = int(exact_h - height) // 2, int(exact_w - width) // 2
         picture = np.empty((height, width, 3), np.uint8)
