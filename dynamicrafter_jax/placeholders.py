@@ -141,7 +141,7 @@ def _json_words(text: str) -> str | None:
     """Returns what a JSON text says is wrong; None if it does not seem to say so."""
     try:
         said = json.loads(text)
-    except ValueError:  # it may be longer than what we have
+    except (ValueError, RecursionError):  # it may be longer than what we have
         said = dict(re.findall(r'"(\w+)"\s*:\s*"([^"]*)"', text))
     for one in said if isinstance(said, list) else [said]:
         for key in _JSON_WORDS if isinstance(one, dict) else ():

@@ -72,6 +72,7 @@ S3 = b"<Error><Code>AccessDenied</Code><Message>Access Denied</Message></Error>"
     (gzip.compress(b"#version: 0.2\ni n\n"), ""),
     (b'{"format_version": 1, "sources": [', ""),
     (b"some words", ""),
+    (b"[" * 4096, ""),
     (b"not found " * 100, ""),
 ])  # fmt: skip
 def test_what_a_file_is(start: bytes, expected: str):

@@ -128,11 +128,10 @@ def test_transparency_is_on_white(tmp_path, kind):
     frames = [bars((200, 100, 0), alphas), bars((0, 10, 250), alphas[::-1])]
     pictures = [Image.fromarray(frame) for frame in frames]
     path = tmp_path / ("a" if kind.startswith("folder") else f"a{kind}")
-    options = {"lossless": True} if "webp" in kind.lower() else {}
     if kind.startswith("folder"):
         path.mkdir()
         for i, picture in enumerate(pictures):
-            picture.save(path / (f"{i}.webp" if options else f"{i}.png"), **options)
+            picture.save(path / (f"{i}.webp" if "WebP" in kind else f"{i}.png"), lossless=True)
     else:
         pictures[0].save(
             path,
@@ -141,7 +140,7 @@ def test_transparency_is_on_white(tmp_path, kind):
             append_images=pictures[1:],
             duration=100,
             disposal=1 if kind == ".apng" else 2,
-            **options,
+            lossless=True,
         )
     read = read_frames(str(path), "a", [0, 1], *SIZE)
     np.testing.assert_allclose(read, [on_white(frame) for frame in frames], atol=1)

@@ -206,8 +206,8 @@ def test_exif_of_avif(tmp_path: Path):
     assert whole.count(b"II*\0") + whole.count(b"MM\0*") == 1
     (tmp_path / "a.avif").write_bytes(whole)
     (tmp_path / "b.avif").write_bytes(whole.replace(b"II*\0", b"Iee\0").replace(b"MM\0*", b"Iee\0"))
-    pictures = [media.read_picture(tmp_path / name) for name in ("a.avif", "b.avif")]
-    np.testing.assert_array_equal(*pictures)
+    a, b = (media.read_picture(tmp_path / name) for name in ("a.avif", "b.avif"))
+    np.testing.assert_array_equal(a, b)
 
 
 @pytest.mark.parametrize("data", [
