@@ -15,13 +15,16 @@ _PNG_KEPT = (b"tRNS", b"eXIf")
 _PNG_ANIMATION = (b"acTL", b"fcTL", b"fdAT")
 
 _JPEG = b"\xff\xd8"
+_JPEG_TABLES, _JPEG_END = b"\xff\xdb", b"\xff\xd9"
 _JPEG_SCAN = 0xDA
 _JPEG_STANDALONE = (0x01, *range(0xD0, 0xD8))
 _JPEG_METADATA = (*range(0xE0, 0xF0), 0xFE)
 # Of these: two that tell how colours are stored, and orientation; how they begin, their least size.
 _JPEG_KEPT = {0xE0: (b"JFIF\0", 14), 0xE1: (b"Exif\0\0", 6), 0xEE: (b"Adobe", 12)}
 
-_WEBP_KEPT = (b"VP8X", b"VP8 ", b"VP8L", b"ALPH", b"ANIM", b"ANMF", b"EXIF")
+_WEBP_PIXELS = (b"VP8 ", b"VP8L", b"ALPH", b"ANIM", b"ANMF")
+_WEBP_KEPT = (b"VP8X", *_WEBP_PIXELS, b"EXIF")
+_WEBP_PROFILE = b"ICCP"  # the one chunk of metadata before the pixels
 _WEBP_ALPHA, _WEBP_EXIF, _WEBP_ANIMATION = 0x10, 0x08, 0x02
 
 # TIFF 6.0, and its supplements: the tags that say where and what the pixels are.
@@ -54,7 +57,7 @@ def without_metadata(data: bytes, *, animated: bool = False) -> bytes:
             return _bare_webp(data)
         if data.startswith((b"II*\0", b"MM\0*")):
             return _bare_tiff(data)
-    except (struct.error, IndexError):
+    except (struct.error, IndexError, ValueError):
         return data
     if data[4:8] == b"ftyp":
         return _AVIF_EXIF.sub(rb"\1skip", data)  # orientation is told elsewhere (ISO 23008-12)
@@ -108,10 +111,22 @@ def _bare_jpeg(data: bytes) -> bytes:
             return b"".join(kept) + data[place:]
         length = 0 if marker in _JPEG_STANDALONE else struct.unpack_from(">H", data, place + 2)[0]
         end = place + 2 + length
-        if marker not in _JPEG_METADATA or _is_kept(marker, data[place + 4 : end]):
+        if marker in _JPEG_METADATA and data[end : end + 1] != b"\xff":
+            end = _next_tables(data, place)
+        elif marker not in _JPEG_METADATA or _is_kept(marker, data[place + 4 : end]):
             kept.append(data[place:end])
         place = end
     return data
+
+
+def _next_tables(data: bytes, place: int) -> int:
+    """Returns where the tables of the pixels start that a broken segment counts to itself.
+
+    A small picture in it has an end of its own, and pixels hold no marker of an end.
+    """
+    last = data.rindex(_JPEG_END)
+    earlier = data.rfind(_JPEG_END, place, last)
+    return data.index(_JPEG_TABLES, max(place + 4, earlier))
 
 
 def _is_kept(marker: int, content: bytes) -> bool:
@@ -140,6 +155,9 @@ def _riff_chunks(data: bytes) -> Iterator[tuple[bytes, bytes]]:
     while place + 8 <= len(data):
         kind, length = struct.unpack_from("<4sI", data, place)
         end = place + 8 + length + length % 2
+        if kind == _WEBP_PROFILE and data[end : end + 4] not in _WEBP_PIXELS:
+            place = min(found for k in _WEBP_PIXELS if (found := data.find(k, place + 8)) >= 0)
+            continue
         chunk = data[place:end]
         if len(chunk) == 8 + length and length % 2:  # the last one's padding is often forgotten
             chunk += b"\0"

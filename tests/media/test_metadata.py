@@ -85,6 +85,9 @@ JPEGS = {
     "profile, cut": jpeg(jpeg_segment(0xE2, b"ICC_PROFILE\0")),
     "several pictures": jpeg(jpeg_segment(0xE2, b"MPF\0" + TIFF_TAIL)),
     "Photoshop": jpeg(jpeg_segment(0xED, b"Photoshop 3.0\0" + b"8BIM\3\xed\0\0\0\0\0\x10")),
+    "EXIF, longer than it is": jpeg(b"\xff\xe1\x01\x77Exif\0\0" + TIFF_TAIL),
+    "EXIF, longer than the file": jpeg(b"\xff\xe1\xff\xffExif\0\0" + TIFF_TAIL),
+    "thumbnail, longer than it is": jpeg(b"\xff\xe1\xff\xffExif\0\0" + TURNED + encoded("JPEG")),
     "JFIF": jpeg(jpeg_segment(0xE0, b"JFIF\0\1")),
     "Adobe": jpeg(jpeg_segment(0xEE, b"Adobe")),
     "comment": jpeg(jpeg_segment(0xFE, b"\xff\xda")),
@@ -112,6 +115,7 @@ WEBPS = {
     "XMP": webp(0x04, after=webp_chunk(b"XMP ", b"<x:xmpm")),
     "XMP, and the file": webp(0x04, after=webp_chunk(b"XMP ", b"<x:xmpmeta/>")[:-5], longer=5),
     "profile": webp(0x20, webp_chunk(b"ICCP", b"garbage")),
+    "profile, longer than it is": webp(0x20, struct.pack("<4sI", b"ICCP", 400) + b"garbage"),
     "profile that is not there": webp(0x20),
     "unknown": webp(0, after=webp_chunk(b"abcd", b"a")[:-1], longer=900),
 }
