@@ -27,6 +27,7 @@ from ml_collections import ConfigDict
 from dynamicrafter_jax.config import config_from_json, config_to_json
 from dynamicrafter_jax.errors import UserError
 from dynamicrafter_jax.files import as_path, read_bytes, utf8_path, write_json
+from dynamicrafter_jax.placeholders import refuse_placeholder
 from dynamicrafter_jax.tensors import StoredTensor, describe_mismatch, open_tensors
 
 CONFIG_FILE = "config.json"
@@ -186,7 +187,10 @@ def read_description(directory: epath.PathLike) -> dict[str, Any]:
     try:
         description = json.loads(read_bytes(path / CONFIG_FILE))
         version = int(description["format_version"])
+    except UserError:
+        raise
     except (ValueError, TypeError, KeyError) as error:
+        refuse_placeholder(path / CONFIG_FILE, path / CONFIG_FILE)
         raise UserError(f"{path / CONFIG_FILE} is damaged: convert the model again") from error
     if version > FORMAT_VERSION:
         raise UserError(
@@ -198,6 +202,7 @@ def read_description(directory: epath.PathLike) -> dict[str, Any]:
     for name, size in description["files"].items():
         file = path / name
         if not file.exists() or file.stat().length != size:
+            refuse_placeholder(file, file)
             state = "cut short or changed" if file.exists() else "missing"
             raise UserError(f"{file} is {state}: copy {directory} or convert the model again")
     return description

@@ -19,6 +19,7 @@ import numpy as np
 from etils import epath
 
 from dynamicrafter_jax.errors import UserError
+from dynamicrafter_jax.placeholders import refuse_placeholder
 
 NAME_BYTES = 255
 """The longest name of a file on nearly every file system, in bytes."""
@@ -110,6 +111,7 @@ def read_array(path: epath.PathLike) -> np.ndarray:
     try:
         array = np.load(io.BytesIO(data), allow_pickle=False)
     except (ValueError, EOFError, OSError, MemoryError) as error:
+        refuse_placeholder(path, data)
         raise UserError(f"{path} is not a whole .npy file: {_reason(error)}") from error
     if not isinstance(array, np.ndarray):
         raise UserError(f"{path} holds several arrays: save a single one with numpy.save")

@@ -17,6 +17,7 @@ from etils import epath
 
 from dynamicrafter_jax import files
 from dynamicrafter_jax.errors import UserError
+from dynamicrafter_jax.placeholders import describe_pointer
 
 _SPOKEN = {",": "a comma", ";": "a semicolon", "\t": "a tab"}
 _DELIMITERS = tuple(_SPOKEN)
@@ -32,8 +33,11 @@ def decode(data: bytes) -> str:
     """Returns text in UTF-8, or in UTF-16 with a byte order mark, without that mark.
 
     Raises:
-        UserError: It is neither; the message goes on after what names the text.
+        UserError: It is neither, or a pointer to the file; the message goes on after what names
+            the text.
     """
+    if pointer := describe_pointer(data):
+        raise UserError(f"is {pointer}")
     kind = "UTF-16" if data.startswith(_UTF16) else "UTF-8"
     try:
         return data.decode(kind).removeprefix("\ufeff")

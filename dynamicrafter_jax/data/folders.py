@@ -11,6 +11,7 @@ from etils import epath
 from dynamicrafter_jax import files, tables
 from dynamicrafter_jax.data.texts import Texts, safe_name
 from dynamicrafter_jax.errors import UserError
+from dynamicrafter_jax.media.frames import is_picture
 
 EXTENSIONS = (".avi", ".gif", ".m4v", ".mkv", ".mov", ".mp4", ".webm")
 """Of the files that count as videos, in small or capital letters."""
@@ -56,7 +57,8 @@ class VideoFolder:
         else:
             self._read_sidecars(videos, found)
         if not len(self):
-            raise UserError(f"{folder} has no videos: none of {', '.join(EXTENSIONS)} in it")
+            hint = "; make videos of its pictures" if any(map(is_picture, found)) else ""
+            raise UserError(f"{folder} has no videos: none of {', '.join(EXTENSIONS)} in it{hint}")
         self._warn(self._has_caption.count(0), "have no caption, and train with an empty one")
 
     def __len__(self) -> int:
