@@ -1,4 +1,4 @@
-# `make` lists the commands. They need Python 3.11 or newer and nothing else.
+# `make` lists the commands. They need Python 3.11 or newer, and a package index.
 
 PYTHON ?= python3
 VENV   ?= .venv

@@ -156,6 +156,7 @@ def sample_table(config: ConfigDict, checkpoint: str, table: str, folder: str) -
         table, config.sampling, loop=LOOP.value, num_samples=NUM_SAMPLES.value
     )
     names = [request.name for request in requests]
+    bulk.check_folder(folder, names)
     fps, options = config.sampling.video_fps, {"codec": CODEC.value, "crf": CRF.value}
     media.check_output(files.as_path(folder) / "video.mp4", fps, **options)
     share = bulk.share_of(config)
@@ -199,8 +200,8 @@ def conclude(
 ) -> int:
     """Brings the manifests of all processes together and says how it went; returns the status."""
     process, alone = jax.process_index(), jax.process_count() == 1
-    numbered = "summary.json" if process == 0 else f"summary-{process:05d}.json"
-    files.write_json(files.as_path(folder) / numbered, dataclasses.asdict(summary))
+    place = files.as_path(folder) / bulk.summary_name(process)
+    provenance.write_record(place, dataclasses.asdict(summary))
     if not alone:
         distributed.wait_for_all("sampled")
     if process == 0:
@@ -244,6 +245,7 @@ def describe(config: ConfigDict) -> dict[str, Any]:
 def check_early(config: ConfigDict, image: str, output: str) -> None:
     """Finds what would fail later, before the model is loaded."""
     settings = SamplingSettings.from_config(config.sampling)
+    check_places(image, output)
     for path in output_paths(output):
         media.check_output(path, settings.video_fps, codec=CODEC.value, crf=CRF.value)
     if LOOP.value and END_IMAGE.value is not None:
@@ -255,6 +257,19 @@ def check_early(config: ConfigDict, image: str, output: str) -> None:
             files.check_writable(flag.value)
 
 
+def check_places(image: str, output: str) -> None:
+    """Makes sure that nothing is written twice, or over files that no run has written."""
+    videos = output_paths(output)
+    provenance.check_places(videos, named=len(videos) == 1)
+    written = [("--output", path) for path in videos]
+    written += [("what lies beside --output", provenance.record_beside(path)) for path in videos]
+    written += [(f"--{f.name}", f.value) for f in (SAVE_LATENTS, SAVE_VIDEO) if f.value is not None]
+    read = [("--image", image)]
+    sources = (END_IMAGE, NOISE, CHECKPOINT, TOWERS)
+    read += [(f"--{flag.name}", flag.value) for flag in sources if flag.value is not None]
+    files.check_apart(written, read)
+
+
 def write(
     clips: Clips, config: ConfigDict, image: str, output: str, details: dict[str, Any]
 ) -> list[str]:
@@ -263,8 +278,8 @@ def write(
     video_fps = config.sampling.video_fps
     for index, (path, frames) in enumerate(zip(paths, clips.frames(), strict=True)):
         media.write_video(path, frames, video_fps, codec=CODEC.value, crf=CRF.value)
-        files.write_json(
-            sidecar(path),
+        provenance.write_record(
+            provenance.record_beside(path),
             {
                 "image": image,
                 "end_image": END_IMAGE.value,
@@ -287,12 +302,6 @@ def output_paths(output: str) -> list[str]:
         return [output]
     path = epath.Path(output)
     return [str(path.with_name(f"{path.stem}-{i}{path.suffix}")) for i in range(NUM_SAMPLES.value)]
-
-
-def sidecar(output: str) -> epath.Path:
-    """Returns the path of the JSON beside a video."""
-    path = epath.Path(output)
-    return path.with_name(f"{path.stem}.json")
 
 
 if __name__ == "__main__":

@@ -17,7 +17,6 @@ import argparse
 import functools
 import multiprocessing
 import os
-import platform
 import sys
 import tempfile
 import time
@@ -36,6 +35,7 @@ import numpy as np
 from jaxtyping import PyTree
 from loader import FILES, SECONDS, make_file
 from ml_collections import ConfigDict
+from timing import made_with, say
 
 from dynamicrafter_jax import conditioning, sharding
 from dynamicrafter_jax.config import load_config, networks_of, settings_of
@@ -96,7 +96,7 @@ def main() -> int:
     parser.add_argument("--quick", action="store_true", help="few clips, and a smaller step")
     quick = parser.parse_args().quick
     warnings.simplefilter("ignore")
-    say(f"Made with {environment()}.\n")
+    say(f"{made_with()}\n")
     with tempfile.TemporaryDirectory() as folder:
         dtypes = ("bfloat16",) if quick else ("float32", "bfloat16")
         compare_loading(Path(folder), dtypes, *((4, 1) if quick else (32, 5)))
@@ -331,12 +331,6 @@ def abstract_batch(config: ConfigDict, kinds: Sequence[str]) -> Batch:
     return Batch(**rows)
 
 
-def environment() -> str:
-    """The versions and the kind of machine that the tables were made with."""
-    python = f"Python {platform.python_version()}, jax {jax.__version__}"
-    return f"{python} on {platform.system()} {platform.machine()}, {os.cpu_count()} cores"
-
-
 def megabytes(count: float) -> str:
     return f"{count / 1e6:.2f} MB"
 
@@ -347,11 +341,6 @@ def giga(operations: float) -> str:
 
 def row(*cells: str) -> None:
     say(f"| {' | '.join(cells)} |")
-
-
-def say(line: str) -> None:
-    sys.stdout.write(line + "\n")
-    sys.stdout.flush()
 
 
 if __name__ == "__main__":

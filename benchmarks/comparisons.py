@@ -41,6 +41,16 @@ FULL_NETWORK_TARGET = 1e-4
 RUN_TARGET = 1e-4
 LEAST_RUN_PSNR = 30.0  # below it, the worst layer is named
 
+# At 4 frames, and at 6 with 96 tokens, each has 16 tokens of its own; else all see all 64.
+FRAME_COUNTS = {
+    "U-Net, 2 frames": "2",
+    "U-Net, 3 frames": "3",
+    "U-Net, 4 frames": "4",
+    "U-Net, 6 frames": "6",
+    "U-Net, 6 frames, each its tokens": "6_split",
+    "U-Net, 16 frames": "16",
+}
+
 # Model -> the golden file of its networks.
 GOLDEN = {"tiny_v": "tiny_v_modules", "tiny_eps": "tiny_eps_modules", "512": "full_512"}
 
@@ -95,6 +105,8 @@ def small_network_rows() -> Iterator[Row]:
         yield from measure_network(model, "U-Net", SMALL_NETWORK_TARGET)[0]
         yield from measure_network(model, "U-Net, small inputs", SMALL_NETWORK_TARGET)[0]
     tokens = None
+    for name in FRAME_COUNTS:
+        yield from measure_network("tiny_v", name, SMALL_NETWORK_TARGET)[0]
     for network in NETWORKS[1:]:
         rows, tokens = measure_network("tiny_v", network, SMALL_NETWORK_TARGET, tokens)
         yield from rows
@@ -119,11 +131,12 @@ def run_rows() -> Iterator[Row]:
         golden = tiny.golden(path.stem)
         settings = json.loads(str(golden["settings"]))
         exact, rough = (_replay(golden, settings, dtype) for dtype in DTYPES)
+        t = golden["latents"].shape[1]
         for name, what in (("latents", "latents"), ("video", "frames")):
             ours, coarse = getattr(exact, name), getattr(rough, name)
             error, decibels = relative_error(ours, golden[name]), psnr(coarse, ours)
             worst = "" if decibels >= LEAST_RUN_PSNR else _worst_layer(settings)
-            yield Row(f"{_describe(settings)}: {what}", error, RUN_TARGET, decibels, worst)
+            yield Row(f"{_describe(settings, t)}: {what}", error, RUN_TARGET, decibels, worst)
 
 
 def measure_network(
@@ -133,7 +146,7 @@ def measure_network(
 
     Args:
         model: One of `GOLDEN`.
-        network: One of `NETWORKS`, or "U-Net, small inputs".
+        network: One of `NETWORKS`, "U-Net, small inputs", or one of `FRAME_COUNTS`.
         target: The most that an error may be.
         tokens: The vision tower's output, which the projector reads.
     """
@@ -159,6 +172,8 @@ def _case(model: str, network: str, tokens: np.ndarray | None) -> Case:
             return Case("unet", inputs, golden["unet"], blocks=blocks)
         case "U-Net, small inputs":
             return Case("unet", _unet_inputs(golden, 0.01), golden["unet_small"])
+        case _ if network in FRAME_COUNTS:
+            return _frames_case(FRAME_COUNTS[network])
         case "VAE encoder":
             return Case("vae", (_pictures(golden),), golden["vae_moments"], method="moments")
         case "VAE decoder":
@@ -172,6 +187,18 @@ def _case(model: str, network: str, tokens: np.ndarray | None) -> Case:
         case "projector" if tokens is not None:
             return Case("projector", (tokens,), golden["resampler"])
     raise ValueError(f"there is no call of {network!r}")
+
+
+def _frames_case(case: str) -> Case:
+    """The golden call of the U-Net on another number of frames, one of `FRAME_COUNTS`."""
+    golden = tiny.golden("tiny_v_frames")
+    t, _, split = case.partition("_")
+    image = golden["image_context_96" if split else "image_context"]
+    b, n, d = image.shape
+    if n == 16 * int(t):
+        image = image.reshape(b, int(t), 16, d)
+    inputs = golden[f"x_{t}"], golden["timesteps"], golden["text_context"], image, golden["fs"]
+    return Case("unet", inputs, golden[f"unet_{case}"])
 
 
 def _unet_inputs(golden: Mapping[str, np.ndarray], scale: float = 1.0) -> tuple[ArrayLike, ...]:
@@ -225,18 +252,20 @@ def _replay(golden: Mapping[str, np.ndarray], settings: Mapping, dtype: str) -> 
         end_image=list(last) if settings["interp"] else None,
         loop=settings["loop"],
         noise=golden,
+        num_frames=golden["latents"].shape[1],
         fps=settings["fs"],
         **{name: settings[name] for name in (*sampling, "spacing")},
     )
 
 
-def _describe(settings: Mapping) -> str:
-    """A run in a few words."""
+def _describe(settings: Mapping, num_frames: int) -> str:
+    """A run in a few words; all are of 4 frames unless they say so."""
     mode = "interpolation, " if settings["interp"] else "loop, " if settings["loop"] else ""
     clips = len(settings["prompts"])
     scales = [settings["guidance_scale"], settings["image_guidance_scale"]]
     guidance = " and ".join(f"{scale:g}" for scale in scales if scale is not None)
     many = f"{clips} clips, " if clips > 1 else ""
+    many += f"{num_frames} frames, " if num_frames != 4 else ""
     steps, eta = settings["steps"], settings["eta"]
     return f"{settings['kind']}, {mode}{many}{steps} steps, eta {eta:g}, guidance {guidance}"
 

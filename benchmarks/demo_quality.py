@@ -296,7 +296,7 @@ def main(_: Sequence[str]) -> None:
         there = sampled.first(len(few)) if known else sample(Generator(model, BATCH.value), few)
         found["curve"][step] = measure_training(few, there)
         _keep(found)
-    table = tables(found)
+    table = f"{timing.made_with()}\n\n{tables(found)}"
     timing.say(table)
     if WRITE_DOCS.value:
         timing.write_docs(SECTION, table, DOCUMENT)

@@ -8,13 +8,10 @@ The exit status is 1 if a target was missed.
 """
 
 import argparse
-import importlib.metadata
 import os
-import platform
 import sys
 import time
 from collections.abc import Callable, Iterable
-from datetime import date
 from pathlib import Path
 from typing import NamedTuple
 
@@ -26,9 +23,9 @@ os.environ.setdefault("XLA_FLAGS", "--xla_allow_excess_precision=false")
 # Python would run ahead of the computation, and hold memory for layers that are not reached yet.
 os.environ.setdefault("JAX_CPU_ENABLE_ASYNC_DISPATCH", "false")
 
-import jax
 from comparisons import full_network_rows, host_rows, run_rows, small_network_rows
 from measures import Row
+from timing import made_with
 
 from dynamicrafter_jax import files
 from dynamicrafter_jax.errors import UserError
@@ -83,7 +80,7 @@ def main() -> int:
             started = time.perf_counter()
             tables = [make_table(table) for table in PARTS[part]]
             minutes = (time.perf_counter() - started) / 60
-            made = f"Made on {date.today()} in {minutes:.0f} minutes with {environment()}."
+            made = f"{made_with('flax', 'numpy')} It took {minutes:.0f} minutes."
             text = "\n\n".join([made, *(text for text, _ in tables)])
             files.write_bytes(arguments.output, replace_part(arguments.output, part, text))
             missed += sum(count for _, count in tables)
@@ -118,15 +115,6 @@ def target_of(row: Row) -> str:
     """The target of a row in words, marked if it was missed."""
     target = f"{row.target:.0e}" if row.target else "exact"
     return target if row.passed else f"{target} missed"
-
-
-def environment() -> str:
-    """The versions and the kind of machine that a table was made with."""
-    packages = ("jax", "flax", "numpy")
-    versions = [f"{name} {importlib.metadata.version(name)}" for name in packages]
-    python = f"Python {platform.python_version()}"
-    machine = f"{platform.system()} {platform.machine()}, {os.cpu_count()} cores"
-    return f"{', '.join([python, *versions])} on {machine}, {jax.devices()[0].device_kind}"
 
 
 def replace_part(path: Path, part: str, text: str | None = None) -> bytes:

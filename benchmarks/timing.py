@@ -1,6 +1,7 @@
 """What the benchmarks of speed share: times, the peak of matrix products, tables and JSON."""
 
 import argparse
+import contextlib
 import importlib.metadata
 import json
 import os
@@ -15,7 +16,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from dynamicrafter_jax import files
+from dynamicrafter_jax import files, provenance
 from dynamicrafter_jax.errors import UserError
 from dynamicrafter_jax.training.throughput import peak_flops
 
@@ -129,17 +130,27 @@ def memory_kind() -> str:
     return "of the device" if told else "of the process"
 
 
-def environment(*packages: str) -> str:
-    """The versions and the kind of machine that a table was made with."""
-    versions = [f"{name} {importlib.metadata.version(name)}" for name in ("jax", *packages)]
-    python = f"Python {platform.python_version()}"
-    machine = f"{platform.system()} {platform.machine()}, {os.cpu_count()} cores"
-    return f"{', '.join([python, *versions])} on {machine}, {jax.devices()[0].device_kind}"
-
-
 def made_with(*packages: str) -> str:
-    """The line above a table."""
-    return f"Made on {date.today()} with {environment(*packages)}."
+    """The line above a table: date, revision of the code, versions and kind of machine.
+
+    Args:
+        *packages: To name besides jax; those that are not installed are left out.
+    """
+    versions = [f"Python {platform.python_version()}"]
+    for name in ("jax", *packages):
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+            versions.append(f"{name} {importlib.metadata.version(name)}")
+    machine = f"{platform.system()} {platform.machine()}, {os.cpu_count()} cores"
+    return (
+        f"Made on {date.today()} at revision {revision()} with {', '.join(versions)} on {machine}, "
+        f"{jax.devices()[0].device_kind}."
+    )
+
+
+def revision() -> str:
+    """The commit that the code is of, in short, and whether it was changed since."""
+    commit, _, changed = (provenance.git_revision() or "unknown").partition("-")
+    return commit[:10] + (" with changes" if changed else "")
 
 
 def markdown(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> str:

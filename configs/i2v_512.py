@@ -62,6 +62,7 @@ def get_config() -> ConfigDict:
     config.projector.output_dim = 1024
     config.projector.ff_mult = 4
     config.projector.video_length = 16
+    config.projector.other_lengths = "all"  # or nearest: what frames of other clips read
 
     config.diffusion = ConfigDict()
     config.diffusion.timesteps = 1000

@@ -26,7 +26,8 @@ from ml_collections import ConfigDict
 
 from dynamicrafter_jax.config import config_from_json, config_to_json
 from dynamicrafter_jax.errors import UserError
-from dynamicrafter_jax.files import as_path, read_bytes, write_json
+from dynamicrafter_jax.files import as_path, read_bytes, utf8_path, write_json
+from dynamicrafter_jax.placeholders import refuse_placeholder
 from dynamicrafter_jax.tensors import StoredTensor, describe_mismatch, open_tensors
 
 CONFIG_FILE = "config.json"
@@ -48,6 +49,7 @@ def save_tree(directory: epath.PathLike, tree: PyTree[Array]) -> None:
     # Compression would save 7% of trained float32 weights, take several times as long, and hold
     # a second copy of everything until the end.
     handler = ocp.PyTreeCheckpointHandler(use_compression=False)
+    as_path(directory).parent.mkdir(parents=True, exist_ok=True)
     with ocp.Checkpointer(handler) as checkpointer:
         checkpointer.save(_absolute(directory), args=ocp.args.PyTreeSave(tree))
 
@@ -185,7 +187,10 @@ def read_description(directory: epath.PathLike) -> dict[str, Any]:
     try:
         description = json.loads(read_bytes(path / CONFIG_FILE))
         version = int(description["format_version"])
+    except UserError:
+        raise
     except (ValueError, TypeError, KeyError) as error:
+        refuse_placeholder(path / CONFIG_FILE, path / CONFIG_FILE)
         raise UserError(f"{path / CONFIG_FILE} is damaged: convert the model again") from error
     if version > FORMAT_VERSION:
         raise UserError(
@@ -197,6 +202,7 @@ def read_description(directory: epath.PathLike) -> dict[str, Any]:
     for name, size in description["files"].items():
         file = path / name
         if not file.exists() or file.stat().length != size:
+            refuse_placeholder(file, file)
             state = "cut short or changed" if file.exists() else "missing"
             raise UserError(f"{file} is {state}: copy {directory} or convert the model again")
     return description
@@ -238,9 +244,9 @@ def _list_files(directory: epath.Path, prefix: str = "") -> dict[str, int]:
 
 
 def _absolute(path: epath.PathLike) -> epath.Path:
-    """Orbax reads no relative paths."""
+    """Orbax takes no relative paths, and none that are not UTF-8."""
     place = as_path(path)
-    return place if "://" in os.fspath(place) else epath.Path(os.path.abspath(place))
+    return place if "://" in os.fspath(place) else utf8_path(os.path.abspath(place))
 
 
 def _reason(error: Exception) -> str:

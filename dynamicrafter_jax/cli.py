@@ -1,6 +1,7 @@
 """What the command lines share: flags, and one readable line for what the user got wrong."""
 
 import contextlib
+import io
 import os
 import re
 import sys
@@ -40,6 +41,9 @@ def run(main: Callable[[Sequence[str]], None]) -> None:
         with _one_line_errors():
             main(argv)
 
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        # A path may hold what can't be printed here, as bytes that are not UTF-8.
+        sys.stdout.reconfigure(errors="backslashreplace")
     with _one_line_errors():
         # The flag reads overrides off sys.argv, so names become paths there.
         sys.argv[1:] = [_resolve_config(argument) for argument in sys.argv[1:]]

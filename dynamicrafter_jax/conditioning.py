@@ -20,23 +20,22 @@ class Conditioning(NamedTuple):
 
     Attributes:
         text: States of the text tokens.
-        image: Context tokens of the image, for each frame its own.
+        image: Context tokens of the image: of each frame, (b, t, n, d), or for all, (b, n, d).
         concat: Scaled image latents to concatenate, zero where a frame is free.
         fs: Frame stride (256) or FPS (512, 1024).
     """
 
     text: Float[Array, "b l d"]
-    image: Float[Array, "b t n d"]
+    image: Float[Array, "b *frames n d"]
     concat: Float[Array, "b t h w z"]
     fs: Num[Array, " b"]
 
 
-def frame_queries(num_frames: int, video_length: int) -> Int[np.ndarray, " t"]:
-    """Returns which of the projector's `video_length` groups of queries each frame reads.
+def nearest_queries(num_frames: int, video_length: int) -> Int[np.ndarray, " t"]:
+    """Returns which of the projector's `video_length` groups of queries is nearest to each frame.
 
     The first frame reads the first group and the last frame the last, frames between read the
-    nearest in proportion (halves upwards); a single frame reads the first. With `video_length`
-    frames every frame reads its own group, as in the release.
+    nearest in proportion (halves upwards); a single frame reads the first.
     """
     if num_frames == 1:
         return np.zeros(1, int)
@@ -52,10 +51,10 @@ def text_context(models: Models, params: PyTree, ids: Int[Array, "b l"]) -> Floa
 
 def image_context(
     models: Models, params: PyTree, image: Float[Array, "b h w 3"], num_frames: int
-) -> Float[Array, "b t n d"]:
-    """Returns the context tokens that each of `num_frames` frames reads of an image in [-1, 1].
+) -> Float[Array, "b *frames n d"]:
+    """Returns the context tokens that `num_frames` frames read of an image in [-1, 1].
 
-    A zero image gives the unconditional context.
+    A zero image gives the unconditional context; for the shape see `project_tokens`.
     """
     return project_tokens(models, params, image_tokens(models, params, image), num_frames)
 
@@ -70,28 +69,21 @@ def image_tokens(
 
 def project_tokens(
     models: Models, params: PyTree, tokens: Float[Array, "b n e"], num_frames: int
-) -> Float[Array, "b t m d"]:
-    """Returns the context that each frame reads of the vision tower's tokens."""
-    context = models.apply("projector", params, tokens)
-    return context[:, frame_queries(num_frames, models.projector.video_length)]
+) -> Float[Array, "b *frames m d"]:
+    """Returns the context that a clip's frames read of the vision tower's tokens.
 
-
-def image_latents(
-    models: Models,
-    params: PyTree,
-    image: Float[Array, "*b h w 3"],
-    noise: Float[Array, "*b h2 w2 z"],
-) -> Float[Array, "*b h2 w2 z"]:
-    """Returns scaled latents sampled from the VAE's posterior of images in [-1, 1], float32.
-
-    Args:
-        models: The networks.
-        params: Their parameters.
-        image: Images in [-1, 1].
-        noise: Standard normal noise; the release samples the posterior also for conditions.
+    In a clip of the projector's `video_length` each frame reads the tokens of its own queries,
+    (b, t, m, d). In any other the release lets every frame read all tokens, (b, m, d); the
+    projector's `other_lengths` may choose the nearest queries instead, (b, t, m, d).
     """
-    posterior = models.apply("vae", params, image, method="encode")
-    return models.vae.scale_factor * posterior.sample(noise)
+    projector = models.projector
+    context = models.apply("projector", params, tokens)
+    if num_frames == projector.video_length:
+        return context
+    if projector.other_lengths == "nearest":
+        return context[:, nearest_queries(num_frames, projector.video_length)]
+    b, t, n, d = context.shape
+    return context.reshape(b, t * n, d)
 
 
 def concat_latents(

@@ -3,6 +3,7 @@
 import dataclasses
 import importlib.util
 import json
+import sys
 from contextlib import AbstractContextManager
 from pathlib import Path
 from types import UnionType
@@ -108,7 +109,7 @@ def networks_of(
         return build_models(
             sections, attention=attention, temporal_attention=temporal_attention, **types
         )
-    except (TypeError, KeyError) as error:
+    except (TypeError, KeyError, ValueError) as error:
         raise UserError(f"the config does not fit the networks: {error}") from error
 
 
@@ -159,6 +160,8 @@ def _as_kind(name: str, kind: Any, value: Any) -> Any:
         return value
     choices = get_args(kind) if get_origin(kind) is UnionType else (kind,)
     if isinstance(value, int) and not isinstance(value, bool) and int not in choices:
+        if abs(value) > sys.float_info.max:
+            raise UserError(f"{name} is too large: a number below 1e308 is needed")
         value = float(value) if float in choices else value
     for choice in choices:
         is_bool = isinstance(value, bool) and choice is not bool

@@ -10,7 +10,6 @@ holds more than the parameters of one network at a time, however large the file.
 """
 
 import functools
-import secrets
 import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -21,7 +20,7 @@ from etils import epath
 from jaxtyping import PyTree
 from ml_collections import ConfigDict
 
-from dynamicrafter_jax import checkpoint, cli
+from dynamicrafter_jax import checkpoint, cli, files
 from dynamicrafter_jax.config import DTYPES, load_config
 from dynamicrafter_jax.errors import UserError
 from dynamicrafter_jax.export import EXPORT_DTYPES, export
@@ -111,7 +110,7 @@ def _write(
                 write_tensors(file, layout, ((name, carried[name].read()) for name in layout))
         checkpoint.write_description(temporary, config, sources)
         if overwrite and place.exists():
-            retired = place.rename(place.parent / f".{place.name}.{secrets.token_hex(4)}.tmp")
+            retired = place.rename(files.beside(place))
     if retired is not None:
         retired.rmtree()
     return Summary(len(sizes), sum(sizes), len(carried))

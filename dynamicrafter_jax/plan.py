@@ -3,7 +3,7 @@ r"""What a config needs on TPUs that are not here: memory, arithmetic, traffic, 
     python -m dynamicrafter_jax.plan --config=configs/i2v_1024.py --topology=v5e:4x4 \
         --mode=sample --config.mesh.sequence=4
 
-The TPU compiler (`pip install 'dynamicrafter-jax[tpu]'`) compiles on any machine the programs that
+The TPU compiler (`pip install 'dynamicrafter-jax[tpu]'`) compiles on Linux x86-64 the programs that
 the chips would run. The exit status is 1 if they do not fit. See docs/scaling.md.
 """
 

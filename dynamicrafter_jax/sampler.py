@@ -65,7 +65,16 @@ class Clips:
 def shown_frames(
     video: Float32[np.ndarray, "*b t h w 3"], loop: bool
 ) -> UInt8[np.ndarray, "*b t2 h w 3"]:
-    """Returns a video's frames to show: 8 bits, without a loop's repeated last frame."""
+    """Returns a video's frames to show: 8 bits, without a loop's repeated last frame.
+
+    Raises:
+        UserError: A value is NaN or infinite, which would be shown as black or white.
+    """
+    if not np.isfinite(video).all():
+        raise UserError(
+            "the model made frames with NaN or infinite values, which are no video: check the "
+            "checkpoint, or compute with precision.dtype=float32"
+        )
     video = video[..., :-1, :, :, :] if loop else video
     return np.round((np.clip(video, -1, 1) + 1) * 127.5).astype(np.uint8)
 

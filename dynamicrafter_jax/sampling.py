@@ -86,7 +86,7 @@ class SamplingSettings:
             )
         if not 0 <= self.guidance_rescale <= 1:
             raise UserError(f"sampling.guidance_rescale is {self.guidance_rescale}: 0 to 1")
-        for name in ("guidance_scale", "image_guidance_scale"):
+        for name in ("guidance_scale", "image_guidance_scale", "fps", "video_fps"):
             if not math.isfinite(getattr(self, name) or 0.0):
                 raise UserError(f"sampling.{name} is not a finite number")
 
@@ -181,7 +181,7 @@ class Encoded(NamedTuple):
 
     Attributes:
         text: States of the prompts.
-        image: Context tokens of the images.
+        image: Context tokens of the images, of each frame or for all frames.
         first: Posterior of the images.
         last: Posterior of the end images, or None.
         negative: States of what the unconditional pass reads, one for each clip or for all; None
@@ -190,11 +190,11 @@ class Encoded(NamedTuple):
     """
 
     text: Float[Array, "b l d"]
-    image: Float[Array, "b t n d"]
+    image: Float[Array, "b *frames n d"]
     first: Posterior
     last: Posterior | None
     negative: Float[Array, "#b l d"] | None
-    no_image: Float[Array, "1 t n d"] | None
+    no_image: Float[Array, "1 *frames n d"] | None
 
 
 def encode_text(models: Models, params: PyTree, ids: Int[Array, "b l"]) -> Float[Array, "b l d"]:
@@ -204,7 +204,7 @@ def encode_text(models: Models, params: PyTree, ids: Int[Array, "b l"]) -> Float
 
 def encode_image(
     models: Models, params: PyTree, image: Float[Array, "b h w 3"], *, num_frames: int
-) -> Float[Array, "b t n d"]:
+) -> Float[Array, "b *frames n d"]:
     """Returns the context tokens of images in [-1, 1]; a zero image gives those of none."""
     return conditioning.image_context(models, params, image, num_frames)
 

@@ -26,8 +26,10 @@ os.environ["XLA_FLAGS"] = (
 os.environ["JAX_NUMPY_RANK_PROMOTION"] = "raise"
 os.environ["JAX_NUMPY_DTYPE_PROMOTION"] = "strict"
 os.environ["JAX_DEFAULT_MATMUL_PRECISION"] = "highest"
-# Workers, commands and later runs share what was compiled.
-os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(Path(__file__).parent.parent / ".cache/jax"))
+# Workers, commands, later runs and other clones share what was compiled.
+os.environ.setdefault(
+    "JAX_COMPILATION_CACHE_DIR", str(Path("~/.cache/dynamicrafter_jax/tests").expanduser())
+)
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.3")
 install_import_hook("dynamicrafter_jax", "beartype.beartype")
 

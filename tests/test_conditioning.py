@@ -1,17 +1,45 @@
+import functools
+
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import tiny
 
-from dynamicrafter_jax.conditioning import concat_latents, frame_queries
+from dynamicrafter_jax.conditioning import concat_latents, nearest_queries, project_tokens
+from dynamicrafter_jax.config import networks_of
+from dynamicrafter_jax.errors import UserError
 
 
 def test_every_frame_of_a_full_clip_reads_its_own_queries():
-    assert np.array_equal(frame_queries(16, 16), np.arange(16))
+    assert np.array_equal(nearest_queries(16, 16), np.arange(16))
+
+
+@pytest.mark.parametrize("rule", ["all", "nearest"])
+def test_what_frames_read_of_the_projector(rule):
+    model = tiny.micro()  # three frames, 16 queries each
+    models = model.models._replace(projector=model.models.projector.clone(other_lengths=rule))
+    tokens = jnp.asarray(np.random.default_rng(0).standard_normal((2, 5, 16)), jnp.float32)
+    project = functools.partial(project_tokens, models, model.params, tokens)
+    own = np.asarray(project(3))
+    assert own.shape == (2, 3, 16, 16) and not np.allclose(own[:, 0], own[:, 1])
+    if rule == "all":
+        assert np.array_equal(project(2), own.reshape(2, 48, 16))
+        assert np.array_equal(project(1), project(5))
+    else:
+        assert np.array_equal(project(2), own[:, [0, 2]])
+        assert np.array_equal(project(5), own[:, [0, 1, 1, 2, 2]])
+
+
+def test_an_unknown_rule_is_refused():
+    config = tiny.micro().config.copy_and_resolve_references()
+    config.projector.other_lengths = "some"
+    with pytest.raises(UserError, match="other_lengths is 'some': choose from all, nearest"):
+        networks_of(config)
 
 
 @pytest.mark.parametrize("num_frames", [1, 2, 3, 8, 15, 17, 32, 64])
 def test_other_frame_counts_read_the_nearest_group_in_proportion(num_frames):
-    chosen = frame_queries(num_frames, 16)
+    chosen = nearest_queries(num_frames, 16)
     assert chosen.shape == (num_frames,) and chosen[0] == 0
     if num_frames > 1:
         exact = np.linspace(0, 15, num_frames)
@@ -21,7 +49,7 @@ def test_other_frame_counts_read_the_nearest_group_in_proportion(num_frames):
 
 
 def test_halves_go_upwards():
-    assert np.array_equal(frame_queries(3, 16), [0, 8, 15])
+    assert np.array_equal(nearest_queries(3, 16), [0, 8, 15])
 
 
 def test_one_image_conditions_every_frame():

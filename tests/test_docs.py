@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 from ml_collections import ConfigDict
 
-from dynamicrafter_jax.conditioning import frame_queries
+from dynamicrafter_jax.conditioning import nearest_queries
 from dynamicrafter_jax.config import load_config
 from dynamicrafter_jax.pipeline import ImageToVideo
 from dynamicrafter_jax.release import PREFIXES, unused_tensors
@@ -192,7 +192,7 @@ def test_frames_read_the_documented_queries():
     rows = table("docs/architecture.md", "### Other numbers of frames")
     assert len(rows) > 3
     for frames, groups in rows:
-        assert frame_queries(int(frames), 16).tolist() == [int(group) for group in groups.split()]
+        assert nearest_queries(int(frames), 16).tolist() == [int(group) for group in groups.split()]
 
 
 def test_levels_are_as_documented():

@@ -269,7 +269,7 @@ def test_files_of_another_kind(torch, tmp_path):
     with zipfile.ZipFile(tmp_path / "model.pt", "w") as archive:
         archive.writestr("readme.txt", "no model")
     assert "no PyTorch checkpoint" in refusal(tmp_path / "model.pt")
-    (tmp_path / "model.safetensors").write_bytes(b"<html>404</html>" * 100)
+    (tmp_path / "model.safetensors").write_bytes(b"no tensors" * 100)
     assert "no .safetensors file" in refusal(tmp_path / "model.safetensors")
 
 

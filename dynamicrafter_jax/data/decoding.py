@@ -21,6 +21,8 @@ from dynamicrafter_jax.data.packets import Run, read_index, usable_packets
 from dynamicrafter_jax.errors import UserError
 from dynamicrafter_jax.media import MAX_PIXELS, MIN_SIDE
 from dynamicrafter_jax.media.orientation import of_frame
+from dynamicrafter_jax.media.transparency import on_white
+from dynamicrafter_jax.placeholders import refuse_placeholder
 
 # Formats that hold their own data. The others of ffmpeg's include playlists, which would have
 # files or addresses opened that whoever made the video has chosen.
@@ -57,7 +59,7 @@ def open_video(file: str | bytes, name: str) -> Iterator["VideoReader"]:
             `MIN_SIDE` or more than `MAX_PIXELS` pixels.
     """
     with contextlib.ExitStack() as stack:
-        with _readable(name):
+        with _readable(name, file):
             options = {"format_whitelist": _FORMATS}
             container = av.open(_input(file), "r", options=options, **_ANY_TAGS)
             reader = VideoReader(stack.enter_context(container), name)
@@ -131,7 +133,7 @@ class VideoReader:
             UserError: A frame is damaged or missing.
             ValueError: `indices` are not as described.
         """
-        with _readable(self._name):
+        with _readable(self._name, None):
             yield from self._in_order(indices, height, width)
 
     def _in_order(
@@ -235,7 +237,7 @@ class VideoReader:
                 f"are of {frame.width} x {frame.height}"
             )
         planes = self._reformatter.reformat(
-            frame, w, h, _PLANES, interpolation=FILTER, threads=1
+            on_white(frame), w, h, _PLANES, interpolation=FILTER, threads=1
         ).planes
         top, left = int(exact_h - height) // 2, int(exact_w - width) // 2
         # What is cut off of an odd number of pixels follows from how the frame is shown.
@@ -258,8 +260,13 @@ def _input(file: str | bytes) -> str | io.BytesIO:
 
 
 @contextlib.contextmanager
-def _readable(name: str) -> Iterator[None]:
-    """Says in one line what ffmpeg or the system could not read."""
+def _readable(name: str, file: str | bytes | None) -> Iterator[None]:
+    """Says in one line what ffmpeg or the system could not read.
+
+    Args:
+        name: What the message calls it.
+        file: Asked for what it really is; None once that is known.
+    """
     try:
         yield
     except MemoryError:
@@ -267,6 +274,8 @@ def _readable(name: str) -> Iterator[None]:
     except OSError as error:
         raise UserError(f"{name} can't be read: {error.strerror or error}") from error
     except FFmpegError as error:
+        if file is not None:
+            refuse_placeholder(name, file)
         raise UserError(
             f"{name} is truncated or not a video ({error.strerror}): make or copy it again"
         ) from error

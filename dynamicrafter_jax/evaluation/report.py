@@ -56,7 +56,7 @@ def write_report(
     }
     files.write_json(as_path(folder) / FILE, said)
     page = page_of(protocol, sets, about, plots)
-    files.write_bytes(as_path(folder) / PAGE, page.encode())
+    files.write_bytes(as_path(folder) / PAGE, page.encode(errors="backslashreplace"))
 
 
 def write_clips(folder: epath.PathLike, found: Measured) -> None:
@@ -67,7 +67,9 @@ def write_clips(folder: epath.PathLike, found: Measured) -> None:
     table.writerow(["name", "group", *values])
     for i, (name, group) in enumerate(zip(found.clips, found.groups, strict=True)):
         table.writerow([name, group, *(float(row[i]) for row in values.values())])
-    files.write_bytes(as_path(folder) / f"{found.name}.csv", text.getvalue().encode())
+    # Of a name that is not UTF-8, the bytes are written that the disk has.
+    data = text.getvalue().encode(errors="surrogateescape")
+    files.write_bytes(as_path(folder) / f"{found.name}.csv", data)
 
 
 def page_of(

@@ -19,6 +19,7 @@ from dynamicrafter_jax.errors import UserError
 from dynamicrafter_jax.media.orientation import of_frame
 from dynamicrafter_jax.media.rates import frame_rate
 from dynamicrafter_jax.media.sheet import encode_png
+from dynamicrafter_jax.placeholders import refuse_placeholder
 
 CODECS = {"libx264": 51, "libx265": 51, "libvpx-vp9": 63}
 """Encoders for `.mp4` (H.264, H.265, VP9), each with the largest `crf` it takes."""
@@ -130,6 +131,7 @@ def read_video(path: epath.PathLike) -> tuple[UInt8[np.ndarray, "t h w 3"], floa
             base = typing.cast(Fraction, stream.time_base)
             rate = frame_rate(len(frames), ticks, base, stream.average_rate) or stream.guessed_rate
     except FFmpegError as error:
+        refuse_placeholder(name, data)
         raise UserError(
             f"{name} is truncated or not a video ({error.strerror}): make or copy it again"
         ) from error

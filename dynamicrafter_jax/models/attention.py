@@ -106,7 +106,8 @@ class DualCrossAttention(Module):
     """One query over two contexts, text and image, whose results are added.
 
     This is where the image's context enters (paper, section 3.2, Eq. 3): text tokens have keys
-    and values of their own, image tokens theirs, and frame i sees only its own image tokens.
+    and values of their own, image tokens theirs. A frame sees only its own image tokens where each
+    frame has some, and all of them where the clip has them in common.
 
     Attributes:
         learnable_image_scale: Whether the image's part is scaled by tanh(alpha) + 1, as in the
@@ -123,7 +124,7 @@ class DualCrossAttention(Module):
         self,
         x: Float[Array, "b t l c"],
         text: Float[Array, "b m d"],
-        image: Float[Array, "b t n d"],
+        image: Float[Array, "b *frames n d"],
     ) -> Float[Array, "b t l c"]:
         context = functools.partial(_heads, self, axis="context")
         attend = functools.partial(self.attention, names=("batch", "frames"))
@@ -162,7 +163,7 @@ class SpatialTransformer(Module):
         self,
         x: Float[Array, "b t h w c"],
         text: Float[Array, "b m d"],
-        image: Float[Array, "b t n d"],
+        image: Float[Array, "b *frames n d"],
     ) -> Float[Array, "b t h w c"]:
         b, t, h, w, c = x.shape
         x = constrain(x.reshape(b, t, h * w, c), WITHIN_FRAMES)

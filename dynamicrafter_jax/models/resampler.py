@@ -10,6 +10,10 @@ from jaxtyping import Array, Float
 from dynamicrafter_jax.models.attention import AttentionFn, plain_attention
 from dynamicrafter_jax.models.layers import LayerNorm, Linear, Module
 
+OTHER_LENGTHS = ("all", "nearest")
+"""What a frame reads in a clip that is not `video_length` frames long: all tokens, as in the
+release; or the group of tokens that is nearest in proportion."""
+
 
 class Projector(Module):
     """Learned queries, `num_queries` for each of `video_length` frames, read the image tokens.
@@ -26,6 +30,7 @@ class Projector(Module):
         output_dim: Width of the context tokens written.
         ff_mult: Width of the feed-forward, as a multiple of `dim`.
         video_length: Frames that have queries of their own.
+        other_lengths: One of `OTHER_LENGTHS`: what the frames of longer and shorter clips read.
         attention: The attention kernel.
     """
 
@@ -38,7 +43,17 @@ class Projector(Module):
     output_dim: int = 1024
     ff_mult: int = 4
     video_length: int = 16
+    other_lengths: str = "all"
     attention: AttentionFn = plain_attention
+
+    def __post_init__(self) -> None:
+        """Refuses an unknown rule as soon as the network is described."""
+        if self.other_lengths not in OTHER_LENGTHS:
+            raise ValueError(
+                f"projector.other_lengths is {self.other_lengths!r}: choose from "
+                f"{', '.join(OTHER_LENGTHS)}"
+            )
+        super().__post_init__()
 
     @nn.compact
     def __call__(self, tokens: Float[Array, "b n e"]) -> Float[Array, "b t q d"]:

@@ -113,7 +113,7 @@ class UNet(Module):
         x: Float[Array, "b t h w c"],
         timestep: Num[Array, " b"],
         text: Float[Array, "b m d"],
-        image: Float[Array, "b t n d"],
+        image: Float[Array, "b *frames n d"],
         fs: Num[Array, " b"],
         dropout_keys: Key[Array, " b"] | None = None,
     ) -> Float[Array, "b t h w out"]:
@@ -123,7 +123,7 @@ class UNet(Module):
             x: Noisy latents and image latent, concatenated on channels.
             timestep: Diffusion timesteps, 0 to 999.
             text: Text tokens.
-            image: Image tokens of each frame.
+            image: Image tokens of each frame, (b, t, n, d); or (b, n, d), which every frame sees.
             fs: Frame stride (256) or FPS (512, 1024).
             dropout_keys: One key a clip turns dropout on, for training.
 
@@ -241,7 +241,7 @@ class UNetBlock(Module):
         x: Float[Array, "b t h w c"],
         emb: Float[Array, "b e"],
         text: Float[Array, "b m d"],
-        image: Float[Array, "b t n d"],
+        image: Float[Array, "b *frames n d"],
         dropout_keys: Key[Array, " b"] | None = None,
     ) -> Float[Array, "b t h2 w2 c2"]:
         res_block = functools.partial(

@@ -291,9 +291,9 @@ def bad_files(folder: Path) -> None:
 BAD_FILES = {
     "cut.mp4": "is cut off: copy it again",
     "cut_short.mp4": "truncated or not a video|holds no video",
-    "zeros.mp4": "truncated or not a video",
+    "zeros.mp4": "is zeros, not the file",
     "text.mp4": "truncated or not a video",
-    "empty.mp4": "truncated or not a video",
+    "empty.mp4": "is empty",
     "folder.mp4": "can't be read: Is a directory",
     "playlist.mp4": "truncated or not a video",
     "list.mp4": "truncated or not a video",

@@ -62,6 +62,30 @@ def test_unet_on_small_inputs_where_epsilons_show(relative_error, kind):
     assert relative_error(prediction, tiny.golden(f"tiny_{kind}_modules")["unet_small"]) < 1e-5
 
 
+# At t == 4 the 64 tokens are 16 a frame; otherwise all frames read all of them. 96 are 16 for 6.
+FRAMES = {
+    "2": (2, 64, 48),
+    "3": (2, 64, 48),
+    "4": (2, 4, 16, 48),
+    "6": (2, 64, 48),
+    "16": (2, 64, 48),
+    "6_split": (2, 6, 16, 48),
+}
+
+
+@pytest.mark.parametrize(
+    "case", ["3", *(pytest.param(case, marks=pytest.mark.slow) for case in FRAMES if case != "3")]
+)
+def test_unet_on_other_numbers_of_frames(relative_error, case):
+    golden = tiny.golden("tiny_v_frames")
+    t, _, split = case.partition("_")
+    tokens = golden["image_context_96" if split else "image_context"].reshape(FRAMES[case])
+    inputs = golden[f"x_{t}"], golden["timesteps"], golden["text_context"], tokens, golden["fs"]
+    params = {"unet": tiny.params("v", "unet")}
+    prediction = jax.jit(functools.partial(tiny.models("v").apply, "unet"))(params, *inputs)
+    assert relative_error(prediction, golden[f"unet_{case}"]) < 1e-5
+
+
 def apply(name, *inputs, method=None):
     run = functools.partial(tiny.models("v").apply, name, method=method)
     return jax.jit(run)({name: tiny.params("v", name)}, *map(jnp.asarray, inputs))
