@@ -29,6 +29,7 @@ _ENCODERS: dict[str, tuple[str, str, str]] = {
     "av1": ("libsvtav1", "preset=12,g=8,svtav1-params=log-level=0", "yuv420p"),
     "mpeg4": ("mpeg4", "bf=1,g=8,qscale=2", "yuv420p"),
     "mpeg4 without B-frames": ("mpeg4", "bf=0,g=8,qscale=2", "yuv420p"),
+    "mpeg4 with two B-frames": ("mpeg4", "bf=2,g=20,qscale=2", "yuv420p"),
     "gif": ("gif", "", "rgb8"),
 }
 
@@ -192,12 +193,15 @@ def _kinds(codec: str, extension: str) -> Iterator[tuple[str, Callable[[Path], P
     if extension == "ts":
         yield "twice", lambda folder: _twice(made()(folder))
         yield "start cut off", lambda folder: _cut(made()(folder))
+        yield "clock set on", made(_clock_set_on)
     if codec in ("h264", "hevc", "mpeg4"):
         yield "times of decoding", made(_times_of_decoding)
     if codec in ("vp8", "vp9", "av1"):
         yield "hidden", partial(_hidden, codec, extension)
     if codec == "mpeg4":
         yield "packed", made(_packed)
+        if extension in ("mp4", "mkv"):
+            yield "packed, times guessed", made(_packed_badly, codec="mpeg4 with two B-frames")
         yield "empty", made(_partly_empty, codec="mpeg4 without B-frames")
 
 
@@ -282,6 +286,12 @@ def _delayed(seconds: int, packets: list[av.Packet]) -> list[av.Packet]:
     return packets
 
 
+def _clock_set_on(packets: list[av.Packet]) -> list[av.Packet]:
+    """An hour goes by before the second key."""
+    second = [i for i, packet in enumerate(packets) if packet.is_keyframe][1]
+    return packets[:second] + _delayed(3600, packets[second:])
+
+
 def _equal_times(packets: list[av.Packet]) -> list[av.Packet]:
     """The sixth packet says the time of the fifth."""
     time = cast(int, packets[4].pts)
@@ -327,6 +337,7 @@ def _one_by_one(packets: list[av.Packet]) -> list[av.Packet]:
 
 
 _PICTURE = b"\0\0\1\xb6"
+_SAYS_PACKED = b"\0\0\1\xb2DivX503b1393p"
 
 
 def _empty(number: int) -> bytes:
@@ -341,8 +352,24 @@ def _packed(packets: list[av.Packet]) -> list[av.Packet]:
         kind = data[i][data[i].index(_PICTURE) + 4] >> 6
         if kind == 2:
             data[i - 1], data[i] = data[i - 1] + data[i], _empty(i)
-    data[0] = b"\0\0\1\xb2DivX503b1393p" + data[0]
+    data[0] = _SAYS_PACKED + data[0]
     return _times_of_decoding([_like(packet, d) for packet, d in zip(packets, data, strict=True)])
+
+
+def _packed_badly(packets: list[av.Packet]) -> list[av.Packet]:
+    """Packs two of three pictures, with the times of the second and the third one swapped."""
+    kinds = [bytes(p)[bytes(p).index(_PICTURE) + 4] >> 6 for p in packets]
+    data = [bytes(packet) for packet in packets]
+    times = [cast(int, packet.pts) for packet in packets]
+    for i in range(len(data) - 2):
+        if kinds[i] != 2 and kinds[i + 1 : i + 3] == [2, 2]:
+            data[i : i + 3] = data[i] + data[i + 1], data[i + 2], _empty(i)
+            times[i + 1], times[i + 2] = times[i + 2], times[i + 1]
+    data[0] = _SAYS_PACKED + data[0]
+    packed = [_like(packet, d) for packet, d in zip(packets, data, strict=True)]
+    for packet, time in zip(packed, times, strict=True):
+        packet.pts, packet.dts = time, cast(int, packet.dts) - 40
+    return packed
 
 
 def _partly_empty(packets: list[av.Packet]) -> list[av.Packet]:

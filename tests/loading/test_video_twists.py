@@ -14,6 +14,7 @@ from dynamicrafter_jax import media
 from dynamicrafter_jax.data.clips import ClipSettings, VideoExamples
 from dynamicrafter_jax.data.decoding import open_video
 from dynamicrafter_jax.data.folders import EXTENSIONS
+from dynamicrafter_jax.data.packets import read_index
 from dynamicrafter_jax.data.sources import Video
 from dynamicrafter_jax.errors import UserError
 
@@ -143,6 +144,28 @@ def test_bytes_are_read_as_files_are(folder: Path):
         with open_video(case.make(folder).read_bytes(), name) as video:
             frames = video.read(range(video.num_frames), 48, 64)
         assert case.picture.describe(frames) == EXPECTED[name][0]
+
+
+def test_a_last_packet_that_is_cut_off_is_no_frame(folder: Path):
+    path = video_files.write(folder / "a.flv", video_files.moving(20, 96, 160), options="bf=0")
+    data = path.read_bytes()
+    with open_video(data, "a.flv") as video:
+        whole = video.read(range(20), 96, 160)
+    for size in range(len(data) // 2, len(data) - 100, 600):
+        with open_video(data[:size], "a.flv") as video:
+            assert 4 < video.num_frames < 20
+            frames = video.read(range(video.num_frames), 96, 160)
+            np.testing.assert_array_equal(frames, whole[: len(frames)])
+
+
+def test_what_only_might_be_reordered_is_decoded_from_the_nearest_key(folder: Path):
+    """Between two keys there is no place for a frame that waits, whatever the header says."""
+    frames = video_files.numbered(20)
+    path = video_files.write(folder / "b.mp4", frames, options="x264-params=keyint=2:bframes=1")
+    with av.open(os.fspath(path)) as file:
+        stream = file.streams.video[0]
+        assert stream.codec_context.has_b_frames
+        assert not read_index(file, stream)[0].counted
 
 
 def test_frames_that_come_in_another_order_are_refused(folder: Path, monkeypatch):
