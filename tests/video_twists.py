@@ -175,7 +175,7 @@ def _kinds(codec: str, extension: str) -> Iterator[tuple[str, Callable[[Path], P
         return make
 
     yield "plain", made()
-    yield "one frame", made(frames=video_files.numbered(1))
+    yield "one frame", made(lambda packets: packets[:1])
     if extension != "avi":  # which has no times but the number
         yield "irregular", made(times=IRREGULAR)
         yield "late", made(partial(_delayed, 3600))
