@@ -29,6 +29,16 @@ Cells = Mapping[str, str]
 """The cells of a row, by the names of their columns."""
 
 
+def refuse_pointer(path: epath.PathLike, data: bytes) -> None:
+    """Raises an error where a text file, or how it begins, is but a pointer to it.
+
+    Raises:
+        UserError: It is one.
+    """
+    if pointer := describe_pointer(data):
+        raise UserError(f"{path} is {pointer}")
+
+
 def decode(data: bytes) -> str:
     """Returns text in UTF-8, or in UTF-16 with a byte order mark, without that mark.
 
@@ -55,6 +65,7 @@ def read_lines(path: epath.PathLike) -> Iterator[str]:
         UserError: It can't be read, or a line is no text.
     """
     data = files.read_bytes(path)
+    refuse_pointer(path, data)
     if data.startswith(_UTF16):
         try:
             lines: Iterable[str | bytes] = io.StringIO(decode(data), newline="")

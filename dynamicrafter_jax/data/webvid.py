@@ -42,6 +42,7 @@ class WebVidTable:
         self._data = files.read_bytes(path) if "://" in self._path else None
         with self._open() as file:
             head = file.read(_HEAD)
+        tables.refuse_pointer(path, head)
         if head.startswith(_UTF16) or (b"\r" in head and b"\n" not in head):
             lines = (line.rstrip("\r\n") + "\n" for line in tables.read_lines(path))
             self._data = "".join(lines).encode()
