@@ -70,9 +70,8 @@ def inspect(file: str | bytes, name: str) -> Footage:
         return Footage(len(_array(str(file))), None, sha256)
     if kind in _ANIMATIONS:
         with _animation(data, name) as (picture, count):
-            picture.load()  # which tells how long a frame lasts
-            duration = picture.info.get("duration") or 0
-        return Footage(count, 1000 / duration if duration else None, sha256)
+            rate = _rate(picture, count)
+        return Footage(count, rate, sha256)
     with open_video(file, name) as reader:
         return Footage(reader.num_frames, reader.fps, sha256)
 
@@ -165,3 +164,13 @@ def _animation(data: bytes, name: str) -> Iterator[tuple[Image.Image, int]]:
     """Opens an animation; gives its picture and how many frames it has."""
     with open_animation(data, name) as picture:
         yield picture, getattr(picture, "n_frames", 1)
+
+
+def _rate(picture: Image.Image, count: int) -> float | None:
+    """Returns the frames a second of an animation, from the first to the last; None if untold."""
+    milliseconds = 0.0
+    for number in range(count - 1):
+        picture.seek(number)
+        picture.load()  # which tells how long it stays
+        milliseconds += picture.info.get("duration") or 0
+    return 1000 * (count - 1) / milliseconds if milliseconds else None

@@ -45,6 +45,29 @@ def test_frames_by_number(tmp_path, kind):
             assert footage.sha256 == hashlib.sha256(file.read()).hexdigest()
 
 
+DURATIONS = [  # a kind, how long its frames stay in milliseconds, and their rate
+    (".webp", [20, 200, 200, 200], 3 / 0.42),
+    (".gif", [20, 200, 200, 200], 3 / 0.42),
+    (".apng", [20, 200, 200, 200], 3 / 0.42),
+    (".webp", [40, 1000], 25.0),  # how long the last one stays does not count
+    (".gif", [40, 1000], 25.0),
+    (".webp", [33, 33, 34, 33], 30.0),
+    (".webp", [125], None),
+    (".webp", [0, 0], None),
+]
+
+
+@pytest.mark.parametrize("kind, durations, rate", DURATIONS)
+def test_rates_of_animations_are_of_all_frames(tmp_path, kind, durations, rate):
+    frames = [Image.fromarray(frame) for frame in video_files.moving(len(durations))]
+    path = tmp_path / f"a{kind}"
+    more = {"save_all": True, "append_images": frames[1:], "duration": durations}
+    frames[0].save(path, "PNG" if kind == ".apng" else None, **more)
+    footage = inspect(str(path), "a")
+    assert footage.frames == len(durations)
+    assert footage.fps == (rate if rate is None else pytest.approx(rate, rel=1e-6))
+
+
 def test_a_folder_is_hashed_by_its_pictures(tmp_path):
     path = written(tmp_path, "folder")
     before = inspect(path, "a")
