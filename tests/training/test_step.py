@@ -148,7 +148,7 @@ def test_a_broken_clip_changes_nothing_but_the_count():
 def test_the_average_follows_the_parameters():
     one, _ = run([clips()])
     start = {name: tiny.micro().params[name] for name in one.params}
-    wanted = jax.tree.map(lambda a, b: 0.9 * a + 0.1 * b, start, one.params)
+    wanted = jax.tree.map(lambda a, b: (2 * a + 9 * b) / 11, start, one.params)
     assert close(one.ema, wanted, 1e-6)
     assert one.ema is not None
     assert one.best_params["unet"]["out"]["bias"] is one.ema["unet"]["out"]["bias"]
