@@ -41,8 +41,8 @@ def clips(cached=False) -> Any:
         "keep_image": np.asarray(np.arange(CLIPS) != 2, np.float32),
     }
     if cached:
-        # Some log-variances are far beyond what a posterior is clipped to.
-        moments = draw.standard_normal((CLIPS, *LATENT[:3], 8)) * np.repeat([1, 15], 4)
+        moments = draw.standard_normal((CLIPS, *LATENT[:3], 8))
+        moments[0, ..., 4:] *= 15  # far beyond what a posterior is clipped to
         fields |= {
             "moments": moments.astype(np.float16),
             "text": draw.standard_normal((CLIPS, TOKENS, stand_ins.WIDTH)).astype(np.float32),
