@@ -64,15 +64,6 @@ def objective(concat="frame"):
     return make_objective(settings, stand_ins.stand_ins(), schedule, vae_frames=2)
 
 
-@functools.cache
-def levels():
-    """sqrt(alpha_bar) with zero terminal SNR (arXiv 2305.08891, Algorithm 1), and s_t."""
-    betas = np.linspace(0.00085**0.5, 0.012**0.5, 1000) ** 2
-    root = np.cumprod(1 - betas) ** 0.5
-    root = (root - root[-1]) * root[0] / (root[0] - root[-1])
-    return root, np.append(np.linspace(1, BASE_SCALE, 400), np.full(600, BASE_SCALE))
-
-
 @jax.jit
 @functools.partial(jax.vmap, in_axes=(None, 0))
 def draws(rng, index):
@@ -99,14 +90,12 @@ def loss_by_hand(batch, i, drawn, *, concat="frame", dropout=False):
         video = batch.video[i] / 127.5 - 1
         moments = stand_ins.moments(params["vae"], video)
         text = params["text_encoder"]["table"][batch.ids[i]]
-        image = video[frame] * batch.keep_image[i]  # a dropped one is grey
-        mean = np.array([0.48145466, 0.4578275, 0.40821073])
-        deviation = np.array([0.26862954, 0.26130258, 0.27577711])
-        vision = ((image + 1) / 2 - mean) / deviation
-        vision = stand_ins.tokens(params["image_encoder"], vision[None])[0]
+        # A dropped image is grey.
+        image = stand_ins.image_context(params, video[frame] * batch.keep_image[i])
     else:
         moments = batch.moments[i].astype(np.float64)
-        text, vision = batch.text[i].astype(np.float64), batch.vision[i].astype(np.float64)
+        text = batch.text[i].astype(np.float64)
+        image = stand_ins.context(params["projector"], batch.vision[i].astype(np.float64)[None])[0]
     mean, logvar = moments[..., :4], np.clip(moments[..., 4:], -30, 20)
     z = SCALE * (mean + np.exp(logvar / 2) * drawn["posterior"])
 
@@ -120,19 +109,18 @@ def loss_by_hand(batch, i, drawn, *, concat="frame", dropout=False):
         given[0], given[-1] = z[0], z[-1]
 
     # q(x_t | x_0) of the rescaled latents, and the velocity.
-    root, scale = levels()
+    root, scale = stand_ins.levels(BASE_SCALE)
     timestep, noise = int(drawn["timestep"]), drawn["noise"]
     signal, noise_level = root[timestep], (1 - root[timestep] ** 2) ** 0.5
     x0 = scale[timestep] * z
     x, velocity = signal * x0 + noise_level * noise, signal * noise - noise_level * x0
 
-    image = stand_ins.context(params["projector"], vision[None])
     found = stand_ins.unet(
         params["unet"],
         np.concatenate([x, given], -1)[None],
         np.array([timestep]),
         text[None],
-        image,
+        image[None],
         np.asarray(batch.fs[i], np.float64)[None],
         None,
     )[0]
