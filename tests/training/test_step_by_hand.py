@@ -5,6 +5,7 @@ its gradient is w - c_i.
 """
 
 import math
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -14,7 +15,7 @@ import pytest
 
 from dynamicrafter_jax.training.inputs import Batch
 from dynamicrafter_jax.training.objectives import ClipLosses
-from dynamicrafter_jax.training.state import TrainState
+from dynamicrafter_jax.training.state import TrainState, create_state
 from dynamicrafter_jax.training.step import make_train_step, update_ema
 
 CLIPS = 8
@@ -63,6 +64,21 @@ def test_the_gradient_is_that_of_the_mean_over_readable_clips(accumulation, brok
     assert float(metrics.losses.mean) == pytest.approx(losses.mean(), rel=1e-5)
     assert float(metrics.losses.weight) == len(points)
     assert int(new.step) == 1 and new.ema is None
+
+
+def test_a_run_begins_with_the_average_of_what_it_starts_from():
+    home = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+    leaf = jax.ShapeDtypeStruct((2,), jnp.float32, sharding=home)
+    step: Any = jax.ShapeDtypeStruct((), jnp.int32, sharding=home)
+    params = {"unet": {"w": leaf}}
+    optimizer = optax.sgd(1.0)
+    abstract = TrainState(step, params, {"vae": {"w": leaf}}, optimizer.init(params), params)
+    values = {"unet/w": START, "vae/w": 2 * START}
+    state = create_state(abstract, values.__getitem__, optimizer)
+    assert int(state.step) == 0 and state.ema is not None
+    assert np.array_equal(state.params["unet"]["w"], START)
+    assert np.array_equal(state.ema["unet"]["w"], START)
+    assert np.array_equal(state.frozen["vae"]["w"], 2 * START)
 
 
 @pytest.mark.parametrize("decay", [0.5, 0.999])
