@@ -21,7 +21,7 @@ def made(name: str, seed: int) -> Measured:
         name,
         names,
         ["cats"] * 4 + ["dogs"] * 6 + [""],
-        {kind: Features(np.float32(values), names, {}) for kind, values in rows.items()},
+        {kind: Features(values.astype(np.float32), names, {}) for kind, values in rows.items()},
         {"motion": draw.standard_normal(COUNT)},
     )
 

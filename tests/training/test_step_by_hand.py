@@ -70,7 +70,7 @@ def test_a_run_begins_with_the_average_of_what_it_starts_from():
     home = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
     leaf = jax.ShapeDtypeStruct((2,), jnp.float32, sharding=home)
     step: Any = jax.ShapeDtypeStruct((), jnp.int32, sharding=home)
-    params = {"unet": {"w": leaf}}
+    params: Any = {"unet": {"w": leaf}}
     optimizer = optax.sgd(1.0)
     abstract = TrainState(step, params, {"vae": {"w": leaf}}, optimizer.init(params), params)
     values = {"unet/w": START, "vae/w": 2 * START}
