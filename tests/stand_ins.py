@@ -16,8 +16,9 @@ from dynamicrafter_jax.models.autoencoder import Posterior
 
 FRAMES, SIDE, FACTOR, TOKENS, WIDTH = 3, 16, 4, 5, 6
 LATENT = (FRAMES, SIDE // FACTOR, SIDE // FACTOR, 4)
-SCALE = 0.3
-"""The scale factor of latents: no release's, so that a constant in place of it shows."""
+SCALE, BASE_SCALE = 0.3, 0.6
+"""The scale factor of latents, and the dynamic rescale's last: no release's, so that a constant in
+place of them shows."""
 
 
 class StandIns(Models):
@@ -42,7 +43,7 @@ class StandIns(Models):
 
 def stand_ins() -> Models:
     sizes: Any = {
-        "unet": SimpleNamespace(size_multiple=1),
+        "unet": SimpleNamespace(size_multiple=1, clone=lambda **_: SimpleNamespace()),
         "vae": SimpleNamespace(scale_factor=SCALE, downsampling=FACTOR, z_channels=4),
         "text_encoder": SimpleNamespace(context_length=TOKENS),
         "image_encoder": SimpleNamespace(image_size=SIDE),

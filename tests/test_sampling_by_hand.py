@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import release_files
 import stand_ins
-from stand_ins import FRAMES, LATENT, SCALE, SIDE, TOKENS
+from stand_ins import BASE_SCALE, FRAMES, LATENT, SCALE, SIDE, TOKENS
 
 from dynamicrafter_jax import bulk, media, sampler, sharding
 from dynamicrafter_jax.noise import KeyedNoise
@@ -21,7 +21,6 @@ from dynamicrafter_jax.sampler import Sampler, shown_frames
 from dynamicrafter_jax.sampling import SamplingSettings
 from dynamicrafter_jax.tokenizer import tokenize
 
-BASE_SCALE = 0.6
 # Of all settings: none that a default is near.
 SETTINGS: dict[str, Any] = {
     "height": SIDE,
