@@ -27,6 +27,7 @@ from dynamicrafter_jax.training.checkpoints import Checkpoints
 from dynamicrafter_jax.training.console import Console
 from dynamicrafter_jax.training.feed import Feed
 from dynamicrafter_jax.training.history import History
+from dynamicrafter_jax.training.keys import parameter_key, step_key, validation_key
 from dynamicrafter_jax.training.metrics import MetricWriter
 from dynamicrafter_jax.training.objectives import make_objective
 from dynamicrafter_jax.training.optimizer import learning_rate, make_optimizer
@@ -40,7 +41,6 @@ from dynamicrafter_jax.training.step import compile_step, make_train_step
 from dynamicrafter_jax.training.throughput import Throughput
 from dynamicrafter_jax.training.validation import open_validation
 from dynamicrafter_jax.training.workdir import claim_workdir
-from dynamicrafter_jax.warm_start import parameter_key
 from dynamicrafter_jax.weights import abstract_params, origin
 
 CONFIG = cli.define_config()
@@ -50,8 +50,6 @@ COORDINATOR = flags.DEFINE_string("coordinator_address", None, "Process 0, as ho
 NUM_PROCESSES = flags.DEFINE_integer("num_processes", None, "Processes of the run.")
 PROCESS_ID = flags.DEFINE_integer("process_id", None, "Which of them this is, from 0.")
 
-# What the run's key is folded with, for each use; `parameter_key` folds in 0.
-_STEPS, _VALIDATION = 1, 2
 # The exit status of a process that SIGTERM ends, by which schedulers know to start it again.
 _STOPPED = 143
 
@@ -75,7 +73,6 @@ def train(
     config: ConfigDict, settings: TrainSettings, workdir: str, stack: contextlib.ExitStack
 ) -> bool:
     """Trains to the last step, or until it is asked to stop; returns whether it is the former."""
-    key = jax.random.key(settings.seed)
     writes = jax.process_index() == 0  # one process for all
 
     # Mesh
@@ -130,7 +127,7 @@ def train(
         prefetch=config.data.prefetch,
     )
     feed = Feed(stack.enter_context(contextlib.closing(loader)), mesh)
-    rng = sharding.replicate(jax.random.fold_in(key, _STEPS), mesh)
+    rng = sharding.replicate(step_key(settings.seed), mesh)
     train_step, flops = compile_step(
         make_train_step(
             objective,
@@ -161,9 +158,7 @@ def train(
             enabled=writes,
         )
     )
-    validation = open_validation(
-        config, settings, objective, mesh, jax.random.fold_in(key, _VALIDATION)
-    )
+    validation = open_validation(config, settings, objective, mesh, validation_key(settings.seed))
     samples = open_samples(config, settings, mesh, workdir, writer)
     preemption = stack.enter_context(Preemption())
     rate = learning_rate(settings)

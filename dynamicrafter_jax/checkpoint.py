@@ -149,7 +149,7 @@ def load_converted(
 
 
 def write_description(
-    directory: epath.PathLike, config: ConfigDict, sources: list[dict[str, str]]
+    directory: epath.PathLike, config: ConfigDict, sources: list[dict[str, Any]]
 ) -> None:
     """Writes `config.json`, the last file of a converted model; see `read_description`."""
     path = as_path(directory)
@@ -173,7 +173,9 @@ def read_description(directory: epath.PathLike) -> dict[str, Any]:
     """Returns what `config.json` of a converted model says.
 
     That is `format_version`, `package_version`, `dtype` of the parameters, `sources` (a list of
-    `name` and `sha256` of the files it was made from), `files` (their sizes by name) and `config`.
+    `name` and `sha256` of the files it was made from; of a training run also `step` and
+    `parameters`, "averaged" or "last", and its SHA-256 is that of the parameters), `files` (their
+    sizes by name) and `config`.
 
     Raises:
         UserError: If the directory is not a converted model or of a newer format, or if a file

@@ -5,16 +5,19 @@ r"""Converts a release file, or a training run, into a directory of this package
     python -m dynamicrafter_jax.convert --export --input=DIRECTORY --output=model.safetensors
     python -m dynamicrafter_jax.convert --input=WORKDIR --output=DIRECTORY
 
-The last takes the newest checkpoint of a training run, its averaged parameters if it has some. None
-holds more than the parameters of one network at a time, however large the file.
+The last takes the newest checkpoint of a training run, its averaged parameters if it has some, and
+says so. None holds more than the parameters of one network at a time, however large the file.
 """
 
+import dataclasses
 import functools
+import hashlib
 import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
+import numpy as np
 from absl import flags
 from etils import epath
 from jaxtyping import PyTree
@@ -70,7 +73,7 @@ def convert_run(
     averaged: bool | None = None,
     overwrite: bool = False,
 ) -> Summary:
-    """Writes a checkpoint of a training run as a converted model.
+    """Writes a checkpoint of a training run as a converted model, which says what was taken.
 
     Args:
         workdir: Folder of the run.
@@ -87,7 +90,19 @@ def convert_run(
     place = as_path(directory)
     _check_free(place, overwrite)
     run = open_run(workdir, step=step, averaged=averaged)
-    return _write(place, run.config, run.readers, {}, run.sources, overwrite)
+    sources = [*run.sources, {"name": run.name, "step": run.step, "parameters": run.parameters}]
+    digest = hashlib.sha256()
+
+    def hashed(read: Callable[[], PyTree]) -> PyTree:
+        tree = read()
+        for leaf in jax.tree.leaves(tree):
+            digest.update(np.asarray(leaf).tobytes())
+        sources[-1]["sha256"] = digest.hexdigest()
+        return tree
+
+    readers = {name: functools.partial(hashed, read) for name, read in run.readers.items()}
+    summary = _write(place, run.config, readers, {}, sources, overwrite)
+    return dataclasses.replace(summary, taken=run.taken)
 
 
 def _write(
@@ -145,7 +160,9 @@ def define_flags() -> dict[str, flags.FlagHolder]:
         "towers": flags.DEFINE_string("towers", None, "Where absent frozen networks come from."),
         "overwrite": flags.DEFINE_bool("overwrite", False, "Replace what is at --output."),
         "step": flags.DEFINE_integer("step", None, "Of a training run; its newest by default."),
-        "averaged": flags.DEFINE_bool("averaged", None, "Take the averaged parameters of a run."),
+        "averaged": flags.DEFINE_bool(
+            "averaged", None, "Take a run's averaged parameters, or the last; averaged if there."
+        ),
         "export": flags.DEFINE_bool("export", False, "Write a release file from a directory."),
         "export_dtype": flags.DEFINE_enum(
             "export_dtype", None, list(EXPORT_DTYPES), "Type of exported tensors."
@@ -209,6 +226,7 @@ def run(given: Mapping[str, Any]) -> None:
     print(
         f"{given['output']}: {summary.parameters:,} parameters in {summary.tensors} tensors, "
         f"{summary.carried} more carried, {time.perf_counter() - started:.1f} s"
+        + (f"; {summary.taken}" if summary.taken else "")
     )
 
 

@@ -41,11 +41,13 @@ class Summary:
         tensors: Tensors that hold parameters.
         parameters: Numbers in them.
         carried: Further tensors, kept so that an export is a complete release file.
+        taken: Of a training run, which parameters these are, in words; else empty.
     """
 
     tensors: int
     parameters: int
     carried: int
+    taken: str = ""
 
 
 def load_pretrained(
@@ -144,7 +146,7 @@ def open_release(
 
 
 def origin(path: epath.PathLike) -> list[dict[str, Any]]:
-    """Returns name and SHA-256 of a file, or of those that a converted model was made from."""
+    """Returns name and SHA-256 of a file, or the `sources` of a converted model."""
     file = as_path(path)
     if file.is_dir():
         return checkpoint.read_description(file)["sources"]

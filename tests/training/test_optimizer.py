@@ -1,11 +1,15 @@
 import math
+from typing import Any
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
+import release_files
 import tiny
+from flax import traverse_util
 from optax.contrib import scale_by_muon
 
 from dynamicrafter_jax import sharding
@@ -13,10 +17,12 @@ from dynamicrafter_jax.config import settings_of
 from dynamicrafter_jax.errors import UserError
 from dynamicrafter_jax.models import abstract_models
 from dynamicrafter_jax.models.layers import init_params
-from dynamicrafter_jax.training.muon import orthogonalize
+from dynamicrafter_jax.release import release_tensors
+from dynamicrafter_jax.training.muon import _matrix, orthogonalize
 from dynamicrafter_jax.training.optimizer import learning_rate, make_optimizer
 from dynamicrafter_jax.training.settings import TrainSettings
 from dynamicrafter_jax.training.state import abstract_state
+from dynamicrafter_jax.weights import abstract_params
 
 
 def settings(**overrides):
@@ -34,6 +40,110 @@ def test_the_rate_rises_in_a_line_and_falls_along_a_cosine():
 def test_a_constant_rate_is_constant():
     rate = learning_rate(settings(learning_rate=1e-5, steps=10))
     assert {float(np.asarray(rate(step))) for step in (0, 5, 1000)} == {1e-5}
+
+
+PARAMS = {
+    "norm": {"scale": (5,)},
+    "attn2": {"text_value": {"kernel": (6, 2, 5)}, "out": {"kernel": (2, 5, 6)}},
+}
+
+
+def leaves(seed, scale=1.0) -> Any:
+    draw = np.random.default_rng(seed).standard_normal
+    return jax.tree.map(
+        lambda shape: scale * draw(shape), PARAMS, is_leaf=lambda leaf: isinstance(leaf, tuple)
+    )
+
+
+def stepped(chosen, params, gradients) -> Any:
+    """Parameters after some steps of the optimizer, in its own float32."""
+    optimizer = make_optimizer(chosen)
+    params = jax.tree.map(lambda leaf: jnp.asarray(leaf, jnp.float32), params)
+    state = optimizer.init(params)
+    update = jax.jit(optimizer.update)
+    for gradient in gradients:
+        gradient = jax.tree.map(lambda leaf: jnp.asarray(leaf, jnp.float32), gradient)
+        with jax.numpy_dtype_promotion("standard"):
+            updates, state = update(gradient, state, params)
+        params = optax.apply_updates(params, updates)
+    return params
+
+
+def clipped(gradient, most):
+    norm = math.sqrt(sum(float((leaf**2).sum()) for leaf in jax.tree.leaves(gradient)))
+    return jax.tree.map(lambda leaf: leaf * min(1, most / norm), gradient)
+
+
+def adam(p, gradients, *, rate, beta1, beta2, epsilon, decay, nesterov=False):
+    """Algorithm 2 of arXiv 1711.05101; with Nesterov's momentum, as Dozat's (2016), if asked."""
+    m = v = 0
+    for t, g in enumerate(gradients, start=1):
+        m, v = beta1 * m + (1 - beta1) * g, beta2 * v + (1 - beta2) * g**2
+        ahead = m / (1 - beta1**t)
+        if nesterov:
+            ahead = beta1 * m / (1 - beta1 ** (t + 1)) + (1 - beta1) * g / (1 - beta1**t)
+        p = p - rate * (ahead / (np.sqrt(v / (1 - beta2**t)) + epsilon) + decay * p)
+    return p
+
+
+# Every number is one that no default is near, and matters to the result.
+COMMON = {"learning_rate": 0.1, "beta1": 0.8, "beta2": 0.9, "weight_decay": 0.7, "clip_norm": 0.6}
+
+
+def test_adamw_takes_the_steps_of_its_paper():
+    params, gradients = leaves(0), [leaves(1), leaves(2, 1e-2), leaves(3)]
+    ours = stepped(settings(epsilon=0.05, **COMMON), params, gradients)
+    gradients = [clipped(gradient, 0.6) for gradient in gradients]
+
+    def by_hand(decay):
+        found = {"rate": 0.1, "beta1": 0.8, "beta2": 0.9, "epsilon": 0.05, "decay": decay}
+        return jax.tree.map(lambda p, *gs: adam(p, gs, **found), params, *gradients)
+
+    wanted, without_decay = by_hand(0.7), by_hand(0.0)
+    for a, b, c in zip(*map(jax.tree.leaves, (ours, wanted, without_decay)), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6)
+        assert np.abs(b - c).max() > 0.1
+
+
+def orthogonal(matrix):
+    """Newton and Schulz's iteration of Muon (arXiv 2502.16982, Eq. 2), a step of norm 0.2 each."""
+    x = matrix / np.linalg.norm(matrix)
+    for _ in range(5):
+        a = x @ x.T
+        x = 3.4445 * x + (-4.7750 * a + 2.0315 * a @ a) @ x
+    return 0.2 * math.sqrt(max(matrix.shape)) * x
+
+
+def test_muon_takes_the_steps_of_its_paper():
+    params, gradients = leaves(0), [leaves(1), leaves(2, 1e-2), leaves(3)]
+    ours = stepped(settings(optimizer="muon", **COMMON), params, gradients)
+    gradients = [clipped(gradient, 0.6) for gradient in gradients]
+    for name, rows in {"text_value": 6, "out": 10}.items():
+        p, m = params["attn2"][name]["kernel"].reshape(rows, -1), 0
+        for gradient in gradients:
+            g = gradient["attn2"][name]["kernel"].reshape(rows, -1)
+            m = 0.8 * m + g
+            p = p - 0.1 * (orthogonal(g + 0.8 * m) + 0.7 * p)
+        kernel = ours["attn2"][name]["kernel"]
+        np.testing.assert_allclose(kernel.reshape(rows, -1), p, rtol=1e-4, atol=1e-5)
+    found = {"rate": 0.1, "beta1": 0.8, "beta2": 0.9, "epsilon": 1e-8, "decay": 0.0}
+    wanted = adam(
+        params["norm"]["scale"], [g["norm"]["scale"] for g in gradients], nesterov=True, **found
+    )
+    np.testing.assert_allclose(ours["norm"]["scale"], wanted, rtol=1e-4)
+
+
+def test_every_kernel_is_the_matrix_that_the_release_stores():
+    """The release's linear maps are matrices of outputs and inputs, so they tell which is which."""
+    boxed = abstract_params(release_files.micro())
+    shapes: Any = traverse_util.flatten_dict(nn.meta.unbox(boxed))
+    kernels = [one for one in release_tensors(boxed).values() if one.path[-1] == "kernel"]
+    assert {"text_value", "image_value", "key_value", "qkv"} < {one.path[-2] for one in kernels}
+    for tensor in kernels:
+        keys = tuple(jax.tree_util.DictKey(key) for key in tensor.path)
+        outputs, *inputs = tensor.shape
+        matrix = _matrix(keys, jnp.zeros(shapes[tensor.path].shape))
+        assert matrix.shape == (math.prod(inputs), outputs), tensor.path
 
 
 KERNELS = {  # of each kind: its path in the micro model, and how many of its axes are inputs
