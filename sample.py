@@ -8,7 +8,8 @@ stopped:
 
     python sample.py --checkpoint=model_512 --prompts=batch.csv --output_dir=videos
 
-Every setting is a flag too: `--config.sampling.steps=25`. See docs/sampling.md.
+Common settings are flags, as `--steps=25`, and so is all that is in the model's config:
+`--config.precision.dtype=bfloat16`. See docs/sampling.md.
 """
 
 import contextlib
@@ -18,18 +19,21 @@ import time
 from collections.abc import Iterator, Sequence
 from typing import Any
 
+from dynamicrafter_jax import cli
+
+# isort: split
 import jax
 from absl import flags
 from etils import epath
 from ml_collections import ConfigDict
 
-from dynamicrafter_jax import bulk, cli, files, media, provenance, sharding
+from dynamicrafter_jax import bulk, files, media, provenance, sharding
 from dynamicrafter_jax.config import config_to_json
 from dynamicrafter_jax.errors import UserError
 from dynamicrafter_jax.models import Models
 from dynamicrafter_jax.noise import read_noise
 from dynamicrafter_jax.pipeline import Clips, ImageToVideo
-from dynamicrafter_jax.pretrained import config_for, find_model
+from dynamicrafter_jax.pretrained import find_model
 from dynamicrafter_jax.progress import ProgressBar
 from dynamicrafter_jax.sampler import Sampler
 from dynamicrafter_jax.sampling import SamplingSettings
@@ -44,13 +48,9 @@ CHECKPOINT = flags.DEFINE_string(
 TOWERS = flags.DEFINE_string("towers", None, "Where frozen towers come from, if not in there.")
 IMAGE = flags.DEFINE_string("image", None, "Picture to animate, or a .npy in [-1, 1].")
 END_IMAGE = flags.DEFINE_string("end_image", None, "Picture to end at: interpolation.")
-FIT = flags.DEFINE_enum(
-    "fit", None, ["crop", "letterbox"], "Pictures cropped, or whole; wins over the config's."
-)
 LOOP = flags.DEFINE_bool("loop", False, "End where it began.")
 PROMPT = flags.DEFINE_string("prompt", "", "What happens; empty for the image alone.")
 OUTPUT = flags.DEFINE_string("output", None, "A .mp4, .gif, .webp, or a folder of PNGs.")
-SEED = flags.DEFINE_integer("seed", None, "Wins over --config.sampling.seed.")
 NUM_SAMPLES = flags.DEFINE_integer("num_samples", 1, "Videos of the same image and prompt.")
 PROMPTS = flags.DEFINE_string("prompts", None, "A .csv or .jsonl of id, image, prompt, ...")
 OUTPUT_DIR = flags.DEFINE_string("output_dir", None, "Folder for the videos of --prompts.")
@@ -62,6 +62,23 @@ CRF = flags.DEFINE_integer("crf", 18, "Constant rate factor of .mp4 files; lower
 NOISE = flags.DEFINE_string("noise", None, "Replay the draws of another run, from an .npz.")
 SAVE_LATENTS = flags.DEFINE_string("save_latents", None, "Also write the final latents, a .npy.")
 SAVE_VIDEO = flags.DEFINE_string("save_video", None, "Also write the unclipped frames, a .npy.")
+# Settings that have flags of their own; each wins over --config.sampling.NAME.
+SETTINGS = (
+    flags.DEFINE_integer("seed", None, "Of all random draws."),
+    flags.DEFINE_integer("steps", None, "Solver steps; time is proportional to it."),
+    flags.DEFINE_float("fps", None, "Frames a second, or stride, that the model is told."),
+    flags.DEFINE_float("video_fps", None, "Frames a second of the file."),
+    flags.DEFINE_string("negative_prompt", None, "What to move away from."),
+    flags.DEFINE_float("guidance_scale", None, "How strongly text and image are followed."),
+    flags.DEFINE_float("image_guidance_scale", None, "The image's own, beside the text's."),
+    flags.DEFINE_float("guidance_rescale", None, "0 to 1, against harsh contrast."),
+    flags.DEFINE_float("eta", None, "Fresh noise at each step, 0 to 1."),
+    flags.DEFINE_enum("spacing", None, ["uniform", "uniform_trailing"], "Of the timesteps."),
+    flags.DEFINE_integer("height", None, "Of the frames, in pixels."),
+    flags.DEFINE_integer("width", None, "Of the frames, in pixels."),
+    flags.DEFINE_integer("num_frames", None, "Of the video."),
+    flags.DEFINE_enum("fit", None, ["crop", "letterbox"], "Pictures cropped, or whole."),
+)
 MULTIHOST = flags.DEFINE_bool("multihost", False, "Find the other processes of a TPU pod.")
 COORDINATOR = flags.DEFINE_string("coordinator_address", None, "Process 0, as host:port.")
 NUM_PROCESSES = flags.DEFINE_integer("num_processes", None, "Processes that share the work.")
@@ -110,13 +127,13 @@ def joined() -> Iterator[tuple[ConfigDict, str]]:
 
 
 def choose_config(checkpoint: str) -> ConfigDict:
-    """Returns the config of the flags, else that of the model."""
-    config = config_for(checkpoint, CONFIG.value)
-    if SEED.value is not None:
-        config.sampling.seed = SEED.value
-    if FIT.value is not None:
-        with config.unlocked():  # models converted before have no such field
-            config.sampling.fit = FIT.value
+    """Returns the config of the flags, else that of the model, with the settings of flags."""
+    config = CONFIG.of_model(checkpoint)
+    # Models converted before may lack a field, and a frame rate may have been a whole number.
+    with config.unlocked(), config.ignore_type():
+        for flag in SETTINGS:
+            if flag.value is not None:
+                config.sampling[flag.name] = flag.value
     return config
 
 

@@ -1,4 +1,8 @@
-"""What the command lines share: flags, and one readable line for what the user got wrong."""
+"""What the command lines share: flags, and one readable line for what the user can mend.
+
+Entry points import this first: from then on, Ctrl-C ends them with a line, not with a traceback of
+whatever was being imported.
+"""
 
 import contextlib
 import os
@@ -6,51 +10,187 @@ import re
 import sys
 import warnings
 from collections.abc import Callable, Iterator, Sequence
+from types import TracebackType
+from typing import NoReturn
 
-import jax
 from absl import app, flags, logging
 from etils import epath
-from ml_collections import config_flags
+from ml_collections import ConfigDict, config_flags
 
-from dynamicrafter_jax.config import config_path
+from dynamicrafter_jax import quiet
 from dynamicrafter_jax.errors import UserError
 
 flags.disclaim_key_flags()  # what is defined here belongs to the entry point's --help
 
+# The flag that every `--config.section.field=value` becomes, named as --help should show it.
+_SETTINGS = "config.SECTION.FIELD"
+# Exit status of what the user can mend, and of Ctrl-C, as shells have it.
+_WRONG, _INTERRUPTED = 2, 130
 
-def define_config() -> flags.FlagHolder:
-    """Defines `--config` (a file, or the name of a config that ships) and its overrides."""
-    return config_flags.DEFINE_config_file("config", None, "Config file or name, as i2v_512.")
+
+class ConfigFlag:
+    """`--config` (a file, or the name of a config that ships) and `--config.section.field=value`.
+
+    The settings are of the config in the file, or without one of the model's own.
+
+    Attributes:
+        name: Of the flag.
+    """
+
+    name = "config"
+
+    def __init__(self) -> None:
+        """Defines the two flags."""
+        self._file = flags.DEFINE_string(
+            self.name, None, "Config file or name, as i2v_512; by default the model's own, if any."
+        )
+        self._settings = flags.DEFINE_multi_string(
+            _SETTINGS, [], "Any setting of it, as --config.sampling.steps=25."
+        )
+
+    @property
+    def settings(self) -> Sequence[str]:
+        """What is set, as "sampling.steps=25"."""
+        return self._settings.value
+
+    @property
+    def value(self) -> ConfigDict | None:
+        """The config of the file, settings included; None without a file.
+
+        Raises:
+            UserError: There is no such config, or it has no such setting.
+        """
+        from dynamicrafter_jax.config import load_config  # imports JAX
+
+        if self._file.value is None:
+            return None
+        config = load_config(self._file.value)
+        set_fields(config, self.settings)
+        return config
+
+    def of_model(self, source: epath.PathLike) -> ConfigDict:
+        """Returns the config of the file, else that of the model `source`, settings included.
+
+        Raises:
+            UserError: As `value`, or as `pretrained.config_for`.
+        """
+        from dynamicrafter_jax.pretrained import config_for  # imports JAX and Orbax
+
+        if (given := self.value) is not None:
+            return given
+        config = config_for(source, None)
+        set_fields(config, self.settings)
+        return config
+
+
+def define_config() -> ConfigFlag:
+    """Defines `--config` and its settings."""
+    return ConfigFlag()
+
+
+def set_fields(config: ConfigDict, settings: Sequence[str]) -> None:
+    """Sets fields of a config from text, each in the type that the field has.
+
+    Args:
+        config: Is changed. A field that models converted before lack is added.
+        settings: As "sampling.steps=25"; of a field that is true or false, its name sets it.
+
+    Raises:
+        UserError: There is no such field, or the text is no value of its type.
+    """
+    if not settings:
+        return
+    _add_later_fields(config, settings)
+    words = ["", *(f"--config.{setting}" for setting in settings)]
+    values = flags.FlagValues()
+    try:
+        config_flags.DEFINE_config_dict("config", config, flag_values=values, sys_argv=words)
+        values(words)
+    except (AttributeError, KeyError) as error:  # with the bare name of the field
+        field, *rest = re.findall(r"[\w.]+", str(error).replace("\\n", " "))
+        if "does not exist" in str(error):
+            field, rest = rest[-1], []
+        hint = f" (did you mean {rest[3]!r}?)" if rest[:3] == ["Did", "you", "mean"] else ""
+        raise UserError(
+            f"the config has no field {field!r}{hint}: configs/i2v_512.py has them all"
+        ) from error
+    except flags.Error as error:
+        raise UserError(str(error)) from error
+    except (ValueError, TypeError) as error:
+        raise UserError(f"--config.{', --config.'.join(settings)}: {error}") from error
 
 
 def run(main: Callable[[Sequence[str]], None]) -> None:
-    """Runs an entry point: `UserError` and bad flags become one line and exit status 2."""
+    """Runs an entry point, and ends it so that its user knows why.
+
+    `UserError`, bad flags and devices that are not there become one line and exit status 2, Ctrl-C
+    one line and 130. With `DYNAMICRAFTER_DEBUG=1` the traceback is shown.
+    """
 
     def parse(argv: Sequence[str]) -> Sequence[str]:
-        with _one_line_errors():
-            rest = flags.FLAGS(list(argv))
+        program, *words = argv
+        with _readable_ends():
+            words = flags.FLAGS.read_flags_from_files(words, force_gnu=False)
+            try:
+                rest = flags.FLAGS([program, *_with_settings_collected(words)])
+            except SystemExit as shown:  # help, after which absl gives 1
+                raise SystemExit(0) from shown
             if len(rest) > 1:
                 raise UserError(f"unexpected argument {rest[1]!r}: flags are written --name=value")
             return rest
 
     def guarded(argv: Sequence[str]) -> None:
-        enable_compilation_cache()
-        logging.set_verbosity(logging.WARNING)  # libraries report every step of theirs
-        warnings.showwarning = _show_warning
-        with _one_line_errors():
+        with _readable_ends():
+            enable_compilation_cache()
+            logging.set_verbosity(logging.WARNING)  # libraries report every step of theirs
+            warnings.showwarning = _show_warning
             main(argv)
 
-    with _one_line_errors():
-        # The flag reads overrides off sys.argv, so names become paths there.
-        sys.argv[1:] = [_resolve_config(argument) for argument in sys.argv[1:]]
     app.run(guarded, flags_parser=parse)
 
 
 def enable_compilation_cache() -> None:
     """Keeps compiled programs on disk from run to run, unless JAX was told where already."""
+    import jax
+
     if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
         cache = epath.Path("~/.cache/dynamicrafter_jax").expanduser()
         jax.config.update("jax_compilation_cache_dir", str(cache))
+
+
+def _with_settings_collected(words: Sequence[str]) -> list[str]:
+    """Turns `--config.a.b=c`, `--config.a.b c` and `--noconfig.a.b` into values of one flag."""
+    if _SETTINGS not in flags.FLAGS:
+        return list(words)
+    rest, collected = list(words), []
+    while rest:
+        word = rest.pop(0)
+        if word == "--":
+            return [*collected, word, *rest]
+        found = re.fullmatch(r"--?(no)?config\.(.+)", word, re.DOTALL)
+        if found is None:
+            collected.append(word)
+            continue
+        negated, setting = found.groups()
+        if negated:
+            setting += "=False"
+        elif "=" not in setting and rest and not re.match("--?[A-Za-z]", rest[0]):
+            setting += f"={rest.pop(0)}"
+        collected.append(f"--{_SETTINGS}={setting}")
+    return collected
+
+
+def _add_later_fields(config: ConfigDict, settings: Sequence[str]) -> None:
+    """Adds the fields of `settings` that came after the model was converted, by their defaults."""
+    from dynamicrafter_jax.config import load_config
+
+    defaults = load_config("i2v_512")
+    for setting in settings:
+        section, _, field = setting.partition("=")[0].partition(".")
+        known, present = (isinstance(of.get(section), ConfigDict) for of in (defaults, config))
+        if known and present and field in defaults[section] and field not in config[section]:
+            with config.unlocked():
+                config[section][field] = defaults[section].get_ref(field)
 
 
 def _show_warning(message: Warning | str, *_: object, **__: object) -> None:
@@ -58,35 +198,61 @@ def _show_warning(message: Warning | str, *_: object, **__: object) -> None:
     sys.stderr.write(f"warning: {message}\n")
 
 
-def _resolve_config(argument: str) -> str:
-    flag, _, value = argument.partition("=")
-    return f"{flag}={config_path(value)}" if flag in ("--config", "-config") else argument
-
-
 @contextlib.contextmanager
-def _one_line_errors() -> Iterator[None]:
-    """Turns errors that the user can mend into one line on stderr and exit status 2."""
+def _readable_ends() -> Iterator[None]:
+    """Turns what the user can mend, or did, into one line on stderr and an exit status."""
     try:
         yield
     except (UserError, flags.Error) as error:
-        message = " ".join(str(error).split())
-    except AttributeError as error:
-        # config_flags raises this, with the bare name, for an override of no known field.
-        if not _is_unknown_override(error):
+        _leave(f"error: {' '.join(str(error).split())}", _WRONG, error)
+    except KeyboardInterrupt as error:
+        _leave("stopped by Ctrl-C", _INTERRUPTED, error)
+    except Exception as error:
+        if (reason := _lack_of_devices()) is None:
             raise
-        field, *rest = re.findall(r"\w+", str(error).replace("\\n", " "))
-        hint = f" (did you mean {rest[3]!r}?)" if rest[:3] == ["Did", "you", "mean"] else ""
-        message = f"the config has no field {field!r}{hint}: configs/i2v_512.py has them all"
-    else:
-        return
-    sys.stderr.write(f"error: {message}\n")
-    sys.exit(2)
+        _leave(f"error: {reason}", _WRONG, error)
 
 
-def _is_unknown_override(error: AttributeError) -> bool:
-    trace = error.__traceback__
-    while trace is not None:
-        if trace.tb_frame.f_globals.get("__name__", "").startswith("ml_collections.config_flags"):
-            return True
-        trace = trace.tb_next
-    return False
+def _leave(line: str, status: int, error: BaseException) -> NoReturn:
+    """Ends the process with a line and a status, and the traceback for who looks for a fault."""
+    if isinstance(error, UserError) and error.details and quiet.debugging():
+        line = f"{line}\n{error.details}"
+    if quiet.debugging():
+        sys.__excepthook__(type(error), error, error.__traceback__)
+    sys.stderr.write(f"{line}\n")
+    sys.exit(status)
+
+
+def _lack_of_devices() -> str | None:
+    """Says that JAX has no devices of the kind that it was told to use; None if it has."""
+    import jax
+
+    try:
+        jax.devices()
+    except (RuntimeError, AssertionError) as error:
+        # In its own words, without its advice in brackets; for some kinds it has none.
+        words = str(error).partition(" (set ")[0].rstrip(".") or "its support is not installed"
+        asked = jax.config.jax_platforms  # pyright: ignore[reportAttributeAccessIssue]
+        return (
+            f"JAX has no device of the kind that JAX_PLATFORMS={asked or ''} asks for "
+            f"({' '.join(words.split())}): unset it, set it to cpu, or install "
+            "jax[cuda13] for an NVIDIA GPU, jax[tpu] for a TPU"
+        )
+    return None
+
+
+def _end_imports_readably() -> None:
+    """Has Ctrl-C end the process in a line as long as `run` has not begun."""
+    shown_before = sys.excepthook
+
+    def show(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+        if not issubclass(kind, KeyboardInterrupt) or quiet.debugging():
+            shown_before(kind, error, trace)
+            return
+        sys.stderr.write("stopped by Ctrl-C\n")
+        raise SystemExit(_INTERRUPTED)
+
+    sys.excepthook = show
+
+
+_end_imports_readably()

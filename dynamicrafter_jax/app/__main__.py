@@ -11,9 +11,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
+from dynamicrafter_jax import cli
+
+# isort: split
 from absl import flags
 
-from dynamicrafter_jax import cli
 from dynamicrafter_jax.app.catalogue import ModelCatalogue
 from dynamicrafter_jax.errors import UserError
 from dynamicrafter_jax.pretrained import DEMO
