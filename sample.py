@@ -37,6 +37,7 @@ from dynamicrafter_jax.pretrained import find_model
 from dynamicrafter_jax.progress import ProgressBar
 from dynamicrafter_jax.sampler import Sampler
 from dynamicrafter_jax.sampling import SamplingSettings
+from dynamicrafter_jax.setting_flags import define_setting_flags, set_given
 from dynamicrafter_jax.training import distributed
 from dynamicrafter_jax.training.preemption import Preemption
 from dynamicrafter_jax.weights import abstract_params, load_pretrained, origin
@@ -62,23 +63,7 @@ CRF = flags.DEFINE_integer("crf", 18, "Constant rate factor of .mp4 files; lower
 NOISE = flags.DEFINE_string("noise", None, "Replay the draws of another run, from an .npz.")
 SAVE_LATENTS = flags.DEFINE_string("save_latents", None, "Also write the final latents, a .npy.")
 SAVE_VIDEO = flags.DEFINE_string("save_video", None, "Also write the unclipped frames, a .npy.")
-# Settings that have flags of their own; each wins over --config.sampling.NAME.
-SETTINGS = (
-    flags.DEFINE_integer("seed", None, "Of all random draws."),
-    flags.DEFINE_integer("steps", None, "Solver steps; time is proportional to it."),
-    flags.DEFINE_float("fps", None, "Frames a second, or stride, that the model is told."),
-    flags.DEFINE_float("video_fps", None, "Frames a second of the file."),
-    flags.DEFINE_string("negative_prompt", None, "What to move away from."),
-    flags.DEFINE_float("guidance_scale", None, "How strongly text and image are followed."),
-    flags.DEFINE_float("image_guidance_scale", None, "The image's own, beside the text's."),
-    flags.DEFINE_float("guidance_rescale", None, "0 to 1, against harsh contrast."),
-    flags.DEFINE_float("eta", None, "Fresh noise at each step, 0 to 1."),
-    flags.DEFINE_enum("spacing", None, ["uniform", "uniform_trailing"], "Of the timesteps."),
-    flags.DEFINE_integer("height", None, "Of the frames, in pixels."),
-    flags.DEFINE_integer("width", None, "Of the frames, in pixels."),
-    flags.DEFINE_integer("num_frames", None, "Of the video."),
-    flags.DEFINE_enum("fit", None, ["crop", "letterbox"], "Pictures cropped, or whole."),
-)
+SETTINGS = define_setting_flags()
 MULTIHOST = flags.DEFINE_bool("multihost", False, "Find the other processes of a TPU pod.")
 COORDINATOR = flags.DEFINE_string("coordinator_address", None, "Process 0, as host:port.")
 NUM_PROCESSES = flags.DEFINE_integer("num_processes", None, "Processes that share the work.")
@@ -129,11 +114,7 @@ def joined() -> Iterator[tuple[ConfigDict, str]]:
 def choose_config(checkpoint: str) -> ConfigDict:
     """Returns the config of the flags, else that of the model, with the settings of flags."""
     config = CONFIG.of_model(checkpoint)
-    # Models converted before may lack a field, and a frame rate may have been a whole number.
-    with config.unlocked(), config.ignore_type():
-        for flag in SETTINGS:
-            if flag.value is not None:
-                config.sampling[flag.name] = flag.value
+    set_given(config, SETTINGS)
     return config
 
 

@@ -15,7 +15,7 @@ from typing import NoReturn
 
 from absl import app, flags, logging
 from etils import epath
-from ml_collections import ConfigDict, config_flags
+from ml_collections import ConfigDict
 
 from dynamicrafter_jax import quiet
 from dynamicrafter_jax.errors import UserError
@@ -44,9 +44,7 @@ class ConfigFlag:
         self._file = flags.DEFINE_string(
             self.name, None, "Config file or name, as i2v_512; by default the model's own, if any."
         )
-        self._settings = flags.DEFINE_multi_string(
-            _SETTINGS, [], "Any setting of it, as --config.sampling.steps=25."
-        )
+        self._settings = define_settings()
 
     @property
     def settings(self) -> Sequence[str]:
@@ -61,6 +59,7 @@ class ConfigFlag:
             UserError: There is no such config, or it has no such setting.
         """
         from dynamicrafter_jax.config import load_config  # imports JAX
+        from dynamicrafter_jax.overrides import set_fields
 
         if self._file.value is None:
             return None
@@ -74,6 +73,7 @@ class ConfigFlag:
         Raises:
             UserError: As `value`, or as `pretrained.config_for`.
         """
+        from dynamicrafter_jax.overrides import set_fields
         from dynamicrafter_jax.pretrained import config_for  # imports JAX and Orbax
 
         if (given := self.value) is not None:
@@ -88,36 +88,11 @@ def define_config() -> ConfigFlag:
     return ConfigFlag()
 
 
-def set_fields(config: ConfigDict, settings: Sequence[str]) -> None:
-    """Sets fields of a config from text, each in the type that the field has.
-
-    Args:
-        config: Is changed. A field that models converted before lack is added.
-        settings: As "sampling.steps=25"; of a field that is true or false, its name sets it.
-
-    Raises:
-        UserError: There is no such field, or the text is no value of its type.
-    """
-    if not settings:
-        return
-    _add_later_fields(config, settings)
-    words = ["", *(f"--config.{setting}" for setting in settings)]
-    values = flags.FlagValues()
-    try:
-        config_flags.DEFINE_config_dict("config", config, flag_values=values, sys_argv=words)
-        values(words)
-    except (AttributeError, KeyError) as error:  # with the bare name of the field
-        field, *rest = re.findall(r"[\w.]+", str(error).replace("\\n", " "))
-        if "does not exist" in str(error):
-            field, rest = rest[-1], []
-        hint = f" (did you mean {rest[3]!r}?)" if rest[:3] == ["Did", "you", "mean"] else ""
-        raise UserError(
-            f"the config has no field {field!r}{hint}: configs/i2v_512.py has them all"
-        ) from error
-    except flags.Error as error:
-        raise UserError(str(error)) from error
-    except (ValueError, TypeError) as error:
-        raise UserError(f"--config.{', --config.'.join(settings)}: {error}") from error
+def define_settings() -> flags.FlagHolder[list[str]]:
+    """Defines `--config.section.field=value` alone; its value lists "section.field=value"."""
+    return flags.DEFINE_multi_string(
+        _SETTINGS, [], "Any setting of the config, as --config.sampling.steps=25."
+    )
 
 
 def run(main: Callable[[Sequence[str]], None]) -> None:
@@ -178,19 +153,6 @@ def _with_settings_collected(words: Sequence[str]) -> list[str]:
             setting += f"={rest.pop(0)}"
         collected.append(f"--{_SETTINGS}={setting}")
     return collected
-
-
-def _add_later_fields(config: ConfigDict, settings: Sequence[str]) -> None:
-    """Adds the fields of `settings` that came after the model was converted, by their defaults."""
-    from dynamicrafter_jax.config import load_config
-
-    defaults = load_config("i2v_512")
-    for setting in settings:
-        section, _, field = setting.partition("=")[0].partition(".")
-        known, present = (isinstance(of.get(section), ConfigDict) for of in (defaults, config))
-        if known and present and field in defaults[section] and field not in config[section]:
-            with config.unlocked():
-                config[section][field] = defaults[section].get_ref(field)
 
 
 def _show_warning(message: Warning | str, *_: object, **__: object) -> None:

@@ -159,7 +159,7 @@ def define_flags() -> dict[str, flags.FlagHolder | cli.ConfigFlag]:
 
 def main(holders: Mapping[str, flags.FlagHolder | cli.ConfigFlag], _: Sequence[str]) -> None:
     """Converts or exports as flags say, and tells in one line what was done."""
-    given = {name: holder.value for name, holder in holders.items()}
+    given: dict[str, Any] = {name: holder.value for name, holder in holders.items()}
     config = holders["config"]
     assert isinstance(config, cli.ConfigFlag)
     if config.settings and given["config"] is None:
