@@ -4,14 +4,16 @@ Entry points import this first: from then on, Ctrl-C ends them with a line, not 
 whatever was being imported.
 """
 
+import _thread
 import contextlib
 import os
 import re
 import sys
+import threading
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from types import TracebackType
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from absl import app, flags, logging
 from etils import epath
@@ -26,6 +28,7 @@ flags.disclaim_key_flags()  # what is defined here belongs to the entry point's 
 _SETTINGS = "config.SECTION.FIELD"
 # Exit status of what the user can mend, and of Ctrl-C, as shells have it.
 _WRONG, _INTERRUPTED = 2, 130
+_STOPPED = "stopped by Ctrl-C\n"
 
 
 class ConfigFlag:
@@ -168,7 +171,7 @@ def _readable_ends() -> Iterator[None]:
     except (UserError, flags.Error) as error:
         _leave(f"error: {' '.join(str(error).split())}", _WRONG, error)
     except KeyboardInterrupt as error:
-        _leave("stopped by Ctrl-C", _INTERRUPTED, error)
+        _leave(_STOPPED.strip(), _INTERRUPTED, error)
     except Exception as error:
         if (reason := _lack_of_devices()) is None:
             raise
@@ -203,18 +206,29 @@ def _lack_of_devices() -> str | None:
     return None
 
 
-def _end_imports_readably() -> None:
-    """Has Ctrl-C end the process in a line as long as `run` has not begun."""
-    shown_before = sys.excepthook
+def _heed_interrupts() -> None:
+    """Has Ctrl-C end the process in a line before `run` has begun too, and lose none.
+
+    Python drops a Ctrl-C that comes while it collects garbage, for which JAX runs code of its own.
+    """
+    show_before, drop_before = sys.excepthook, sys.unraisablehook
 
     def show(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
         if not issubclass(kind, KeyboardInterrupt) or quiet.debugging():
-            shown_before(kind, error, trace)
+            show_before(kind, error, trace)
             return
-        sys.stderr.write("stopped by Ctrl-C\n")
+        sys.stderr.write(_STOPPED)
         raise SystemExit(_INTERRUPTED)
 
-    sys.excepthook = show
+    def drop(unraisable: Any) -> None:
+        if unraisable.exc_type is not KeyboardInterrupt:
+            drop_before(unraisable)
+            return
+        again = threading.Timer(0.05, _thread.interrupt_main)
+        again.daemon = True
+        again.start()
+
+    sys.excepthook, sys.unraisablehook = show, drop
 
 
-_end_imports_readably()
+_heed_interrupts()
