@@ -24,8 +24,9 @@ from dynamicrafter_jax.errors import UserError
 
 flags.disclaim_key_flags()  # what is defined here belongs to the entry point's --help
 
-# The flag that every `--config.section.field=value` becomes, named as --help should show it.
-_SETTINGS = "config.SECTION.FIELD"
+SETTINGS = "config.SECTION.FIELD"
+"""The flag that every `--config.section.field=value` becomes, named as --help should show it."""
+
 # Exit status of what the user can mend, and of Ctrl-C, as shells have it.
 _WRONG, _INTERRUPTED = 2, 130
 _STOPPED = "stopped by Ctrl-C\n"
@@ -94,8 +95,37 @@ def define_config() -> ConfigFlag:
 def define_settings() -> flags.FlagHolder[list[str]]:
     """Defines `--config.section.field=value` alone; its value lists "section.field=value"."""
     return flags.DEFINE_multi_string(
-        _SETTINGS, [], "Any setting of the config, as --config.sampling.steps=25."
+        SETTINGS, [], "Any setting of the config, as --config.sampling.steps=25."
     )
+
+
+def collect_settings(
+    words: Sequence[str], flag_values: flags.FlagValues = flags.FLAGS
+) -> list[str]:
+    """Turns `--config.a.b=c`, `--config.a.b c` and `--noconfig.a.b` into values of one flag.
+
+    Args:
+        words: A command line.
+        flag_values: Its flags. Where settings are none of them, nothing changes.
+    """
+    if SETTINGS not in flag_values:
+        return list(words)
+    rest, collected = list(words), []
+    while rest:
+        word = rest.pop(0)
+        if word == "--":
+            return [*collected, word, *rest]
+        found = re.fullmatch(r"--?(no)?config\.(.+)", word, re.DOTALL)
+        if found is None:
+            collected.append(word)
+            continue
+        negated, setting = found.groups()
+        if negated:
+            setting += "=False"
+        elif "=" not in setting and rest and not re.match("--?[A-Za-z]", rest[0]):
+            setting += f"={rest.pop(0)}"
+        collected.append(f"--{SETTINGS}={setting}")
+    return collected
 
 
 def run(main: Callable[[Sequence[str]], None]) -> None:
@@ -110,7 +140,7 @@ def run(main: Callable[[Sequence[str]], None]) -> None:
         with _readable_ends():
             words = flags.FLAGS.read_flags_from_files(words, force_gnu=False)
             try:
-                rest = flags.FLAGS([program, *_with_settings_collected(words)])
+                rest = flags.FLAGS([program, *collect_settings(words)])
             except SystemExit as shown:  # help, after which absl gives 1
                 raise SystemExit(0) from shown
             if len(rest) > 1:
@@ -134,28 +164,6 @@ def enable_compilation_cache() -> None:
     if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
         cache = epath.Path("~/.cache/dynamicrafter_jax").expanduser()
         jax.config.update("jax_compilation_cache_dir", str(cache))
-
-
-def _with_settings_collected(words: Sequence[str]) -> list[str]:
-    """Turns `--config.a.b=c`, `--config.a.b c` and `--noconfig.a.b` into values of one flag."""
-    if _SETTINGS not in flags.FLAGS:
-        return list(words)
-    rest, collected = list(words), []
-    while rest:
-        word = rest.pop(0)
-        if word == "--":
-            return [*collected, word, *rest]
-        found = re.fullmatch(r"--?(no)?config\.(.+)", word, re.DOTALL)
-        if found is None:
-            collected.append(word)
-            continue
-        negated, setting = found.groups()
-        if negated:
-            setting += "=False"
-        elif "=" not in setting and rest and not re.match("--?[A-Za-z]", rest[0]):
-            setting += f"={rest.pop(0)}"
-        collected.append(f"--{_SETTINGS}={setting}")
-    return collected
 
 
 def _show_warning(message: Warning | str, *_: object, **__: object) -> None:
