@@ -4,10 +4,10 @@ Entry points import this first: from then on, Ctrl-C ends them with a line, not 
 whatever was being imported.
 """
 
-import _thread
 import contextlib
 import os
 import re
+import signal
 import sys
 import threading
 import warnings
@@ -137,7 +137,7 @@ def run(main: Callable[[Sequence[str]], None]) -> None:
 
     def parse(argv: Sequence[str]) -> Sequence[str]:
         program, *words = argv
-        with _readable_ends():
+        with ending_readably():
             words = flags.FLAGS.read_flags_from_files(words, force_gnu=False)
             try:
                 rest = flags.FLAGS([program, *collect_settings(words)])
@@ -148,13 +148,32 @@ def run(main: Callable[[Sequence[str]], None]) -> None:
             return rest
 
     def guarded(argv: Sequence[str]) -> None:
-        with _readable_ends():
+        with ending_readably():
             enable_compilation_cache()
             logging.set_verbosity(logging.WARNING)  # libraries report every step of theirs
             warnings.showwarning = _show_warning
             main(argv)
 
     app.run(guarded, flags_parser=parse)
+
+
+@contextlib.contextmanager
+def ending_readably() -> Iterator[None]:
+    """Turns what the user can mend, or did, into one line on stderr and an exit status.
+
+    Raises:
+        SystemExit: In place of those.
+    """
+    try:
+        yield
+    except (UserError, flags.Error) as error:
+        _leave(f"error: {' '.join(str(error).split())}", _WRONG, error)
+    except KeyboardInterrupt as error:
+        _leave(_STOPPED.strip(), _INTERRUPTED, error)
+    except Exception as error:
+        if (reason := _lack_of_devices()) is None:
+            raise
+        _leave(f"error: {reason}", _WRONG, error)
 
 
 def enable_compilation_cache() -> None:
@@ -169,21 +188,6 @@ def enable_compilation_cache() -> None:
 def _show_warning(message: Warning | str, *_: object, **__: object) -> None:
     """One line for the person at the keyboard, without the line of code that raised it."""
     sys.stderr.write(f"warning: {message}\n")
-
-
-@contextlib.contextmanager
-def _readable_ends() -> Iterator[None]:
-    """Turns what the user can mend, or did, into one line on stderr and an exit status."""
-    try:
-        yield
-    except (UserError, flags.Error) as error:
-        _leave(f"error: {' '.join(str(error).split())}", _WRONG, error)
-    except KeyboardInterrupt as error:
-        _leave(_STOPPED.strip(), _INTERRUPTED, error)
-    except Exception as error:
-        if (reason := _lack_of_devices()) is None:
-            raise
-        _leave(f"error: {reason}", _WRONG, error)
 
 
 def _leave(line: str, status: int, error: BaseException) -> NoReturn:
@@ -232,7 +236,8 @@ def _heed_interrupts() -> None:
         if unraisable.exc_type is not KeyboardInterrupt:
             drop_before(unraisable)
             return
-        again = threading.Timer(0.05, _thread.interrupt_main)
+        main_thread = threading.main_thread().ident
+        again = threading.Timer(0.05, lambda: signal.pthread_kill(main_thread, signal.SIGINT))
         again.daemon = True
         again.start()
 

@@ -1,16 +1,20 @@
-"""Command lines, parsed by the flags of the programs that they call, without running those."""
+"""Programs in this process: command lines parsed by their flags, and what they refuse."""
 
+import contextlib
 import functools
 import importlib.util
+import io
 import re
 import runpy
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from typing import Any, NamedTuple
 
+import pytest
 from absl import flags
 from ml_collections import ConfigDict
 
-from dynamicrafter_jax.cli import SETTINGS, collect_settings
+from dynamicrafter_jax import cli
 from dynamicrafter_jax.config import load_config
 from dynamicrafter_jax.overrides import set_fields
 
@@ -27,19 +31,71 @@ def split(words: Sequence[str]) -> tuple[Path, list[str]]:
     return file.with_name("__main__.py") if file.name == "__init__.py" else file, list(words[2:])
 
 
+class Program(NamedTuple):
+    """A program that was loaded and not run.
+
+    Attributes:
+        names: What its file defines.
+        main: Its entry point.
+        flags: Its flags, which are no flags of this process.
+    """
+
+    names: dict[str, Any]
+    main: Callable[[Sequence[str]], object]
+    flags: flags.FlagValues
+
+
 @functools.cache
-def flags_of(file: Path) -> flags.FlagValues:
-    """Returns the flags that a program defines, which are then no flags of this process."""
+def load(file: Path) -> Program:
+    """Loads a program whose flags are absl's."""
     before = set(flags.FLAGS)
-    defined = runpy.run_path(str(file), run_name="documented")
-    if "define_flags" in defined:
-        defined["define_flags"]()
+    names = runpy.run_path(str(file), run_name="loaded")
+    main = names["main"]
+    if "define_flags" in names:
+        main = functools.partial(main, names["define_flags"]())
     values = flags.FlagValues()
     for name in sorted(set(flags.FLAGS) - before):
         values[name] = flags.FLAGS[name]
         delattr(flags.FLAGS, name)
     assert len(values), f"{file} defines no flags"
-    return values
+    return Program(names, main, values)
+
+
+@contextlib.contextmanager
+def called(*words: object) -> Iterator[Program]:
+    """Gives a program with its flags in force, as after the word python; ends as it would."""
+    file, arguments = split([str(word) for word in words])
+    program = load(file)
+    program.flags.unparse_flags()
+    parsed = flags.FLAGS.is_parsed()
+    with cli.ending_readably():
+        try:
+            program.flags([file.name, *cli.collect_settings(arguments, program.flags)])
+            for name in program.flags:
+                flags.FLAGS[name] = program.flags[name]
+            flags.FLAGS.mark_as_parsed()
+            yield program
+        finally:
+            for name in set(program.flags) & set(flags.FLAGS):
+                delattr(flags.FLAGS, name)
+            if not parsed:
+                flags.FLAGS.unparse_flags()
+
+
+def refused(*words: object, status: int = 2) -> str:
+    """Calls a program that must refuse to run, and returns the one line that it says."""
+    errors, output = io.StringIO(), io.StringIO()
+    with (
+        pytest.raises(SystemExit) as ended,
+        contextlib.redirect_stderr(errors),
+        contextlib.redirect_stdout(output),
+        called(*words) as program,
+    ):
+        program.main([])
+    (line,) = errors.getvalue().splitlines()
+    assert ended.value.code == status and output.getvalue() == ""
+    assert len(line) < 1000, line
+    return line
 
 
 def check(words: Sequence[str]) -> None:
@@ -57,15 +113,17 @@ def check(words: Sequence[str]) -> None:
     assert file.exists(), f"there is no {words[0]}"
     arguments = [word for word in arguments if word != "--help"]  # which all have
     source = file.read_text(encoding="utf-8")
+    if file.parent.name == "benchmarks":
+        source = "".join(other.read_text() for other in file.parent.glob("*.py"))
     if "cli.run(" not in source or file.parent.name == "benchmarks":
         for flag in re.findall(r"--([a-z]\w*)", " ".join(arguments)):
             assert f'"{flag}"' in source or f'"--{flag}"' in source, f"{file.name} has no --{flag}"
         return
-    values = flags_of(file)
+    values = load(file).flags
     values.unparse_flags()
-    rest = values([file.name, *collect_settings(arguments, values)])
+    rest = values([file.name, *cli.collect_settings(arguments, values)])
     assert rest[1:] == [], f"{file.name} takes no {rest[1:]}"
-    settings = values[SETTINGS].value if SETTINGS in values else []
+    settings = values[cli.SETTINGS].value if cli.SETTINGS in values else []
     named = values["config"].value if "config" in values else None
     set_fields(_config(named or "i2v_512"), settings)
 
