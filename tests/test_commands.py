@@ -28,7 +28,7 @@ ROOT = documents.ROOT
 CODE = [block for document in documents.DOCUMENTS for block in documents.code(document)]
 RUN = [block for block in CODE if not block.needs]
 WITH_CODE = sorted({block.document for block in RUN})
-LINKED = ("sample.py", "train.py", "configs", "dynamicrafter_jax", "tests", "docs")
+LINKED = ("sample.py", "train.py", "configs", "dynamicrafter_jax", "tests")
 # Quick enough to be run each time, in this process.
 QUICK = ("tests/golden_weights.py", "-c")
 # What makes the environment that tests run in already.
