@@ -16,6 +16,9 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+from dynamicrafter_jax import cli
+
+# isort: split
 import jax
 import numpy as np
 from absl import flags
@@ -23,7 +26,7 @@ from etils import epath
 from jaxtyping import PyTree
 from ml_collections import ConfigDict
 
-from dynamicrafter_jax import checkpoint, cli, files
+from dynamicrafter_jax import checkpoint, files
 from dynamicrafter_jax.config import DTYPES, load_config
 from dynamicrafter_jax.errors import UserError
 from dynamicrafter_jax.export import EXPORT_DTYPES, export
@@ -148,7 +151,7 @@ def _save_section(place: epath.Path, read: Callable[[], PyTree]) -> list[int]:
     return [leaf.size for leaf in jax.tree.leaves(tree)]
 
 
-def define_flags() -> dict[str, flags.FlagHolder]:
+def define_flags() -> dict[str, flags.FlagHolder | cli.ConfigFlag]:
     """Defines the flags of the command line, which other entry points must not inherit."""
     return {
         "config": cli.define_config(),
@@ -170,9 +173,16 @@ def define_flags() -> dict[str, flags.FlagHolder]:
     }
 
 
-def main(holders: Mapping[str, flags.FlagHolder], _: Sequence[str]) -> None:
+def main(holders: Mapping[str, flags.FlagHolder | cli.ConfigFlag], _: Sequence[str]) -> None:
     """Converts or exports as flags say, and tells in one line what was done."""
-    run({name: holder.value for name, holder in holders.items()})
+    given: dict[str, Any] = {name: holder.value for name, holder in holders.items()}
+    config = holders["config"]
+    assert isinstance(config, cli.ConfigFlag)
+    if config.settings and given["config"] is None:
+        if given["input"] is None or known_config(given["input"]) is None:
+            raise UserError("--config.SECTION.FIELD needs --config, the config of the model in it")
+        given["config"] = config.of_model(given["input"])
+    run(given)
 
 
 def run(given: Mapping[str, Any]) -> None:
@@ -210,6 +220,7 @@ def run(given: Mapping[str, Any]) -> None:
             config = load_config(name)
         model = find_model(source)
         if model.is_dir():
+            checkpoint.read_description(model)  # which says of other folders what they are
             raise UserError(f"{source} is a directory: --export makes a file of it")
         if config is None:
             raise UserError("no --config: the config of the model in the file, such as i2v_1024")

@@ -28,6 +28,7 @@ from dynamicrafter_jax.reading import (
     open_towers,
     pick_networks,
 )
+from dynamicrafter_jax.recognition import article, same_networks
 
 # Tracing a U-Net takes seconds.
 _abstract_models = lru_cache(maxsize=4)(abstract_models)
@@ -74,6 +75,11 @@ def load_pretrained(
         stored = config_from_json(description["config"])
         if config is None:
             config = stored
+        elif config.name != stored.name and not same_networks(config, stored):
+            raise UserError(
+                f"{source} is not {article(config.name)} {config.name} model: it was made with "
+                f"the config {stored.name}, which it knows by itself, so give none"
+            )
         elif config.diffusion.to_dict() != stored.diffusion.to_dict():  # one may be locked
             warnings.warn(f"{source} was made for another noise schedule", stacklevel=2)
         abstract = nn.meta.unbox(abstract_params(config))

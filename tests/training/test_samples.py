@@ -20,7 +20,7 @@ from dynamicrafter_jax.sampler import Sampler
 from dynamicrafter_jax.tokenizer import tokenize
 from dynamicrafter_jax.training import samples
 from dynamicrafter_jax.training.metrics import MetricWriter
-from dynamicrafter_jax.training.samples import Samples, open_samples
+from dynamicrafter_jax.training.samples import Samples, open_subjects
 from dynamicrafter_jax.training.settings import TrainSettings
 
 QUICK = {"steps": 2, "fps": 24}
@@ -58,9 +58,9 @@ def compiled(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def opened(config: ConfigDict, writer: MetricWriter, workdir: Path, devices: int = 1) -> Samples:
     settings = settings_of(TrainSettings, "train", config.train)
-    found = open_samples(config, settings, sharding.make_mesh(devices), workdir, writer)
-    assert found is not None
-    return found
+    subjects = open_subjects(config, settings, sharding.make_mesh(devices))
+    assert subjects is not None
+    return Samples(subjects, workdir=workdir, writer=writer)
 
 
 def test_samples_are_the_model_s_and_are_written(tmp_path: Path, config, images):
@@ -199,8 +199,7 @@ def test_images_loop_in_a_model_that_joins_two(tmp_path: Path, config, images):
 def test_no_samples_where_none_are_wanted(tmp_path: Path, config):
     config.train.sample_every = 0
     settings = settings_of(TrainSettings, "train", config.train)
-    writer = MetricWriter(tmp_path, enabled=False)
-    assert open_samples(config, settings, sharding.make_mesh(1), tmp_path, writer) is None
+    assert open_subjects(config, settings, sharding.make_mesh(1)) is None
 
 
 class CachedExamples:
