@@ -23,7 +23,9 @@ _SPOKEN = {",": "a comma", ";": "a semicolon", "\t": "a tab"}
 _DELIMITERS = tuple(_SPOKEN)
 _BLANK = "".join(_DELIMITERS) + ' "\r\n'
 _QUOTES = 'a double quote within double quotes is written twice ("")'
-_UTF16 = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
+
+UTF16_MARKS = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
+"""What text in UTF-16 begins with."""
 
 Cells = Mapping[str, str]
 """The cells of a row, by the names of their columns."""
@@ -48,7 +50,7 @@ def decode(data: bytes) -> str:
     """
     if pointer := describe_pointer(data):
         raise UserError(f"is {pointer}")
-    kind = "UTF-16" if data.startswith(_UTF16) else "UTF-8"
+    kind = "UTF-16" if data.startswith(UTF16_MARKS) else "UTF-8"
     try:
         return data.decode(kind).removeprefix("\ufeff")
     except UnicodeDecodeError as error:
@@ -66,7 +68,7 @@ def read_lines(path: epath.PathLike) -> Iterator[str]:
     """
     data = files.read_bytes(path)
     refuse_pointer(path, data)
-    if data.startswith(_UTF16):
+    if data.startswith(UTF16_MARKS):
         try:
             lines: Iterable[str | bytes] = io.StringIO(decode(data), newline="")
         except UserError as error:
