@@ -109,9 +109,10 @@ class Samples:
         """Takes in clips of a training batch, for comparison; one batch a sampling is enough.
 
         Args:
-            rows: Arrays by the names of `Batch`. Without `video` there is nothing to compare.
+            rows: Arrays by the names of `Batch`. Without `video`, or where frames are left out,
+                there is nothing to compare.
         """
-        if self._writer.enabled and "video" in rows:
+        if self._writer.enabled and "video" in rows and "places" not in rows:
             self._motion.observe(rows["video"], rows["weight"])
 
     def _write(self, step: int, name: str, video: UInt8[np.ndarray, "t h w 3"]) -> None:
@@ -156,7 +157,7 @@ def _inputs_of_clips(
     config: ConfigDict, settings: TrainSettings, sampler: Sampler, chosen: SamplingSettings
 ) -> Inputs:
     source = config.data.validation or config.data.source
-    examples = open_examples(config, source, settings.seed, dropout=False)
+    examples = open_examples(config, source, settings.seed, training=False)
     images, ends, ids = [], [], []
     for index in range(_TRIES * settings.sample_clips):
         example = examples(index)

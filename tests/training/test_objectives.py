@@ -130,6 +130,21 @@ def test_a_cache_has_not_what_towers_and_vae_learn_from(name):
         objective(objective=name)(tiny.micro().params, rows, keys(2))
 
 
+def test_either_gives_some_clips_both_ends_and_the_others_a_frame():
+    count, params = 24, tiny.micro().params
+    share = jnp.full(count, 0.6)
+    one = clips(3)
+    rows = jax.tree.map(lambda leaf: jnp.asarray(np.concatenate([leaf] * (count // 3))), one)
+    either, frame, ends = (
+        np.asarray(objective(concat=concat)(params, rows, keys(count), share=share).loss)
+        for concat in ("either", "frame", "ends")
+    )
+    as_ends, as_frame = np.isclose(either, ends, rtol=1e-5), np.isclose(either, frame, rtol=1e-5)
+    assert (as_ends | as_frame).all()
+    assert not (as_ends & as_frame).any()
+    np.testing.assert_array_equal(as_ends, rows.ends)
+
+
 @pytest.mark.parametrize("power", [1.0, 2.0])
 def test_timesteps_are_drawn_with_the_density_of_a_power(power):
     draw = functools.partial(objectives._draw_timestep, timesteps=1000, power=power)
