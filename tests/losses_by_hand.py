@@ -12,21 +12,18 @@ import numpy as np
 import stand_ins
 from stand_ins import BASE_SCALE, LATENT, SCALE
 
-ENDS_SHARE = 0.25
-
 
 @jax.jit
 @functools.partial(jax.vmap, in_axes=(None, 0))
 def draws(rng: Any, index: Any) -> dict[str, Any]:
     """All that is drawn for the sample of a number."""
     key = jax.random.fold_in(rng, index)
-    streams = [jax.random.fold_in(key, stream) for stream in range(5)]
+    streams = [jax.random.fold_in(key, stream) for stream in range(4)]
     return {
         "posterior": jax.random.normal(streams[0], LATENT),
         "noise": jax.random.normal(streams[1], LATENT),
         "timestep": jax.random.randint(streams[2], (), 0, 1000),
         "kept": stand_ins.kept(streams[3][None])[0],
-        "ends": jax.random.bernoulli(streams[4], ENDS_SHARE),
     }
 
 
@@ -54,7 +51,7 @@ def loss_of_clip(
     # What is concatenated: the latent of the conditioning frame for all, or of both ends.
     given = np.zeros(LATENT)
     if concat == "either":
-        concat = "ends" if drawn["ends"] else "frame"
+        concat = "ends" if batch.ends[i] else "frame"
     if concat == "frame":
         given[:] = z[frame]
     elif concat == "ends":
