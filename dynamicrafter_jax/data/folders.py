@@ -13,7 +13,10 @@ from dynamicrafter_jax.data.texts import Texts, safe_name
 from dynamicrafter_jax.errors import UserError
 from dynamicrafter_jax.media.frames import is_picture
 
-EXTENSIONS = (".avi", ".gif", ".m4v", ".mkv", ".mov", ".mp4", ".webm")
+EXTENSIONS = (
+    *(".avi", ".flv", ".gif", ".m2ts", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".ogv"),
+    *(".ts", ".webm", ".wmv"),
+)
 """Of the files that count as videos, in small or capital letters."""
 
 # Captions beside videos are read when their video is. So that a wrong encoding is noticed before

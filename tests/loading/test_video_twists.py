@@ -11,7 +11,10 @@ import video_files
 import video_twists
 
 from dynamicrafter_jax import media
+from dynamicrafter_jax.data.clips import ClipSettings, VideoExamples
 from dynamicrafter_jax.data.decoding import open_video
+from dynamicrafter_jax.data.folders import EXTENSIONS
+from dynamicrafter_jax.data.sources import Video
 from dynamicrafter_jax.errors import UserError
 
 EXPECTED = json.loads((Path(__file__).parent.parent / "data/videos.json").read_text())
@@ -61,6 +64,35 @@ def test_files_that_were_reported(name: str):
     assert told == pytest.approx(rate, rel=1e-4)
     for read in (frames, whole):
         assert video_twists.bars(read) == list(range(1, count + 1))
+
+
+def test_models_are_told_the_rate_of_the_times():
+    """Not the 1000 frames a second that a browser writes."""
+
+    class One:
+        def __len__(self) -> int:
+            return 1
+
+        def __getitem__(self, index: int) -> Video:
+            return Video("a", "", os.fspath(video_twists.CASES / "no_frame_rate.webm"))
+
+    settings = ClipSettings(
+        height=32,
+        width=48,
+        num_frames=4,
+        min_stride=2,
+        max_stride=2,
+        fs="fps",
+        condition_dropout=0.0,
+        random_frame=True,
+        context_length=77,
+    )
+    example = VideoExamples(One(), settings, seed=0)(0)
+    assert example["weight"] == 1 and example["fs"] == 19 / 0.645 // 2
+
+
+def test_folders_take_videos_in_every_container_of_the_table():
+    assert {f".{extension}" for extension in video_twists.PAIRS} <= set(EXTENSIONS)
 
 
 def test_a_mirrored_file_that_was_reported():
