@@ -25,6 +25,7 @@ def draws(rng: Any, index: Any) -> dict[str, Any]:
         "posterior": jax.random.normal(streams[0], LATENT),
         "noise": jax.random.normal(streams[1], LATENT),
         "timestep": jax.random.randint(streams[2], (), 0, 1000),
+        "share": jax.random.uniform(streams[2]),
         "kept": stand_ins.kept(streams[3][None])[0],
         "ends": jax.random.bernoulli(streams[4], ENDS_SHARE),
     }

@@ -171,7 +171,7 @@ def test_clips_are_what_the_papers_say(made, changed, to):
 ROWS: list[dict[str, Any]] = [
     {"prompt": "a cat", "seed": 1, "fps": 3, "negative_prompt": "dark", "end_image": "3.png"},
     {"prompt": "dogs", "seed": 2, "fps": 20, "negative_prompt": "", "end_image": "1.png"},
-    {"prompt": "a cat", "seed": 1, "guidance_scale": 5.0, "loop": True},
+    {"prompt": "a cat", "seed": 1, "guidance_scale": 5.0, "guidance_rescale": 0.9, "loop": True},
 ]
 
 

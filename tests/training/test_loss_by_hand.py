@@ -10,7 +10,7 @@ import optax
 import pytest
 import stand_ins
 import tiny
-from losses_by_hand import losses_by_hand
+from losses_by_hand import draws, losses_by_hand
 from stand_ins import BASE_SCALE, FRAMES, LATENT, SIDE, TOKENS
 
 from dynamicrafter_jax.config import settings_of
@@ -52,30 +52,35 @@ def clips(cached=False) -> Any:
 
 
 @functools.cache
-def objective(concat="frame"):
+def objective(concat="frame", power=1.0):
     config = tiny.config("v")
     schedule = make_schedule(**config.diffusion.to_dict() | {"base_scale": BASE_SCALE})
-    settings = settings_of(TrainSettings, "train", config.train, concat=concat)
+    settings = settings_of(
+        TrainSettings, "train", config.train, concat=concat, timestep_power=power
+    )
     return make_objective(settings, stand_ins.stand_ins(), schedule, vae_frames=2)
 
 
 @pytest.mark.parametrize(
-    ("concat", "cached", "dropout"),
+    ("concat", "cached", "dropout", "power"),
     [
-        ("frame", True, False),
-        ("ends", False, False),
-        ("either", False, True),
-        ("nothing", False, False),
+        ("frame", True, False, 1.0),
+        ("ends", False, False, 2.0),
+        ("either", False, True, 1.0),
+        ("nothing", False, False, 1.0),
     ],
 )
-def test_the_loss_of_a_clip_is_the_papers(concat, cached, dropout):
+def test_the_loss_of_a_clip_is_the_papers(concat, cached, dropout, power):
     rng = jax.random.key(11)
     batch = clips(cached)
     keys = jax.vmap(jax.random.fold_in, (None, 0))(rng, batch.sample_index)
-    found = jax.jit(objective(concat), static_argnames="dropout")(
+    found = jax.jit(objective(concat, power), static_argnames="dropout")(
         stand_ins.params(), jax.tree.map(jnp.asarray, batch), keys, dropout=dropout
     )
-    losses, timesteps = losses_by_hand(batch, rng, concat=concat, dropout=dropout)
+    # The share of the process is u^(1/p), whose density grows as the p-1-th power.
+    share = np.asarray(draws(rng, batch.sample_index)["share"], np.float64) ** (1 / power)
+    drawn = None if power == 1 else (share * 1000).astype(int)
+    losses, timesteps = losses_by_hand(batch, rng, timestep=drawn, concat=concat, dropout=dropout)
     np.testing.assert_allclose(found.loss, losses, rtol=2e-4 if cached else 2e-5)
     np.testing.assert_array_equal(found.quarter, timesteps // 250)
     if concat == "either":
