@@ -10,12 +10,12 @@ from typing import Any
 import jax
 import numpy as np
 import stand_ins
-from stand_ins import BASE_SCALE, LATENT, SCALE
+from stand_ins import BASE_SCALE, LATENT, SCALE, quick_jit
 
 ENDS_SHARE = 0.25
 
 
-@jax.jit
+@quick_jit
 @functools.partial(jax.vmap, in_axes=(None, 0))
 def draws(rng: Any, index: Any) -> dict[str, Any]:
     """All that is drawn for the sample of a number."""

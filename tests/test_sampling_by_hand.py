@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import release_files
 import stand_ins
-from stand_ins import BASE_SCALE, FRAMES, LATENT, SCALE, SIDE, TOKENS
+from stand_ins import BASE_SCALE, FRAMES, LATENT, SCALE, SIDE, TOKENS, quick_jit
 
 from dynamicrafter_jax import bulk, media, sampler, sharding
 from dynamicrafter_jax.noise import KeyedNoise
@@ -63,7 +63,7 @@ def settings(**changed: Any) -> SamplingSettings:
     return SamplingSettings.from_config(release_files.micro().sampling, **SETTINGS | changed)
 
 
-@jax.jit
+@quick_jit
 def draws(seed: Any, index: Any) -> dict[str, Any]:
     """All that is drawn for the sample of a number."""
     key = jax.random.fold_in(jax.random.key(seed), index)

@@ -11,7 +11,7 @@ import pytest
 import stand_ins
 import tiny
 from losses_by_hand import draws, losses_by_hand
-from stand_ins import BASE_SCALE, FRAMES, LATENT, SIDE, TOKENS
+from stand_ins import BASE_SCALE, FRAMES, LATENT, SIDE, TOKENS, quick_jit
 
 from dynamicrafter_jax.config import settings_of
 from dynamicrafter_jax.diffusion.schedule import make_schedule
@@ -74,7 +74,7 @@ def test_the_loss_of_a_clip_is_the_papers(concat, cached, dropout, power):
     rng = jax.random.key(11)
     batch = clips(cached)
     keys = jax.vmap(jax.random.fold_in, (None, 0))(rng, batch.sample_index)
-    found = jax.jit(objective(concat, power), static_argnames="dropout")(
+    found = quick_jit(objective(concat, power), static_argnames="dropout")(
         stand_ins.params(), jax.tree.map(jnp.asarray, batch), keys, dropout=dropout
     )
     # The share of the process is u^(1/p), whose density grows as the p-1-th power.
@@ -95,7 +95,7 @@ def test_a_step_trains_with_dropout_on_the_mean_of_its_readable_clips():
     trained = {name: everything.pop(name) for name in ("unet", "projector")}
     optimizer = optax.sgd(0.0)
     state = TrainState(jnp.int32(0), trained, everything, optimizer.init(trained), None)
-    step = jax.jit(make_train_step(objective(), optimizer, accumulation=2, ema_decay=0.0))
+    step = quick_jit(make_train_step(objective(), optimizer, accumulation=2, ema_decay=0.0))
     _, metrics = step(state, jax.tree.map(jnp.asarray, batch), rng)
     losses, timesteps = losses_by_hand(batch, rng, dropout=True)
     assert float(metrics.losses.mean) == pytest.approx(np.delete(losses, 5).mean(), rel=2e-5)
@@ -106,7 +106,7 @@ def test_a_step_trains_with_dropout_on_the_mean_of_its_readable_clips():
 def test_validation_is_without_dropout_at_timesteps_spread_over_all():
     rng = jax.random.key(9)
     batch = clips()._replace(sample_index=np.arange(CLIPS, dtype=np.uint32))
-    found = jax.jit(functools.partial(validation_losses, objective(), num_clips=CLIPS))(
+    found = quick_jit(functools.partial(validation_losses, objective(), num_clips=CLIPS))(
         stand_ins.params(), jax.tree.map(jnp.asarray, batch), rng
     )
     losses, _ = losses_by_hand(batch, rng, timestep=62 + 125 * np.arange(CLIPS))
