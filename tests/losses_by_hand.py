@@ -10,10 +10,10 @@ from typing import Any
 import jax
 import numpy as np
 import stand_ins
-from stand_ins import BASE_SCALE, LATENT, SCALE
+from stand_ins import BASE_SCALE, LATENT, SCALE, quick_jit
 
 
-@jax.jit
+@quick_jit
 @functools.partial(jax.vmap, in_axes=(None, 0))
 def draws(rng: Any, index: Any) -> dict[str, Any]:
     """All that is drawn for the sample of a number."""
@@ -23,6 +23,7 @@ def draws(rng: Any, index: Any) -> dict[str, Any]:
         "posterior": jax.random.normal(streams[0], LATENT),
         "noise": jax.random.normal(streams[1], LATENT),
         "timestep": jax.random.randint(streams[2], (), 0, 1000),
+        "share": jax.random.uniform(streams[2]),
         "kept": stand_ins.kept(streams[3][None])[0],
     }
 

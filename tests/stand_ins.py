@@ -4,6 +4,7 @@ Each result depends on every input, so an input that goes astray shows. Every fu
 arrays of JAX or of NumPy and computes in the type of what it is given.
 """
 
+import functools
 from types import SimpleNamespace
 from typing import Any
 
@@ -19,6 +20,10 @@ LATENT = (FRAMES, SIDE // FACTOR, SIDE // FACTOR, 4)
 SCALE, BASE_SCALE = 0.3, 0.6
 """The scale factor of latents, and the dynamic rescale's last: no release's, so that a constant in
 place of them shows."""
+
+
+quick_jit = functools.partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
+"""`jax.jit` for programs that run once: most of their time is their compilation."""
 
 
 class StandIns(Models):

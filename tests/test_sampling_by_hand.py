@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import release_files
 import stand_ins
-from stand_ins import BASE_SCALE, FRAMES, LATENT, SCALE, SIDE, TOKENS
+from stand_ins import BASE_SCALE, FRAMES, LATENT, SCALE, SIDE, TOKENS, quick_jit
 
 from dynamicrafter_jax import bulk, media, sampler, sharding
 from dynamicrafter_jax.noise import KeyedNoise
@@ -63,7 +63,7 @@ def settings(**changed: Any) -> SamplingSettings:
     return SamplingSettings.from_config(release_files.micro().sampling, **SETTINGS | changed)
 
 
-@jax.jit
+@quick_jit
 def draws(seed: Any, index: Any) -> dict[str, Any]:
     """All that is drawn for the sample of a number."""
     key = jax.random.fold_in(jax.random.key(seed), index)
@@ -171,7 +171,7 @@ def test_clips_are_what_the_papers_say(made, changed, to):
 ROWS: list[dict[str, Any]] = [
     {"prompt": "a cat", "seed": 1, "fps": 3, "negative_prompt": "dark", "end_image": "3.png"},
     {"prompt": "dogs", "seed": 2, "fps": 20, "negative_prompt": "", "end_image": "1.png"},
-    {"prompt": "a cat", "seed": 1, "guidance_scale": 5.0, "loop": True},
+    {"prompt": "a cat", "seed": 1, "guidance_scale": 5.0, "guidance_rescale": 0.9, "loop": True},
 ]
 
 

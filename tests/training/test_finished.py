@@ -66,8 +66,12 @@ def unet_alone(monkeypatch):
     ("given", "step", "parameters", "said"),
     [
         ({}, 4, "averaged", "averaged parameters of step 4 (--noaveraged takes the last)"),
-        ({"averaged": False}, 4, "last", "last parameters of step 4 (--averaged takes the averag"),
-        ({"averaged": True, "step": 2}, 2, "averaged", "averaged parameters of step 2 (--noav"),
+        (
+            {"averaged": False, "step": 2},
+            2,
+            "last",
+            "last parameters of step 2 (--averaged takes the averaged)",
+        ),
     ],
 )
 def test_what_was_taken_is_said_and_kept(

@@ -10,8 +10,8 @@ import optax
 import pytest
 import stand_ins
 import tiny
-from losses_by_hand import losses_by_hand
-from stand_ins import BASE_SCALE, FRAMES, LATENT, SIDE, TOKENS
+from losses_by_hand import draws, losses_by_hand
+from stand_ins import BASE_SCALE, FRAMES, LATENT, SIDE, TOKENS, quick_jit
 
 from dynamicrafter_jax.config import settings_of
 from dynamicrafter_jax.diffusion.schedule import make_schedule
@@ -53,30 +53,35 @@ def clips(cached=False) -> Any:
 
 
 @functools.cache
-def objective(concat="frame"):
+def objective(concat="frame", power=1.0):
     config = tiny.config("v")
     schedule = make_schedule(**config.diffusion.to_dict() | {"base_scale": BASE_SCALE})
-    settings = settings_of(TrainSettings, "train", config.train, concat=concat)
+    settings = settings_of(
+        TrainSettings, "train", config.train, concat=concat, timestep_power=power
+    )
     return make_objective(settings, stand_ins.stand_ins(), schedule, vae_frames=2)
 
 
 @pytest.mark.parametrize(
-    ("concat", "cached", "dropout"),
+    ("concat", "cached", "dropout", "power"),
     [
-        ("frame", True, False),
-        ("ends", False, False),
-        ("either", False, True),
-        ("nothing", False, False),
+        ("frame", True, False, 1.0),
+        ("ends", False, False, 2.0),
+        ("either", False, True, 1.0),
+        ("nothing", False, False, 1.0),
     ],
 )
-def test_the_loss_of_a_clip_is_the_papers(concat, cached, dropout):
+def test_the_loss_of_a_clip_is_the_papers(concat, cached, dropout, power):
     rng = jax.random.key(11)
     batch = clips(cached)
     keys = jax.vmap(jax.random.fold_in, (None, 0))(rng, batch.sample_index)
-    found = jax.jit(objective(concat), static_argnames="dropout")(
+    found = quick_jit(objective(concat, power), static_argnames="dropout")(
         stand_ins.params(), jax.tree.map(jnp.asarray, batch), keys, dropout=dropout
     )
-    losses, timesteps = losses_by_hand(batch, rng, concat=concat, dropout=dropout)
+    # The share of the process is u^(1/p), whose density grows as the p-1-th power.
+    share = np.asarray(draws(rng, batch.sample_index)["share"], np.float64) ** (1 / power)
+    drawn = None if power == 1 else (share * 1000).astype(int)
+    losses, timesteps = losses_by_hand(batch, rng, timestep=drawn, concat=concat, dropout=dropout)
     np.testing.assert_allclose(found.loss, losses, rtol=2e-4 if cached else 2e-5)
     np.testing.assert_array_equal(found.quarter, timesteps // 250)
     if concat == "either":
@@ -91,7 +96,7 @@ def test_a_step_trains_with_dropout_on_the_mean_of_its_readable_clips():
     trained = {name: everything.pop(name) for name in ("unet", "projector")}
     optimizer = optax.sgd(0.0)
     state = TrainState(jnp.int32(0), trained, everything, optimizer.init(trained), None)
-    step = jax.jit(make_train_step(objective(), optimizer, accumulation=2, ema_decay=0.0))
+    step = quick_jit(make_train_step(objective(), optimizer, accumulation=2, ema_decay=0.0))
     _, metrics = step(state, jax.tree.map(jnp.asarray, batch), rng)
     losses, timesteps = losses_by_hand(batch, rng, dropout=True)
     assert float(metrics.losses.mean) == pytest.approx(np.delete(losses, 5).mean(), rel=2e-5)
@@ -102,7 +107,7 @@ def test_a_step_trains_with_dropout_on_the_mean_of_its_readable_clips():
 def test_validation_is_without_dropout_at_timesteps_spread_over_all():
     rng = jax.random.key(9)
     batch = clips()._replace(sample_index=np.arange(CLIPS, dtype=np.uint32))
-    found = jax.jit(functools.partial(validation_losses, objective(), num_clips=CLIPS))(
+    found = quick_jit(functools.partial(validation_losses, objective(), num_clips=CLIPS))(
         stand_ins.params(), jax.tree.map(jnp.asarray, batch), rng
     )
     losses, _ = losses_by_hand(batch, rng, timestep=62 + 125 * np.arange(CLIPS))

@@ -16,7 +16,6 @@ from dynamicrafter_jax import sharding
 from dynamicrafter_jax.config import settings_of
 from dynamicrafter_jax.errors import UserError
 from dynamicrafter_jax.models import abstract_models
-from dynamicrafter_jax.models.layers import init_params
 from dynamicrafter_jax.release import release_tensors
 from dynamicrafter_jax.training.muon import _matrix, orthogonalize
 from dynamicrafter_jax.training.optimizer import learning_rate, make_optimizer
@@ -44,6 +43,7 @@ def test_a_constant_rate_is_constant():
 
 PARAMS = {
     "norm": {"scale": (5,)},
+    "text": {"embedding": (7, 4)},
     "attn2": {"text_value": {"kernel": (6, 2, 5)}, "out": {"kernel": (2, 5, 6)}},
 }
 
@@ -106,7 +106,7 @@ def test_adamw_takes_the_steps_of_its_paper():
 
 
 def orthogonal(matrix):
-    """Newton and Schulz's iteration of Muon (arXiv 2502.16982, Eq. 2), a step of norm 0.2 each."""
+    """Five of Newton and Schulz's iterations, times 0.2 sqrt(longer side) (arXiv 2502.16982, 2.2)."""
     x = matrix / np.linalg.norm(matrix)
     for _ in range(5):
         a = x @ x.T
@@ -127,10 +127,10 @@ def test_muon_takes_the_steps_of_its_paper():
         kernel = ours["attn2"][name]["kernel"]
         np.testing.assert_allclose(kernel.reshape(rows, -1), p, rtol=1e-4, atol=1e-5)
     found = {"rate": 0.1, "beta1": 0.8, "beta2": 0.9, "epsilon": 1e-8, "decay": 0.0}
-    wanted = adam(
-        params["norm"]["scale"], [g["norm"]["scale"] for g in gradients], nesterov=True, **found
-    )
-    np.testing.assert_allclose(ours["norm"]["scale"], wanted, rtol=1e-4)
+    for network, name in (("norm", "scale"), ("text", "embedding")):
+        given = [gradient[network][name] for gradient in gradients]
+        wanted = adam(params[network][name], given, nesterov=True, **found)
+        np.testing.assert_allclose(ours[network][name], wanted, rtol=1e-4, atol=1e-6)
 
 
 def test_every_kernel_is_the_matrix_that_the_release_stores():
@@ -144,54 +144,6 @@ def test_every_kernel_is_the_matrix_that_the_release_stores():
         outputs, *inputs = tensor.shape
         matrix = _matrix(keys, jnp.zeros(shapes[tensor.path].shape))
         assert matrix.shape == (math.prod(inputs), outputs), tensor.path
-
-
-KERNELS = {  # of each kind: its path in the micro model, and how many of its axes are inputs
-    "unet/input_1/res/conv1/kernel": 3,
-    "unet/input_1/spatial/attn2/image_key/kernel": 1,
-    "unet/input_1/spatial/ff/in/kernel": 1,
-    "unet/input_1/temporal/attn1/out/kernel": 2,
-    "text_encoder/block_0/qkv/kernel": 1,
-    "image_encoder/block_0/out/kernel": 2,
-    "projector/attn_0/key_value/kernel": 1,
-    "vae/encoder/mid/attn/query/kernel": 1,
-}
-
-
-def muon_step():
-    """The first step of Muon at a rate of 1, and the gradient that it is made of, by path."""
-    params = init_params(abstract_models(tiny.micro().models), jax.random.key(0))
-    draw = np.random.default_rng(0).standard_normal
-    gradient = jax.tree.map(lambda leaf: 1e-6 * draw(leaf.shape).astype(np.float32), params)
-    chosen = settings(optimizer="muon", learning_rate=1.0, weight_decay=0.0)
-    optimizer = make_optimizer(chosen)
-    with jax.numpy_dtype_promotion("standard"):
-        updates, _ = jax.jit(optimizer.update)(gradient, optimizer.init(params), params)
-
-    def flat(tree):
-        leaves = jax.tree_util.tree_leaves_with_path(tree)
-        return {
-            jax.tree_util.keystr(path, simple=True, separator="/"): np.asarray(leaf)
-            for path, leaf in leaves
-        }
-
-    return flat(updates), flat(gradient)
-
-
-def test_muon_makes_kernels_orthogonal_and_takes_adam_for_the_rest():
-    updates, gradients = muon_step()
-    for path, inputs in KERNELS.items():
-        update = updates[path]
-        matrix = update.reshape(math.prod(update.shape[:inputs]), -1)
-        values = np.linalg.svd(matrix, compute_uv=False)
-        # Newton and Schulz's five iterations leave singular values between about 0.7 and 1.2.
-        assert values.max() < 2.2 * values.min(), path
-        assert 0.1 < np.sqrt(np.mean(update**2)) < 0.3, path
-        assert np.vdot(update, gradients[path]) < 0, path
-    for path in ("unet/input_1/res/norm1/scale", "text_encoder/token_embedding"):
-        # Adam's first step goes against the gradient, each entry about equally far.
-        assert (np.sign(updates[path]) == -np.sign(gradients[path])).all(), path
-        assert np.median(np.abs(updates[path])) == pytest.approx(1.4, abs=0.2), path
 
 
 def test_kernels_made_orthogonal_together_are_as_optax_makes_each():

@@ -39,7 +39,7 @@ def program(monkeypatch) -> Any:
         assert spec is not None and spec.loader is not None
         module = importlib.util.module_from_spec(spec)
         spec.loader.exec_module(module)
-    values = traverse_util.flatten_dict(stand_ins.params(), sep="/")
+    values: Any = traverse_util.flatten_dict(stand_ins.params(), sep="/")
     boxed = {
         path: Parameter(jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), (None,) * leaf.ndim)
         for path, leaf in values.items()
@@ -87,14 +87,14 @@ def config() -> Any:
     return config
 
 
-def clips(chosen: Any, source: str, numbers: range, dropout: bool) -> Batch:
+def clips(chosen: Any, source: str, numbers: range, dropout: bool) -> Any:
     """Samples by their numbers, stacked."""
     examples = open_examples(chosen, source, SEED, dropout=dropout)
     rows = [examples(number) for number in numbers]
     fields: Any = {
         name: np.stack([row[name] for row in rows]) for name in Batch._fields if name in rows[0]
     }
-    return Batch(sample_index=np.asarray(numbers, np.uint32), **fields)
+    return Batch(**fields | {"sample_index": np.asarray(numbers, np.uint32)})
 
 
 def saved(workdir: Any, step: int, item: str) -> Any:

@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from stand_ins import quick_jit
 
 from dynamicrafter_jax.training.inputs import Batch
 from dynamicrafter_jax.training.objectives import ClipLosses
@@ -53,7 +54,7 @@ def state(optimizer, step=0, ema=None) -> TrainState:
 def test_the_gradient_is_that_of_the_mean_over_readable_clips(accumulation, broken):
     optimizer = optax.chain(optax.clip_by_global_norm(0.1), optax.sgd(1.0))
     step = make_train_step(distance, optimizer, accumulation=accumulation, ema_decay=0.0)
-    new, metrics = jax.jit(step)(state(optimizer), clips(broken), jax.random.key(0))
+    new, metrics = quick_jit(step)(state(optimizer), clips(broken), jax.random.key(0))
     points = np.delete(POINTS, broken, axis=0).astype(np.float64)
     gradient = START - points.mean(0)
     norm = np.linalg.norm(gradient)
@@ -84,7 +85,7 @@ def test_a_run_begins_with_the_average_of_what_it_starts_from():
 @pytest.mark.parametrize("decay", [0.5, 0.999])
 def test_the_average_warms_up_and_then_decays_as_asked(decay):
     optimizer = optax.sgd(0.1)
-    step = jax.jit(make_train_step(distance, optimizer, accumulation=1, ema_decay=decay))
+    step = quick_jit(make_train_step(distance, optimizer, accumulation=1, ema_decay=decay))
     now = state(optimizer)
     now = now._replace(ema=now.params)
     wanted, batch = START.astype(np.float64), clips()
@@ -114,7 +115,7 @@ def test_an_average_of_any_type_is_kept_in_it():
 
 def test_a_run_goes_on_with_the_average_that_it_had():
     optimizer = optax.sgd(0.1)
-    step = jax.jit(make_train_step(distance, optimizer, accumulation=1, ema_decay=0.999))
+    step = quick_jit(make_train_step(distance, optimizer, accumulation=1, ema_decay=0.999))
     now = state(optimizer)
     now, batch = now._replace(ema=now.params), clips()
     for _ in range(3):
