@@ -312,6 +312,7 @@ def abstract_batch(config: ConfigDict, kinds: Sequence[str]) -> Batch:
         "fs": ((), jnp.float32),
         "frame": ((), jnp.int32),
         "keep_image": ((), jnp.float32),
+        "ends": ((), jnp.bool_),
     }
     if "text" in kinds:
         shapes["text"] = (length, config.text_encoder.width), jnp.float32

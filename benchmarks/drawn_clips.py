@@ -12,7 +12,7 @@ from jaxtyping import Array, Float64, UInt8
 
 from dynamicrafter_jax import sampling, sharding
 from dynamicrafter_jax.conditioning import Conditioning
-from dynamicrafter_jax.data.synthetic import Renderer, Scene, draw_scene, trajectory
+from dynamicrafter_jax.data.synthetic import Renderer, Scene, Split, draw_scene, trajectory
 from dynamicrafter_jax.data.synthetic.tracking import Change, find_change
 from dynamicrafter_jax.noise import KeyedNoise
 from dynamicrafter_jax.pipeline import ImageToVideo
@@ -43,9 +43,9 @@ class Drawn(NamedTuple):
     video: Video
 
 
-def draw(number: int, num_frames: int, side: int) -> Drawn:
-    """Draws a clip of the test split."""
-    scene = draw_scene(number, "test")
+def draw(number: int, num_frames: int, side: int, split: Split = "test") -> Drawn:
+    """Draws a clip."""
+    scene = draw_scene(number, split)
     return Drawn(scene, Renderer(scene, side, side).frames(trajectory(scene, num_frames)))
 
 

@@ -137,14 +137,18 @@ def random_batch(config: ConfigDict, clips: int, cached: bool) -> Batch:
     size, tower = config.sampling, config.image_encoder
     side, length = networks_of(config).vae.downsampling, config.text_encoder.context_length
     rng = np.random.default_rng(0)
-    frames = (clips, size.num_frames)
+    some = config.data.frames
+    frames = (clips, some or size.num_frames)
     common: dict[str, Any] = {
         "sample_index": np.arange(clips, dtype=np.uint32),
         "weight": np.ones(clips, np.float32),
         "fs": np.full(clips, size.fps, np.float32),
         "frame": np.zeros(clips, np.int32),
         "keep_image": np.ones(clips, np.float32),
+        "ends": np.arange(clips) % 4 == 0,
     }
+    if some:
+        common["places"] = np.broadcast_to(np.arange(some, dtype=np.int32), frames)
     values: dict[str, Any]
     if not cached:
         video = rng.integers(0, 256, (*frames, size.height, size.width, 3), np.uint8)

@@ -68,7 +68,7 @@ def get_config() -> ConfigDict:
     config.sampling.vae_frames = 64
 
     config.data.source = "synthetic:train"
-    config.data.validation = "synthetic:test"
+    config.data.validation = "synthetic:validation"
     config.data.max_stride = 1
     config.data.random_frame = False  # a clip starts from its image
     config.data.workers = 1

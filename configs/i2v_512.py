@@ -101,6 +101,7 @@ def get_config() -> ConfigDict:
     config.data.fs = "fps"  # the model is told this of a clip: "fps" or "stride"
     config.data.condition_dropout = 0.05  # p: 2p of the prompts, 2p of the images are dropped
     config.data.random_frame = True  # the conditioning image is any frame; False: the first
+    config.data.frames = placeholder(int)  # of a clip that are read, at random; unset: all
     config.data.workers = 4  # processes that read videos, on each host; 0: none
     config.data.prefetch = 2  # batches that each keeps ready
 
@@ -112,8 +113,10 @@ def get_config() -> ConfigDict:
     config.train.trainable = "all"
     config.train.objective = "denoise"  # "reconstruct" trains the VAE, "align" the towers
     config.train.concat = "frame"
+    config.train.ends_share = 0.25  # under "either": of clips, those that both ends are given of
     config.train.timestep_power = 1.0  # above 1: more of the noisy timesteps
     config.train.kl_weight = 1e-6  # of "reconstruct"
+    config.train.equivariance = 0.0  # of "reconstruct": of clips, those that are scaled and turned
     config.train.temperature = 0.07  # of "align"
     config.train.recall_weight = 1.0  # of what "align" asks of the text tower alone
     config.train.remat = "blocks"

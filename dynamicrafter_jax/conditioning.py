@@ -7,6 +7,7 @@ the projector, as a context beside the text; its VAE latent, concatenated to the
 from collections.abc import Callable
 from typing import NamedTuple
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int, Key, Num, PyTree
@@ -68,22 +69,35 @@ def image_tokens(
 
 
 def project_tokens(
-    models: Models, params: PyTree, tokens: Float[Array, "b n e"], num_frames: int
+    models: Models,
+    params: PyTree,
+    tokens: Float[Array, "b n e"],
+    num_frames: int,
+    frames: Int[Array, "b k"] | None = None,
 ) -> Float[Array, "b *frames m d"]:
     """Returns the context that a clip's frames read of the vision tower's tokens.
 
     In a clip of the projector's `video_length` each frame reads the tokens of its own queries,
     (b, t, m, d). In any other the release lets every frame read all tokens, (b, m, d); the
     projector's `other_lengths` may choose the nearest queries instead, (b, t, m, d).
+
+    Args:
+        models: The networks.
+        params: Their parameters.
+        tokens: All tokens of the vision tower.
+        num_frames: Frames of the clip.
+        frames: Which of them are wanted where each has tokens of its own; None for all.
     """
     projector = models.projector
     context = models.apply("projector", params, tokens)
-    if num_frames == projector.video_length:
+    if num_frames != projector.video_length:
+        if projector.other_lengths != "nearest":
+            b, t, n, d = context.shape
+            return context.reshape(b, t * n, d)
+        context = context[:, nearest_queries(num_frames, projector.video_length)]
+    if frames is None:
         return context
-    if projector.other_lengths == "nearest":
-        return context[:, nearest_queries(num_frames, projector.video_length)]
-    b, t, n, d = context.shape
-    return context.reshape(b, t * n, d)
+    return jax.vmap(lambda clip, chosen: clip[chosen])(context, frames)
 
 
 def concat_latents(

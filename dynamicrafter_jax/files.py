@@ -48,8 +48,8 @@ def as_path(path: epath.PathLike) -> epath.Path:
     except KeyError:
         scheme = os.fspath(path).split("://")[0]
         raise UserError(
-            f"{path} can't be opened: {scheme}:// is not supported; "
-            "copy the file to this machine and give its path"
+            f"{path} is a URL, and {scheme}:// is not supported; copy the file to this machine "
+            "(download it first), and give its path"
         ) from None
 
 

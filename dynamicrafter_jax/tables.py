@@ -23,10 +23,22 @@ _SPOKEN = {",": "a comma", ";": "a semicolon", "\t": "a tab"}
 _DELIMITERS = tuple(_SPOKEN)
 _BLANK = "".join(_DELIMITERS) + ' "\r\n'
 _QUOTES = 'a double quote within double quotes is written twice ("")'
-_UTF16 = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
+
+UTF16_MARKS = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
+"""What text in UTF-16 begins with."""
 
 Cells = Mapping[str, str]
 """The cells of a row, by the names of their columns."""
+
+
+def refuse_pointer(path: epath.PathLike, data: bytes) -> None:
+    """Raises an error where a text file, or how it begins, is but a pointer to it.
+
+    Raises:
+        UserError: It is one.
+    """
+    if pointer := describe_pointer(data):
+        raise UserError(f"{path} is {pointer}")
 
 
 def decode(data: bytes) -> str:
@@ -38,7 +50,7 @@ def decode(data: bytes) -> str:
     """
     if pointer := describe_pointer(data):
         raise UserError(f"is {pointer}")
-    kind = "UTF-16" if data.startswith(_UTF16) else "UTF-8"
+    kind = "UTF-16" if data.startswith(UTF16_MARKS) else "UTF-8"
     try:
         return data.decode(kind).removeprefix("\ufeff")
     except UnicodeDecodeError as error:
@@ -55,7 +67,8 @@ def read_lines(path: epath.PathLike) -> Iterator[str]:
         UserError: It can't be read, or a line is no text.
     """
     data = files.read_bytes(path)
-    if data.startswith(_UTF16):
+    refuse_pointer(path, data)
+    if data.startswith(UTF16_MARKS):
         try:
             lines: Iterable[str | bytes] = io.StringIO(decode(data), newline="")
         except UserError as error:

@@ -174,13 +174,17 @@ def write_tensors(
 
 
 def describe_mismatch(
-    expected: Mapping[str, tuple[int, ...]], found: Mapping[str, tuple[int, ...]]
+    expected: Mapping[str, tuple[int, ...]],
+    found: Mapping[str, tuple[int, ...]],
+    *,
+    most: int | None = 10,
 ) -> str:
-    """Says which names are missing, unexpected or misshapen; nothing if none is.
+    """Says how many names are missing, unexpected or misshapen, and which; nothing if none is.
 
     Args:
         expected: Shapes by name.
         found: Shapes by name.
+        most: Names that are listed one by one; of more, about three are. None lists all.
     """
     missing = [name for name in expected if name not in found]
     unexpected = [f"{name} {found[name]}" for name in found if name not in expected]
@@ -190,7 +194,12 @@ def describe_mismatch(
         if found.get(name, shape) != shape
     ]
     kinds = {"missing": missing, "unexpected": unexpected, "misshapen": misshapen}
-    return "; ".join(f"{len(n)} {kind}: {list_names(n)}" for kind, n in kinds.items() if n)
+    kinds = {kind: names for kind, names in kinds.items() if names}
+    total = sum(map(len, kinds.values()))
+    each = total if most is None or total <= most else 3 // len(kinds)
+    return "; ".join(
+        f"{len(names)} {kind}: {list_names(names, each)}" for kind, names in kinds.items()
+    )
 
 
 def list_names(names: Iterable[str], most: int = 10) -> str:

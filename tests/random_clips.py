@@ -21,5 +21,6 @@ def clips(count=CLIPS, broken=()) -> Any:
         keep_image=np.asarray([i % 4 != 3 for i in range(count)], np.float32),
         video=draw.integers(0, 256, (count, 3, 16, 24, 3)).astype(np.uint8),
         ids=draw.integers(0, 49407, (count, 77)).astype(np.int32),
+        ends=np.arange(count) % 4 == 1,
     )
     return Batch(**fields)

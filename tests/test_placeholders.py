@@ -198,5 +198,5 @@ def test_captions(tmp_path: Path):
     with pytest.raises(UserError, match=rf"a\.txt is {LFS}"):
         data.read(0)
     shutil.move(tmp_path / "a.txt", tmp_path / "a.csv")
-    with pytest.raises(UserError, match=rf"a\.csv, line 1, is {LFS}"):
+    with pytest.raises(UserError, match=rf"a\.csv is {LFS}"):
         WebVidTable(tmp_path / "a.csv")

@@ -11,6 +11,7 @@ from typing import Any
 
 import golden_weights
 import numpy as np
+import programs
 import pytest
 import tiny
 from PIL import Image
@@ -215,13 +216,13 @@ def refused(folder, said, **changed):
     before = {path for path in folder.rglob("*")}
     arguments = {"config": CONFIGS / "tiny_v.py", "checkpoint": "missing.safetensors"}
     arguments |= {"image": "missing.png", "output": output} | changed
-    done = run(*(f"--{k.replace('__', '.')}={v}" for k, v in arguments.items() if v is not None))
-    assert done.returncode == 2, done.stderr
-    lines = [line for line in done.stderr.splitlines() if line]
-    assert len(lines) == 1 and lines[0].startswith("error: "), done.stderr
-    assert said in lines[0]
+    line = programs.refused(
+        "sample.py",
+        *(f"--{k.replace('__', '.')}={v}" for k, v in arguments.items() if v is not None),
+    )
+    assert line.startswith("error: ") and said in line
     assert {path for path in folder.rglob("*")} == before
-    return lines[0]
+    return line
 
 
 def test_missing_truncated_and_impossible_pictures(tmp_path, photograph):

@@ -9,7 +9,7 @@ from etils import epath
 from dynamicrafter_jax import files
 from dynamicrafter_jax.data.cache_format import DTYPES, DamagedCacheError, Entry, read_cache
 from dynamicrafter_jax.data.cache_shards import Shards
-from dynamicrafter_jax.data.clips import Example, _problem, prompt_ids
+from dynamicrafter_jax.data.clips import Example, _problem, blank_draw, drawn_arrays, prompt_ids
 from dynamicrafter_jax.data.decoding import open_video
 from dynamicrafter_jax.data.draws import ClipSettings, Draw, check_length, draw_clip, video_of
 from dynamicrafter_jax.data.sources import VideoSource, open_source
@@ -100,17 +100,15 @@ class CachedExamples:
             raise UserError(video.problem)
         check_length(video.name, video.frames, settings)
         draw = draw_clip(self._seed, index, video.frames, settings)
-        frames = draw.frames(settings.num_frames)
         shard, place = divmod(item, recipe.videos_per_shard)
-        records = self._shards.frames("moments", shard, place, frames)
+        records = self._shards.frames("moments", shard, place, draw.frames)
         if not all(records):
             raise UserError(video.problem)
         fs = settings.fs_condition(video.fps, draw.stride)
         return {
             "weight": np.asarray(1, np.float32),
             "moments": recipe.decode("moments", records),
-            "frame": np.asarray(draw.frame, np.int32),
-            "keep_image": np.asarray(draw.keep_image, np.float32),
+            **drawn_arrays(draw, settings),
             "fs": np.asarray(fs, np.float32),
             **self._prompt(shard, place, video, draw),
             **self._image(shard, place, item, video, draw),
@@ -125,7 +123,7 @@ class CachedExamples:
         return {"text": self.recipe.decode("text", [record])[0]}
 
     def _image(self, shard: int, place: int, item: int, video: Entry, draw: Draw) -> Example:
-        frame = draw.frames(self._settings.num_frames)[draw.frame]
+        frame = draw.frames[draw.frame_read]
         if "vision" not in self.recipe.shapes:
             size = self._settings.height, self._settings.width
             with open_video(self._file(item, video), video.name) as reader:
@@ -149,7 +147,7 @@ class CachedExamples:
     def _blank(self) -> Example:
         """A sample that counts for nothing."""
         settings, recipe = self._settings, self.recipe
-        clip = {"moments": settings.num_frames}
+        clip = {"moments": settings.num_read}
         example: Example = {
             kind: np.zeros((clip[kind], *shape) if kind in clip else shape, DTYPES[recipe.dtype])
             for kind, shape in recipe.shapes.items()
@@ -160,8 +158,7 @@ class CachedExamples:
             example["image"] = np.zeros((settings.height, settings.width, 3), np.uint8)
         return example | {
             "weight": np.zeros((), np.float32),
-            "frame": np.zeros((), np.int32),
-            "keep_image": np.zeros((), np.float32),
+            **blank_draw(settings),
             "fs": np.zeros((), np.float32),
             "problem": _problem(""),
         }

@@ -7,7 +7,7 @@ from av.error import FFmpegError
 from jaxtyping import Int32
 
 from dynamicrafter_jax.data.decoding import open_video
-from dynamicrafter_jax.data.draws import ClipSettings, check_length, draw_clip, video_of
+from dynamicrafter_jax.data.draws import ClipSettings, Draw, check_length, draw_clip, video_of
 from dynamicrafter_jax.data.sources import Video, VideoSource
 from dynamicrafter_jax.errors import UserError
 from dynamicrafter_jax.tokenizer import tokenize
@@ -27,9 +27,10 @@ class VideoExamples:
     - `index` int64, its number; `item` int64, its video's number in the source.
     - `weight` float32: 1, or 0 if its video can't be used. Then `problem` (`PROBLEM_BYTES` bytes,
       else empty) says why, starting with the video's name, and all arrays but the numbers are 0.
-    - `video` uint8 (t, h, w, 3).
-    - `frame` int32: which of the t frames is the conditioning image; `keep_image` float32: 1, or 0
-      where that condition is dropped.
+    - `video` uint8 (t, h, w, 3): the frames that are read.
+    - `frame` int32: which of these is the conditioning image; `keep_image` float32: 1, or 0 where
+      that condition is dropped; `ends` bool: whether the clip is given by both its ends.
+    - `places` int32 (t,): which frames of the clip are read; absent where all are.
     - `ids` int32 (l,): the tokens of the prompt, or of "" where it is dropped.
     - `fs` float32: the model's condition of that name.
     """
@@ -69,14 +70,13 @@ class VideoExamples:
         with open_video(video.file, video.name) as reader:
             check_length(video.name, reader.num_frames, settings)
             draw = draw_clip(self._seed, index, reader.num_frames, settings)
-            clip = reader.read(draw.frames(settings.num_frames), settings.height, settings.width)
+            clip = reader.read(draw.frames, settings.height, settings.width)
         fs = settings.fs_condition(reader.fps, draw.stride)
         caption = video.caption if draw.keep_text else ""
         return {
             "weight": np.asarray(1, np.float32),
             "video": clip,
-            "frame": np.asarray(draw.frame, np.int32),
-            "keep_image": np.asarray(draw.keep_image, np.float32),
+            **drawn_arrays(draw, settings),
             "ids": prompt_ids(caption, settings.context_length),
             "fs": np.asarray(fs, np.float32),
         }
@@ -89,14 +89,32 @@ def prompt_ids(caption: str, context_length: int) -> Int32[np.ndarray, " l"]:
         return tokenize([caption], context_length)[0]
 
 
+def drawn_arrays(draw: Draw, settings: ClipSettings) -> Example:
+    """Returns what a model is told of the draw of a sample, as `VideoExamples` says."""
+    arrays = {
+        "frame": np.asarray(draw.frame_read, np.int32),
+        "keep_image": np.asarray(draw.keep_image, np.float32),
+        "ends": np.asarray(draw.ends),
+    }
+    if settings.frames is not None:
+        arrays["places"] = np.asarray(draw.places, np.int32)
+    return arrays
+
+
+def blank_draw(settings: ClipSettings) -> Example:
+    """Returns the arrays of `drawn_arrays` for a sample that counts for nothing."""
+    places = (0,) * settings.num_read
+    nothing = Draw(1, 0, 0, keep_text=False, keep_image=False, ends=False, places=places)
+    return drawn_arrays(nothing, settings)
+
+
 def _blank(settings: ClipSettings) -> Example:
     """A sample that counts for nothing."""
-    shape = settings.num_frames, settings.height, settings.width, 3
+    shape = settings.num_read, settings.height, settings.width, 3
     return {
         "weight": np.zeros((), np.float32),
         "video": np.zeros(shape, np.uint8),
-        "frame": np.zeros((), np.int32),
-        "keep_image": np.zeros((), np.float32),
+        **blank_draw(settings),
         "ids": np.zeros(settings.context_length, np.int32),
         "fs": np.zeros((), np.float32),
         "problem": _problem(""),

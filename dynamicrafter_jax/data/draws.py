@@ -5,10 +5,12 @@ release's training.
 """
 
 import hashlib
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
+from jaxtyping import UInt64
 from ml_collections import ConfigDict
 
 from dynamicrafter_jax.errors import UserError
@@ -34,6 +36,9 @@ class ClipSettings:
             image, and another p both.
         random_frame: Whether the conditioning frame is any of the clip, or always the first.
         context_length: Token ids of a prompt.
+        frames: Frames of a clip that are read: the conditioning frame, both ends where those are
+            given, and random others. None reads all.
+        ends_share: Of samples that both ends are given of.
 
     Raises:
         UserError: A number is out of range.
@@ -48,6 +53,8 @@ class ClipSettings:
     condition_dropout: float
     random_frame: bool
     context_length: int
+    frames: int | None = None
+    ends_share: float = 0.0
 
     def __post_init__(self) -> None:
         if not 1 <= self.min_stride <= self.max_stride:
@@ -65,6 +72,19 @@ class ClipSettings:
         for name in ("height", "width", "num_frames"):
             if getattr(self, name) < 1:
                 raise UserError(f"sampling.{name} is {getattr(self, name)}: give 1 or more")
+        if not 0 <= self.ends_share <= 1:
+            raise UserError(f"train.ends_share is {self.ends_share}: give 0 to 1")
+        given = 1 + (self.ends_share > 0) + (self.ends_share > 0 and self.random_frame)
+        if self.frames is not None and not given <= self.frames <= self.num_frames:
+            raise UserError(
+                f"data.frames is {self.frames}: give {given} to {self.num_frames}, for those "
+                "that a clip is given by and no more than it has; or None for all"
+            )
+
+    @property
+    def num_read(self) -> int:
+        """Frames of a clip that are read."""
+        return self.num_frames if self.frames is None else self.frames
 
     def fs_condition(self, fps: int | float, stride: int) -> int | float:
         """Returns what a model is told of a clip of this stride, from a video of `fps`."""
@@ -72,7 +92,21 @@ class ClipSettings:
 
     @classmethod
     def from_config(cls, config: ConfigDict) -> "ClipSettings":
-        """Takes the settings from the sections `data`, `sampling` and `text_encoder`."""
+        """Takes the settings from a model's config, of which `train` says if ends are given.
+
+        Raises:
+            UserError: A number is out of range, or few frames are read of clips whose frames have
+                no image tokens of their own.
+        """
+        length = config.projector.video_length
+        if config.data.frames is not None and config.sampling.num_frames != length:
+            raise UserError(
+                f"data.frames is {config.data.frames}, and clips have sampling.num_frames = "
+                f"{config.sampling.num_frames} frames: only of those with "
+                f"projector.video_length = {length} some can be read, since by its image tokens "
+                "a frame knows its place"
+            )
+        shares = {"ends": 1.0, "either": float(config.train.ends_share)}
         return cls(
             height=config.sampling.height,
             width=config.sampling.width,
@@ -83,6 +117,8 @@ class ClipSettings:
             condition_dropout=float(config.data.condition_dropout),
             random_frame=config.data.random_frame,
             context_length=config.text_encoder.context_length,
+            frames=config.data.frames,
+            ends_share=shares.get(config.train.concat, 0.0),
         )
 
 
@@ -95,6 +131,8 @@ class Draw(NamedTuple):
         frame: The conditioning frame, as its number in the clip.
         keep_text: Whether the prompt stays; else it is emptied.
         keep_image: Whether the image condition stays; else it is zeroed.
+        ends: Whether both ends are given, where some clips are given so.
+        places: The frames of the clip that are read, as their numbers in it, in order.
     """
 
     stride: int
@@ -102,10 +140,18 @@ class Draw(NamedTuple):
     frame: int
     keep_text: bool
     keep_image: bool
+    ends: bool
+    places: tuple[int, ...]
 
-    def frames(self, num_frames: int) -> range:
-        """Returns the numbers in the video of a clip's frames."""
-        return range(self.start, self.start + self.stride * (num_frames - 1) + 1, self.stride)
+    @property
+    def frames(self) -> tuple[int, ...]:
+        """The frames that are read, as their numbers in the video."""
+        return tuple(self.start + self.stride * place for place in self.places)
+
+    @property
+    def frame_read(self) -> int:
+        """The conditioning frame, as its number among those that are read."""
+        return self.places.index(self.frame)
 
 
 def video_of(seed: int, index: int, num_videos: int) -> int:
@@ -156,17 +202,38 @@ def draw_clip(seed: int, index: int, num_source_frames: int, settings: ClipSetti
     """
     # Random words depend on nothing but the key, in every version of NumPy: its distributions may
     # change. One block of the generator is four words.
-    words = np.random.Philox(key=np.array([seed, index], np.uint64)).random_raw(4)
-    for_stride, for_start, for_frame, r = ((words >> np.uint64(11)) * 2.0**-53).tolist()
+    words = np.random.Philox(key=np.array([seed, index], np.uint64))
+    for_stride, for_start, for_frame, r = _shares(words.random_raw(4))
+    for_ends, *for_places = _shares(words.random_raw(1 + settings.num_frames))
     stride = settings.min_stride + int(for_stride * (settings.max_stride - settings.min_stride + 1))
     if num_source_frames < stride * (settings.num_frames - 1) + 1:
         stride = max(1, num_source_frames // settings.num_frames)
     room = num_source_frames - (stride * (settings.num_frames - 1) + 1)
     p = settings.condition_dropout
+    frame = int(for_frame * settings.num_frames) if settings.random_frame else 0
+    ends = for_ends < settings.ends_share
     return Draw(
         stride=stride,
         start=int(for_start * (room + 1)),
-        frame=int(for_frame * settings.num_frames) if settings.random_frame else 0,
+        frame=frame,
         keep_text=r >= 2 * p,
         keep_image=not p <= r < 3 * p,
+        ends=ends,
+        places=_places(
+            for_places, {frame, 0, settings.num_frames - 1} if ends else {frame}, settings
+        ),
     )
+
+
+def _places(shares: Sequence[float], given: set[int], settings: ClipSettings) -> tuple[int, ...]:
+    """Chooses the frames of a clip that are read: those that it is given by, and others."""
+    places = range(settings.num_frames)
+    if settings.frames is None:
+        return tuple(places)
+    others = sorted(set(places) - given, key=lambda place: shares[place])
+    return tuple(sorted(given | set(others[: settings.frames - len(given)])))
+
+
+def _shares(words: UInt64[np.ndarray, " n"]) -> list[float]:
+    """Returns numbers from 0 to 1 of random words."""
+    return ((words >> np.uint64(11)) * 2.0**-53).tolist()

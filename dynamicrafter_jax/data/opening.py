@@ -16,17 +16,17 @@ _SYNTHETIC = "synthetic:"
 
 
 def open_examples(
-    config: ConfigDict, source: str | None, seed: int, *, dropout: bool = True
+    config: ConfigDict, source: str | None, seed: int, *, training: bool = True
 ) -> VideoExamples | CachedExamples | SyntheticExamples:
     """Opens the samples of a source.
 
     Args:
-        config: Its sections `data`, `sampling` and `text_encoder` say how clips are cut.
-        source: See `sources.open_source`; or the folder of a latent cache; or `synthetic:train` or
-            `synthetic:test`, clips that are drawn. If videos are needed beside a cache and have
-            moved since, `data.videos` is the folder they are in now.
+        config: Of the model; it says how clips are cut.
+        source: See `sources.open_source`; or the folder of a latent cache; or `synthetic:train`,
+            `synthetic:validation` or `synthetic:test`, clips that are drawn. If videos are needed
+            beside a cache and have moved since, `data.videos` is the folder they are in now.
         seed: Of the run.
-        dropout: Whether conditions are dropped, as in training.
+        training: Whether conditions are dropped, and frames left out, as the config says.
 
     Raises:
         UserError: If there is no source, or it can't be used.
@@ -37,8 +37,8 @@ def open_examples(
             "synthetic:train"
         )
     settings = ClipSettings.from_config(config)
-    if not dropout:
-        settings = dataclasses.replace(settings, condition_dropout=0.0)
+    if not training:
+        settings = dataclasses.replace(settings, condition_dropout=0.0, frames=None)
     if source.startswith(_SYNTHETIC):
         return SyntheticExamples(settings, seed, source.removeprefix(_SYNTHETIC))
     if is_cache(source):

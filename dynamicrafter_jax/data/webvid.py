@@ -1,6 +1,5 @@
 """The WebVid layout: a CSV of `videoid, page_dir, name`, and videos at `page_dir/videoid.mp4`."""
 
-import codecs
 import io
 import os
 from array import array
@@ -15,8 +14,6 @@ from dynamicrafter_jax.errors import UserError
 COLUMNS = ("videoid", "page_dir", "name")
 """Those that the table must have; `name` is the caption, and others are passed over."""
 
-
-_UTF16 = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
 _HEAD = 1 << 16  # bytes by which a table's kind is told
 
 
@@ -42,7 +39,8 @@ class WebVidTable:
         self._data = files.read_bytes(path) if "://" in self._path else None
         with self._open() as file:
             head = file.read(_HEAD)
-        if head.startswith(_UTF16) or (b"\r" in head and b"\n" not in head):
+        tables.refuse_pointer(path, head)
+        if head.startswith(tables.UTF16_MARKS) or (b"\r" in head and b"\n" not in head):
             lines = (line.rstrip("\r\n") + "\n" for line in tables.read_lines(path))
             self._data = "".join(lines).encode()
         with self._open() as file:
@@ -84,7 +82,8 @@ def _scan(lines: Iterable[bytes], path: str) -> tuple[list[int], str, "array[int
         nonlocal end
         number = 0
         try:
-            for number, line in enumerate(lines, start=1):  # noqa: B007
+            for line in lines:
+                number += 1
                 end += len(line)
                 yield tables.plain(line)
         except UserError as error:

@@ -94,7 +94,7 @@ def scores_table(sets: Sequence[Scores], level: float) -> list[str]:
     """Returns the lines of a table of all sets, a row for each number."""
     names = [one.set for one in sets]
     lines = [
-        f"| measure | better | {' | '.join(names)} | videos | reference |",
+        f"| measure | better | {' | '.join(names)} | number of videos | reference |",
         f"|---|---|{'---|' * len(names)}---|---|",
     ]
     by_set = [{score.metric: score for score in one.scores} for one in sets]
@@ -105,7 +105,8 @@ def scores_table(sets: Sequence[Scores], level: float) -> list[str]:
         real = "" if against is None else _number(metric, against)
         row = [metric, BETTER.get(metric, ""), *cells, str(scores[0].videos), real]
         lines.append(f"| {' | '.join(row)} |")
-    lines += ["", f"Between brackets: {level:.0%} confidence intervals, by resampling clips."]
+    if any(score.low is not None for of_set in by_set for score in of_set.values()):
+        lines += ["", f"Between brackets: {level:.0%} confidence intervals, by resampling clips."]
     return lines
 
 

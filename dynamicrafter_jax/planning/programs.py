@@ -202,7 +202,8 @@ def abstract_batch(
     def of(dtype: Any, *shape: int) -> Any:
         return jax.ShapeDtypeStruct((batch_size, *shape), dtype, sharding=where)
 
-    size = settings.num_frames, settings.height, settings.width
+    some = config.data.get("frames")  # models converted before there were such have no field
+    size = some or settings.num_frames, settings.height, settings.width
     f = models.vae.downsampling
     length, image = models.text_encoder.context_length, models.image_encoder
     tokens = 1 + (image.image_size // image.patch_size) ** 2
@@ -213,6 +214,8 @@ def abstract_batch(
         fs=of(jnp.float32),
         frame=of(jnp.int32),
         keep_image=of(jnp.float32),
+        ends=of(jnp.bool_),
+        places=of(jnp.int32, some) if some else None,
         video=None if cached else of(jnp.uint8, *size, 3),
         ids=None if cached else of(jnp.int32, length),
         moments=of(stored, *latent, 2 * models.vae.z_channels) if cached else None,

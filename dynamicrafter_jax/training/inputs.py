@@ -28,8 +28,10 @@ class Batch(NamedTuple):
         sample_index: Number of the sample in the run, from which all its randomness follows.
         weight: 1, or 0 for a clip that could not be read.
         fs: The model's frame stride or FPS condition.
-        frame: Which frame of the clip is the conditioning image.
+        frame: Which of the frames is the conditioning image.
         keep_image: 1, or 0 where the image condition is dropped.
+        ends: Whether both ends of the clip are given, where some clips are given so.
+        places: Which frames of the clip these are, in order, where they are not all.
         video: Frames.
         moments: Mean and log-variance of the VAE's posterior, unscaled, of each frame.
         ids: Token ids of the prompt.
@@ -43,6 +45,8 @@ class Batch(NamedTuple):
     fs: Float32[Array, " b"]
     frame: Int[Array, " b"]
     keep_image: Float32[Array, " b"]
+    ends: Bool[Array, " b"] | None = None
+    places: Int[Array, "b t"] | None = None
     video: UInt8[Array, "b t h w 3"] | None = None
     moments: Float[Array, "b t h2 w2 moments"] | None = None
     ids: Int[Array, "b l"] | None = None
@@ -89,7 +93,6 @@ def clip_condition(
     batch: Batch,
     latents: Float[Array, "b t h w z"],
     concat: Concat,
-    ends: Bool[Array, " b"] | None = None,
 ) -> Conditioning:
     """Returns all that the U-Net is told of the clips.
 
@@ -99,18 +102,16 @@ def clip_condition(
         batch: The clips.
         latents: Their scaled latents: the concatenated ones are a frame's of these.
         concat: What to concatenate.
-        ends: Under "either", whether a clip is given by both its ends.
     """
-    num_frames = latents.shape[1]
     match concat:
         case "frame":
             concatenated = _frame_latents(latents, batch)
         case "ends":
             concatenated = _end_latents(latents)
         case "either":
-            assert ends is not None, "'either' needs to know which"
+            assert batch.ends is not None, "'either' needs to know which"
             concatenated = jnp.where(
-                ends[:, None, None, None, None],
+                batch.ends[:, None, None, None, None],
                 _end_latents(latents),
                 _frame_latents(latents, batch),
             )
@@ -125,7 +126,9 @@ def clip_condition(
     tokens = batch.vision
     if tokens is None:
         tokens = conditioning.image_tokens(models, params, conditioning_image(batch))
-    image = conditioning.project_tokens(models, params, tokens, num_frames)
+    # Some of a clip are read only where all have tokens of their own (`draws.ClipSettings`).
+    num_frames = models.projector.video_length if batch.places is not None else latents.shape[1]
+    image = conditioning.project_tokens(models, params, tokens, num_frames, batch.places)
     return Conditioning(text=text, image=image, concat=concatenated, fs=batch.fs)
 
 

@@ -19,6 +19,7 @@ from dynamicrafter_jax.models import Models
 from dynamicrafter_jax.models.autoencoder import FRAMES
 from dynamicrafter_jax.models.partitioning import map_in_chunks
 from dynamicrafter_jax.training import inputs
+from dynamicrafter_jax.training.equivariance import draw_move, inside, moved
 from dynamicrafter_jax.training.inputs import Batch, Concat
 from dynamicrafter_jax.training.settings import TrainSettings
 
@@ -26,10 +27,7 @@ QUARTERS = 4
 """Parts of the diffusion process whose losses are told apart."""
 
 # The draws of one sample, by what is folded into its key.
-_POSTERIOR, _NOISE, _TIMESTEP, _DROPOUT, _ENDS = range(5)
-
-# Of clips under the concatenation "either", the share that both ends of are given.
-_ENDS_SHARE = 0.25
+_POSTERIOR, _NOISE, _TIMESTEP, _DROPOUT, _MOVE = range(5)
 
 _NO_VIDEOS = (
     "the objective {!r} takes videos: set data.source to where they are, or to synthetic:train, "
@@ -96,7 +94,9 @@ def make_objective(
                 timestep_power=settings.timestep_power,
             )
         case "reconstruct":
-            return functools.partial(reconstruct, models, vae_frames, settings.kl_weight)
+            return functools.partial(
+                reconstruct, models, vae_frames, settings.kl_weight, settings.equivariance
+            )
         case "align":
             return functools.partial(align, models, settings.temperature, settings.recall_weight)
         case _:
@@ -134,8 +134,7 @@ def denoise(
     fold = jax.vmap(jax.random.fold_in, (0, None))
     posterior = inputs.posteriors(models, params, batch, vae_frames)
     latents = inputs.clip_latents(models, posterior, fold(keys, _POSTERIOR))
-    ends = jax.vmap(lambda key: jax.random.bernoulli(key, _ENDS_SHARE))(fold(keys, _ENDS))
-    condition = inputs.clip_condition(models, params, batch, latents, concat, ends)
+    condition = inputs.clip_condition(models, params, batch, latents, concat)
     shape, timesteps = latents.shape[1:], len(schedule.alpha_bar)
     noise = jax.vmap(lambda key: jax.random.normal(key, shape))(fold(keys, _NOISE))
     if share is not None:
@@ -156,6 +155,7 @@ def reconstruct(
     models: Models,
     vae_frames: int,
     kl_weight: float,
+    equivariance: float,
     params: PyTree,
     batch: Batch,
     keys: Key[Array, " b"],
@@ -168,20 +168,25 @@ def reconstruct(
     Both are means, over pixels and over latent values. The released VAE was also trained by a
     perceptual and an adversarial loss, which take networks that come with weights.
 
+    Of some clips the latents are scaled and turned before they are decoded, and so is what they
+    are held against (EQ-VAE, arXiv 2502.09509). Latents that go with the picture are easier to
+    learn to make.
+
     Args:
         models: The networks.
         vae_frames: Frames that each device works on at once.
         kl_weight: Of the divergence from a standard normal.
+        equivariance: The share of clips whose latents are scaled and turned.
         params: All parameters.
         batch: The clips, as videos.
-        keys: One a clip, for the latents' draws.
+        keys: One a clip, for the latents' draws and what is done to them.
         share: Not used.
-        dropout: Not used.
+        dropout: Whether latents are scaled and turned at all, as in training.
 
     Raises:
         UserError: The batch is from a cache.
     """
-    del share, dropout
+    del share
     if batch.video is None:
         raise UserError(_NO_VIDEOS.format("reconstruct"))
     video = inputs.pixels(batch.video)
@@ -190,13 +195,21 @@ def reconstruct(
     shape = posterior.mean.shape[1:]
     noise = jax.vmap(lambda key: jax.random.normal(key, shape))(fold(keys, _POSTERIOR))
     z = posterior.sample(noise)
+    seen = jnp.ones((1, 1, 1, 1, 1), jnp.float32)
+    if dropout and equivariance > 0:
+        moves = jax.vmap(draw_move, (0, None))(fold(keys, _MOVE), equivariance)
+        z, video = (jax.vmap(moved)(frames, moves) for frames in (z, video))
+        height, width = video.shape[2:4]
+        whole = jax.vmap(inside, (0, None, None))(moves, height, width)
+        seen = whole.astype(jnp.float32)[:, None, :, :, None]
 
     def decode(z: Array) -> Array:
         return models.apply("vae", params, z, method="decode")
 
     frames = z.reshape(-1, *z.shape[2:])
     decoded = map_in_chunks(decode, frames, vae_frames, FRAMES).reshape(video.shape)
-    error = jnp.square(decoded.astype(jnp.float32) - video).mean((1, 2, 3, 4))
+    squares = jnp.square(decoded.astype(jnp.float32) - video)
+    error = (squares * seen).mean((1, 2, 3, 4)) / seen.mean((1, 2, 3, 4))
     mean, logvar = posterior
     divergence = 0.5 * (jnp.square(mean) + jnp.exp(logvar) - 1.0 - logvar).mean((1, 2, 3, 4))
     return ClipLosses(error + kl_weight * divergence, _no_quarter(len(error)))

@@ -30,8 +30,10 @@ class TrainSettings:
         trainable: What trains: a preset of `freezing.PRESETS`, or expressions of paths.
         objective: What is learned from: "denoise", "reconstruct" (the VAE) or "align" (towers).
         concat: What is concatenated to the noise: "frame", "ends", "either" or "nothing".
+        ends_share: Of clips under "either", the share that both ends are given of.
         timestep_power: See `objectives.denoise`.
         kl_weight: See `objectives.reconstruct`.
+        equivariance: Likewise; 0 to 1.
         temperature: See `objectives.align`.
         recall_weight: See `objectives.align`.
         remat: What the backward pass recomputes: one of `unet.REMAT_POLICIES`.
@@ -44,7 +46,7 @@ class TrainSettings:
         epsilon: Of AdamW.
         weight_decay: Of AdamW, on every parameter; of Muon, on kernels.
         clip_norm: Most that the gradient's global norm may be.
-        ema_decay: Of the averaged parameters; 0 keeps none.
+        ema_decay: Of the averaged parameters, reached slowly (`step.update_ema`); 0 keeps none.
         log_every: Steps between lines and scalars.
         checkpoint_every: Steps between checkpoints.
         keep_last: Newest checkpoints kept.
@@ -66,8 +68,10 @@ class TrainSettings:
     trainable: str | tuple[str, ...]
     objective: ObjectiveName
     concat: Concat
+    ends_share: float
     timestep_power: float
     kl_weight: float
+    equivariance: float
     temperature: float
     recall_weight: float
     remat: str
@@ -104,6 +108,8 @@ class TrainSettings:
         for name in ("beta1", "beta2", "ema_decay"):
             if not 0 <= getattr(self, name) < 1:
                 raise UserError(f"train.{name} is {getattr(self, name)}: 0 or more, and below 1")
+        if not 0 <= self.equivariance <= 1:
+            raise UserError(f"train.equivariance is {self.equivariance}: a share of clips, 0 to 1")
         for name in ("keep_every", "profile_start"):
             value = getattr(self, name)
             if value is not None and value < 1:

@@ -92,7 +92,7 @@ def open_validation(
     """
     if not config.data.validation:
         return None
-    examples = open_examples(config, config.data.validation, settings.seed, dropout=False)
+    examples = open_examples(config, config.data.validation, settings.seed, training=False)
     count = settings.validation_clips
     size = settings.batch_size // settings.accumulation
     loader = batches(

@@ -54,17 +54,23 @@ def copied(tmp_path: Path, made: Path) -> Path:
     return Path(shutil.copytree(made, tmp_path / "cache"))
 
 
-@pytest.mark.parametrize("kinds", KINDS, ids="+".join)
-def test_samples_are_those_of_the_videos(tmp_path: Path, videos: str, kinds: tuple[str, ...]):
+@pytest.mark.parametrize(
+    ("kinds", "frames"), [*((kinds, None) for kinds in KINDS), ((), 2), (("vision",), 2)]
+)
+def test_samples_are_those_of_the_videos(
+    tmp_path: Path, videos: str, kinds: tuple[str, ...], frames: int | None
+):
     networks = caches.make(tmp_path / "cache", videos, kinds)
-    cached = CachedExamples(tmp_path / "cache", SETTINGS, SEED)
-    plain = VideoExamples(open_source(videos), SETTINGS, SEED)
+    settings = dataclasses.replace(SETTINGS, frames=frames)
+    cached = CachedExamples(tmp_path / "cache", settings, SEED)
+    plain = VideoExamples(open_source(videos), settings, SEED)
     assert len(cached) == len(plain) == 7
     seen = set()
     for index in SAMPLES:
         ours, theirs = cached(index), plain(index)
         wanted = {name: theirs[name] for name in ("index", "item", "weight", "fs", "frame")}
-        wanted |= {name: theirs[name] for name in ("keep_image", "problem")}
+        wanted |= {name: theirs[name] for name in ("keep_image", "ends", "problem")}
+        wanted |= {"places": theirs["places"]} if frames else {}
         video, usable = theirs["video"], bool(theirs["weight"])
         wanted["moments"] = networks.moments(video) * usable
         if "text" in kinds:

@@ -84,7 +84,7 @@ def test_samples_are_what_was_drawn(source: VideoSource):
         draw = draw_clip(3, index, FRAMES[name], SETTINGS)
         assert example["index"] == index and example["item"] == item
         assert example["weight"] == 1 and example["problem"] == b""
-        assert video_files.numbers(example["video"]) == list(draw.frames(4))
+        assert video_files.numbers(example["video"]) == list(draw.frames)
         assert example["frame"] == draw.frame
         assert example["keep_image"] == draw.keep_image
         assert example["fs"] == RATES[name] // draw.stride
@@ -117,11 +117,27 @@ def test_all_samples_have_the_same_arrays(source: VideoSource):
         "fs": ("<f4", ()),
         "frame": ("<i4", ()),
         "keep_image": ("<f4", ()),
+        "ends": ("|b1", ()),
         "video": ("|u1", (4, 32, 48, 3)),
         "ids": ("<i4", (77,)),
         "problem": (f"|S{PROBLEM_BYTES}", ()),
     }
     assert layout(good) == layout(broken) == expected
+
+
+def test_of_few_frames_those_are_read_that_were_drawn(source: VideoSource):
+    some = replace(SETTINGS, frames=3, ends_share=0.5)
+    examples, ends = VideoExamples(source, some, seed=3), set()
+    for index in range(12):
+        example, whole = examples(index), VideoExamples(source, SETTINGS, seed=3)(index)
+        np.testing.assert_array_equal(example["video"], whole["video"][example["places"]])
+        conditions = example["video"][example["frame"]], whole["video"][whole["frame"]]
+        np.testing.assert_array_equal(*conditions)
+        assert {0, 3} <= set(example["places"].tolist()) or not example["ends"]
+        ends.add(bool(example["ends"]))
+    assert ends == {False, True}
+    broken = VideoExamples(Listed(Video("x", "", "/none.mp4")), some, seed=3)(0)
+    assert layout(broken) == layout(examples(0))
 
 
 def test_samples_are_the_same_after_a_journey(source: VideoSource):

@@ -104,7 +104,7 @@ def test_strides_fit_into_the_video(num_source_frames: int, largest: int):
     for draw, long in zip(found, draws(600), strict=True):
         fits = num_source_frames >= 15 * long.stride + 1
         assert draw.stride == (long.stride if fits else max(1, num_source_frames // 16))
-        frames = draw.frames(16)
+        frames = draw.frames
         assert len(frames) == 16 and frames[1] - frames[0] == draw.stride
         assert frames[0] >= 0 and frames[-1] < num_source_frames
 
@@ -125,6 +125,40 @@ def test_clips_of_one_frame():
     found = [draw_clip(0, i, 4, one) for i in range(400)]
     assert uniform([draw.start for draw in found], 0, 3)
     assert {draw.frame for draw in found} == {0}
+
+
+ENDS_SHARE = 0.4
+SOME = replace(SETTINGS, frames=5, random_frame=False, ends_share=ENDS_SHARE)
+
+
+def test_of_few_frames_the_others_are_as_likely_as_each_other():
+    found = [draw_clip(5, i, 300, SOME) for i in range(8000)]
+    for draw in found:
+        assert len(draw.places) == 5 and list(draw.places) == sorted(set(draw.places))
+        assert draw.places[0] == 0 and draw.frame_read == 0
+        assert draw.places[-1] == 15 or not draw.ends
+        assert draw.frames == tuple(draw.start + draw.stride * place for place in draw.places)
+    for ends in (False, True):
+        others = range(1, 15 if ends else 16)
+        chosen = [set(draw.places) & set(others) for draw in found if draw.ends == ends]
+        picked = len(chosen[0])
+        pairs = Counter(pair for one in chosen for pair in itertools.combinations(sorted(one), 2))
+        assert uniform([place for one in chosen for place in one], others[0], others[-1])
+        # Pairs of one clip are not independent, so their counts spread less than by chance.
+        wanted = len(chosen) * math.comb(picked, 2) / math.comb(len(others), 2)
+        assert len(pairs) == math.comb(len(others), 2)
+        statistic = sum((count - wanted) ** 2 / wanted for count in pairs.values())
+        assert stats.chi2.sf(statistic, len(pairs) - 1) > RARE
+    count = sum(draw.ends for draw in found)
+    assert stats.binomtest(count, len(found), ENDS_SHARE).pvalue > RARE
+
+
+def test_leaving_frames_out_changes_nothing_else():
+    for i, draw in enumerate(draws(200)):
+        some = draw_clip(5, i, 300, replace(SETTINGS, frames=3, ends_share=ENDS_SHARE))
+        assert some[:5] == draw[:5] and not draw.ends and draw.places == tuple(range(16))
+        assert some.places[some.frame_read] == draw.frame == draw.frame_read
+        assert {0, 15} <= set(some.places) or not some.ends
 
 
 def test_short_videos_are_refused():
@@ -170,11 +204,19 @@ def test_many_videos_are_mixed():
 def test_settings_come_from_a_config():
     config = ConfigDict()
     config.sampling = {"height": 320, "width": 512, "num_frames": 16}
-    config.data = {"min_stride": 2, "max_stride": 3, "fs": "stride"}
+    config.data = {"min_stride": 2, "max_stride": 3, "fs": "stride", "frames": 4}
     config.data.update(condition_dropout=0, random_frame=False)
     config.text_encoder = {"context_length": 77}
-    settings = ClipSettings.from_config(config)
-    assert settings == ClipSettings(320, 512, 16, 2, 3, "stride", 0.0, False, 77)
+    config.projector = {"video_length": 16}
+    for concat, share in {"frame": 0.0, "nothing": 0.0, "either": 0.25, "ends": 1.0}.items():
+        config.train = {"concat": concat, "ends_share": 0.25}
+        settings = ClipSettings.from_config(config)
+        assert settings == ClipSettings(
+            320, 512, 16, 2, 3, "stride", 0.0, False, 77, frames=4, ends_share=share
+        )
+    config.sampling.num_frames = 8
+    with pytest.raises(UserError, match=r"data.frames is 4, .*num_frames = 8 .*video_length = 16"):
+        ClipSettings.from_config(config)
 
 
 @pytest.mark.parametrize("fault, message", [
@@ -184,6 +226,11 @@ def test_settings_come_from_a_config():
     ({"condition_dropout": math.nan}, "data.condition_dropout is nan"),
     ({"fs": "frames"}, "data.fs is 'frames': choose fps or stride"),
     ({"num_frames": 0}, "sampling.num_frames is 0: give 1 or more"),
+    ({"frames": 0}, "data.frames is 0: give 1 to 16"),
+    ({"frames": 17}, "data.frames is 17: give 1 to 16"),
+    ({"frames": 2, "ends_share": 0.5}, "data.frames is 2: give 3 to 16"),
+    ({"frames": 1, "ends_share": 0.5, "random_frame": False}, "data.frames is 1: give 2 to 16"),
+    ({"ends_share": 1.5}, "train.ends_share is 1.5: give 0 to 1"),
 ])  # fmt: skip
 def test_settings_out_of_range_are_refused(fault: dict, message: str):
     with pytest.raises(UserError, match=message):

@@ -21,7 +21,7 @@ from dynamicrafter_jax.data.synthetic import (
     flow,
     trajectory,
 )
-from dynamicrafter_jax.data.synthetic.photographs import PHOTOGRAPHS, photograph
+from dynamicrafter_jax.data.synthetic.photographs import PHOTOGRAPHS, SPLITS, photograph
 from dynamicrafter_jax.data.synthetic.scenes import SHAPES
 from dynamicrafter_jax.errors import UserError
 
@@ -76,16 +76,17 @@ def test_clips_are_the_same_in_every_process_and_need_no_jax():
 
 
 def test_splits_share_nothing():
-    assert not set(PHOTOGRAPHS["train"]) & set(PHOTOGRAPHS["test"])
+    for split in ("train", "validation"):
+        assert not set(PHOTOGRAPHS[split]) & set(PHOTOGRAPHS["test"])
     seen = {}
-    for split in ("train", "test"):
+    for split in SPLITS:
         drawn = [draw_scene(number, split) for number in range(100)]
         seen[split] = {scene.jitter for scene in drawn}
         assert len(seen[split]) == 100
         for scene in drawn:
             assert scene.background.photograph in PHOTOGRAPHS[split]
             assert scene.sprite is None or scene.sprite.photograph in PHOTOGRAPHS[split]
-    assert not seen["train"] & seen["test"]
+    assert len(set().union(*seen.values())) == 300
 
 
 def test_photographs_are_there_and_their_terms_are_told():

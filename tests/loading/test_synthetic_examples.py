@@ -50,7 +50,7 @@ class Broken:
 
 def test_samples_have_the_arrays_of_those_of_videos():
     expected = VideoExamples(Broken(), SETTINGS, 0)(0)
-    for split in ("train", "test"):
+    for split in ("train", "validation", "test"):
         found = SyntheticExamples(SETTINGS, 0, split)(7)
         assert found.keys() == expected.keys()
         for name, array in found.items():
@@ -72,6 +72,14 @@ def test_samples_show_their_clips():
         kept = tokenize([scene.caption], 77)[0]
         assert found["ids"].tolist() in (kept.tolist(), tokenize([""], 77)[0].tolist())
         assert 0 <= found["frame"] < 4
+
+
+def test_of_few_frames_those_are_drawn_that_were_chosen():
+    for index in range(6):
+        whole = SyntheticExamples(SETTINGS, 3)(index)
+        some = SyntheticExamples(replace(SETTINGS, frames=2), 3)(index)
+        np.testing.assert_array_equal(some["video"], whole["video"][some["places"]])
+        assert some["places"][some["frame"]] == whole["frame"]
 
 
 def test_a_stride_takes_every_so_manyeth_frame():
@@ -101,7 +109,8 @@ def test_seeds_have_clips_of_their_own_but_for_tests():
         return {int(SyntheticExamples(small, seed, split)(index)["item"]) for index in range(20)}
 
     assert len(numbers(0, "train") | numbers(1, "train")) == 40
-    assert numbers(0, "test") == numbers(1, "test") == set(range(20))
+    for split in ("validation", "test"):
+        assert numbers(0, split) == numbers(1, split) == set(range(20))
 
 
 def test_samples_are_sent_to_workers_as_settings():
@@ -116,13 +125,18 @@ def test_a_config_names_the_split():
     config = load_config("i2v_512")
     config.sampling.height = config.sampling.width = 16
     config.data.fs = "fps"
-    samples = open_examples(config, "synthetic:test", 5, dropout=False)
+    samples = open_examples(config, "synthetic:test", 5, training=False)
     assert isinstance(samples, SyntheticExamples)
     found = samples(2)
     assert found["item"] == 2 and found["keep_image"] == 1
     assert found["video"].shape == (16, 16, 16, 3)
+    config.data.frames = 4
+    assert open_examples(config, "synthetic:test", 5)(2)["video"].shape == (4, 16, 16, 3)
+    whole = open_examples(config, "synthetic:test", 5, training=False)(2)
+    np.testing.assert_array_equal(whole["video"], found["video"])
+    config.data.frames = None
     assert found["ids"].tolist() == tokenize([draw_scene(2, "test").caption], 77)[0].tolist()
-    with pytest.raises(UserError, match="synthetic:new is unknown: take synthetic:train or"):
+    with pytest.raises(UserError, match="synthetic:new is unknown: choose of synthetic:train, s"):
         open_examples(config, "synthetic:new", 0)
     with pytest.raises(UserError, match=r"no videos to train on.*synthetic:train"):
         open_examples(config, None, 0)

@@ -13,10 +13,13 @@ import functools
 import time
 from collections.abc import Mapping, Sequence
 
+from dynamicrafter_jax import cli
+
+# isort: split
 from absl import flags
 
-from dynamicrafter_jax import cli
 from dynamicrafter_jax.data.synthetic.clip_sets import ClipSet, write_folder
+from dynamicrafter_jax.data.synthetic.photographs import SPLITS
 from dynamicrafter_jax.errors import UserError
 
 
@@ -25,7 +28,7 @@ def define_flags() -> dict[str, flags.FlagHolder]:
     return {
         "data_dir": flags.DEFINE_string("data_dir", None, "Folder of TFDS data sets."),
         "output": flags.DEFINE_string("output", None, "Folder of .mp4 and .txt files, instead."),
-        "split": flags.DEFINE_enum("split", "train", ["train", "test"], "Which clips."),
+        "split": flags.DEFINE_enum("split", "train", SPLITS, "Which clips."),
         "clips": flags.DEFINE_integer("clips", 1000, "How many."),
         "height": flags.DEFINE_integer("height", 64, "Of frames, in pixels."),
         "width": flags.DEFINE_integer("width", 64, "Of frames, in pixels."),

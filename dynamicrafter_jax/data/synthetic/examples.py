@@ -1,12 +1,13 @@
 """Training samples of drawn clips."""
 
 import hashlib
+from typing import cast
 
 import numpy as np
 
-from dynamicrafter_jax.data.clips import PROBLEM_BYTES, Example, prompt_ids
+from dynamicrafter_jax.data.clips import PROBLEM_BYTES, Example, drawn_arrays, prompt_ids
 from dynamicrafter_jax.data.draws import ClipSettings, draw_clip
-from dynamicrafter_jax.data.synthetic.photographs import Split
+from dynamicrafter_jax.data.synthetic.photographs import SPLITS, Split
 from dynamicrafter_jax.data.synthetic.rendering import Renderer
 from dynamicrafter_jax.data.synthetic.scenes import draw_scene, trajectory
 from dynamicrafter_jax.errors import UserError
@@ -17,7 +18,7 @@ _EPOCH = 2**20
 class SyntheticExamples:
     """The samples of a split, by number, without end: with the arrays of `clips.VideoExamples`.
 
-    Sample i of the test split is clip i; of the train split, each seed has clips of its own.
+    Sample i of a split is clip i; but of the train split, each seed has clips of its own.
     `item` is the clip's number. Prompts and images are dropped as those of videos are.
     """
 
@@ -31,14 +32,15 @@ class SyntheticExamples:
         """
         if seed < 0:
             raise UserError(f"train.seed is {seed}: give 0 or more")
-        if split != "train" and split != "test":
-            raise UserError(f"synthetic:{split} is unknown: take synthetic:train or synthetic:test")
+        if split not in SPLITS:
+            known = ", ".join(f"synthetic:{name}" for name in SPLITS)
+            raise UserError(f"synthetic:{split} is unknown: choose of {known}")
         if settings.fs == "stride":
             raise UserError(
                 "data.fs is 'stride': drawn clips need frames a second, which set speeds"
             )
         self._settings, self._seed = settings, seed
-        self._split: Split = split
+        self._split: Split = cast(Split, split)
 
     def __len__(self) -> int:
         """Returns how many samples an epoch has, for those who count them: there is no end."""
@@ -47,7 +49,7 @@ class SyntheticExamples:
     def __call__(self, index: int) -> Example:
         """Makes a sample."""
         settings = self._settings
-        number = index if self._split == "test" else _mix(self._seed, index)
+        number = _mix(self._seed, index) if self._split == "train" else index
         scene = draw_scene(number, self._split)
         renderer = Renderer(scene, settings.height, settings.width)
         longest = settings.num_frames * settings.max_stride
@@ -59,10 +61,9 @@ class SyntheticExamples:
             "item": np.asarray(number, np.int64),
             "weight": np.asarray(1, np.float32),
             "video": np.stack(
-                [renderer.frame(poses.pose(draw.stride * i)) for i in range(settings.num_frames)]
+                [renderer.frame(poses.pose(draw.stride * place)) for place in draw.places]
             ),
-            "frame": np.asarray(draw.frame, np.int32),
-            "keep_image": np.asarray(draw.keep_image, np.float32),
+            **drawn_arrays(draw, settings),
             "ids": prompt_ids(caption, settings.context_length),
             "fs": np.asarray(settings.fs_condition(scene.fps, draw.stride), np.float32),
             "problem": np.asarray(b"", f"S{PROBLEM_BYTES}"),

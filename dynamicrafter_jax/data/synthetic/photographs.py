@@ -3,19 +3,23 @@
 import functools
 import io
 from importlib import resources
-from typing import Literal
+from typing import Literal, get_args
 
 import numpy as np
 from jaxtyping import UInt8
 from PIL import Image
 
-Split = Literal["train", "test"]
+Split = Literal["train", "validation", "test"]
 
+SPLITS: tuple[Split, ...] = get_args(Split)
+
+_TRAINED_ON = ("astronaut", "brick", "camera", "chelsea", "china", "gravel", "hubble", "retina")
 PHOTOGRAPHS: dict[Split, tuple[str, ...]] = {
-    "train": ("astronaut", "brick", "camera", "chelsea", "china", "gravel", "hubble", "retina"),
+    "train": _TRAINED_ON,
+    "validation": _TRAINED_ON,
     "test": ("coffee", "flower", "rocket"),
 }
-"""Names by split: what is tested on is never trained on."""
+"""Names by split: what is tested on is never trained on, nor is anything chosen by it."""
 
 _FOLDERS = {"coffee": "assets", "rocket": "assets"}
 _LONG_SIDE = 320

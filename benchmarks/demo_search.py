@@ -1,0 +1,220 @@
+r"""Says which of several small models sees best what is to move, while it is still hidden by noise.
+
+    python benchmarks/demo_search.py --model=full=runs/full_model --model=few=runs/few_model
+
+Samples of models that are half an hour old all look alike, so here one step is judged. Clips of the
+validation split of `data/synthetic` are noised as at late timesteps, where little but the motion
+that the caption names is to be found out. What the model then takes for the clean clip (x0) is
+decoded and held against the clip: once told the caption, and once an empty prompt. The difference
+is what the words are worth. Clips, timesteps and noise are the same for all models, the noise as
+far as their latents have one shape.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import timing
+from absl import flags
+from drawn_clips import Drawn, draw, psnr, reconstruct
+from jaxtyping import Array, Float, Int, PyTree, UInt8
+
+from dynamicrafter_jax import cli, conditioning, sampling
+from dynamicrafter_jax.conditioning import Conditioning
+from dynamicrafter_jax.diffusion.prediction import add_noise, per_sample, to_x0_and_eps
+from dynamicrafter_jax.diffusion.schedule import Schedule, make_schedule
+from dynamicrafter_jax.errors import UserError
+from dynamicrafter_jax.models import Models
+from dynamicrafter_jax.pipeline import ImageToVideo
+from dynamicrafter_jax.sampler import shown_frames
+from dynamicrafter_jax.tokenizer import tokenize
+from dynamicrafter_jax.training.inputs import pixels
+
+MODEL = flags.DEFINE_multi_string("model", [], "NAME=MODEL, as few_frames=runs/few_model.")
+CLIPS = flags.DEFINE_integer("clips", 96, "Clips of the validation split.")
+BATCH = flags.DEFINE_integer("batch_size", 8, "Clips at once.")
+TIMESTEPS = flags.DEFINE_multi_integer("timestep", [600, 733, 866, 999], "Where to judge.")
+JSON = flags.DEFINE_string("json", None, "Write the measurements to this file.")
+
+Denoiser = Callable[[Float[Array, "b t h w z"], Int[Array, " b"], Conditioning], Array]
+"""A U-Net with its parameters bound, as `conditioning.conditioned_unet` returns it."""
+
+
+class Seen(NamedTuple):
+    """What a model makes of noisy clips, in decibels of the decoded pixels.
+
+    Attributes:
+        told: By timestep, the mean over clips, each under its caption.
+        untold: Likewise, under an empty prompt.
+        vae: Of clips that were only encoded and decoded: the most there is to reach.
+    """
+
+    told: dict[int, float]
+    untold: dict[int, float]
+    vae: float
+
+    @property
+    def mean(self) -> float:
+        """Under captions, over all timesteps."""
+        return float(np.mean(list(self.told.values())))
+
+    @property
+    def gain(self) -> float:
+        """What captions are worth."""
+        return self.mean - float(np.mean(list(self.untold.values())))
+
+
+def clean_clips(
+    models: Models,
+    schedule: Schedule,
+    params: PyTree,
+    denoiser: Denoiser,
+    video: UInt8[Array, "b t h w 3"],
+    ids: Int[Array, "b l"],
+    fs: Float[Array, " b"],
+    numbers: Int[Array, " b"],
+    timestep: Int[Array, ""],
+) -> Float[Array, "b t h w 3"]:
+    """Returns what a model takes for the clean clips, in [-1, 1], when it sees them noisy.
+
+    Args:
+        models: The networks.
+        schedule: The noise schedule.
+        params: All parameters.
+        denoiser: The U-Net.
+        video: The clips; the model is given their first frame.
+        ids: Token ids of their prompts.
+        fs: Their frames a second.
+        numbers: Of the clips, from which their noise follows.
+        timestep: How noisy they are.
+    """
+    b, t, height, width, _ = video.shape
+    frames = pixels(video)
+    posterior = models.apply(
+        "vae", params, frames.reshape(b * t, height, width, 3), method="encode"
+    )
+    latents = (models.vae.scale_factor * posterior.mean).reshape(b, t, *posterior.mean.shape[1:])
+    condition = Conditioning(
+        text=conditioning.text_context(models, params, ids),
+        image=conditioning.image_context(models, params, frames[:, 0], t),
+        concat=conditioning.concat_latents(latents[:, 0], t),
+        fs=fs,
+    )
+    key = jax.random.fold_in(jax.random.key(0), timestep)
+    keys = jax.vmap(jax.random.fold_in, (None, 0))(key, numbers)
+    noise = jax.vmap(lambda key: jax.random.normal(key, latents.shape[1:]))(keys)
+    timesteps = jnp.full(b, timestep)
+    scale, signal_level, noise_level, alpha_bar = (
+        jnp.asarray(table, jnp.float32)[timesteps]
+        for table in (
+            *(schedule.scale, schedule.signal_level, schedule.noise_level, schedule.alpha_bar),
+        )
+    )
+    noisy = add_noise(per_sample(scale, latents) * latents, noise, signal_level, noise_level)
+    predicted = denoiser(noisy, timesteps, condition)
+    x0, _ = to_x0_and_eps(schedule.parameterization, noisy, predicted, alpha_bar)
+    return sampling.decode(
+        models,
+        params,
+        x0 / per_sample(scale, x0),
+        height=height,
+        width=width,
+        vae_frames=b * t,
+    )
+
+
+def measure(animate: ImageToVideo, clips: Sequence[Drawn]) -> Seen:
+    """Judges a model on clips."""
+    schedule = make_schedule(**animate.config.diffusion.to_dict())
+    length = animate.models.text_encoder.context_length
+
+    @jax.jit
+    def clean(params: PyTree, *arguments: Array) -> Array:
+        unet = conditioning.conditioned_unet(animate.models, params)
+        return clean_clips(animate.models, schedule, params, unet, *arguments)
+
+    def judge(captions: Sequence[str], timestep: int) -> float:
+        found = []
+        for start in range(0, len(clips), BATCH.value):
+            # The last clips come twice where they do not fill a batch; only once they count.
+            chosen = [min(start + row, len(clips) - 1) for row in range(BATCH.value)]
+            video = np.stack([clips[i].video for i in chosen])
+            made = clean(
+                animate.params,
+                jnp.asarray(video),
+                jnp.asarray(tokenize([captions[i] for i in chosen], length), jnp.int32),
+                jnp.asarray([clips[i].scene.fps for i in chosen], jnp.float32),
+                jnp.asarray(chosen, jnp.int32),
+                jnp.asarray(timestep, jnp.int32),
+            )
+            decibels = psnr(shown_frames(np.asarray(made), loop=False), video)
+            found += decibels[: len(clips) - start].tolist()
+        return float(np.mean(found))
+
+    captions = [clip.scene.caption for clip in clips]
+    with animate.sampler.in_force():
+        told = {t: judge(captions, t) for t in TIMESTEPS.value}
+        untold = {t: judge([""] * len(clips), t) for t in TIMESTEPS.value}
+    through = np.stack([reconstruct(animate, clip.video) for clip in clips])
+    real = np.stack([clip.video for clip in clips])
+    return Seen(told, untold, float(psnr(through, real).mean()))
+
+
+def table(found: dict[str, Seen]) -> str:
+    """The measurements in Markdown, the best model first."""
+    columns = [
+        "model",
+        "x0 under captions (dB)",
+        "gain over an empty prompt (dB)",
+        "VAE alone (dB)",
+    ]
+    columns += [f"at {timestep}" for timestep in next(iter(found.values())).told]
+    rows = [
+        [name, f"{seen.mean:.2f}", f"{seen.gain:.2f}", f"{seen.vae:.2f}"]
+        + [f"{value:.2f}" for value in seen.told.values()]
+        for name, seen in sorted(found.items(), key=lambda pair: -pair[1].mean)
+    ]
+    return timing.markdown(columns, rows)
+
+
+def models_of(entries: Sequence[str]) -> dict[str, str]:
+    """Returns the models that `--model` names."""
+    named: dict[str, str] = {}
+    for entry in entries:
+        name, _, path = entry.partition("=")
+        if not (name and path):
+            raise UserError(f"--model={entry} is not NAME=MODEL, as few_frames=runs/few_model")
+        if name in named:
+            raise UserError(f"--model names two models {name!r}: give each a name of its own")
+        named[name] = path
+    if not named:
+        raise UserError("--model is needed: NAME=MODEL, as few_frames=runs/few_model")
+    return named
+
+
+def main(_: Sequence[str]) -> None:
+    """Measures, and prints a table."""
+    models = {
+        name: ImageToVideo.from_pretrained(path) for name, path in models_of(MODEL.value).items()
+    }
+    found: dict[str, Seen] = {}
+    for name, animate in models.items():
+        chosen = animate.config.sampling
+        clips = [
+            draw(number, chosen.num_frames, chosen.height, "validation")
+            for number in range(CLIPS.value)
+        ]
+        found[name] = measure(animate, clips)
+        if JSON.value is not None:  # at once: the next model may fail
+            values: dict[str, Any] = {
+                one: {**seen._asdict(), "mean": seen.mean, "gain": seen.gain}
+                for one, seen in found.items()
+            }
+            timing.write_json(JSON.value, {"clips": CLIPS.value, "models": values})
+    timing.say(table(found))
+
+
+if __name__ == "__main__":
+    cli.run(main)

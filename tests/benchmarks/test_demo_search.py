@@ -1,0 +1,60 @@
+"""The measure that small models are chosen by, on denoisers whose answer is known."""
+
+import benchmark_modules
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import tiny
+from random_clips import clips
+
+from dynamicrafter_jax.diffusion.schedule import make_schedule
+from dynamicrafter_jax.errors import UserError
+from dynamicrafter_jax.training.inputs import pixels
+
+(demo_search,) = benchmark_modules.load("demo_search")
+
+
+@pytest.mark.parametrize("timestep", [600, 999])
+def test_a_model_that_knows_the_clip_reaches_what_the_vae_does(timestep):
+    model, batch = tiny.micro(), clips(2)
+    schedule = make_schedule(**model.config.diffusion.to_dict())
+    frames = pixels(jnp.asarray(batch.video.reshape(-1, *batch.video.shape[2:])))
+    mean = model.models.apply("vae", model.params, frames, method="encode").mean
+    decoded = model.models.apply("vae", model.params, mean, method="decode")
+    latents = model.models.vae.scale_factor * mean.reshape(2, 3, *mean.shape[1:])
+    conditions = []
+
+    def knows(x, timesteps, condition):
+        conditions.append(condition)
+        clean = latents * float(schedule.scale[timestep])
+        signal, noise = (float(t[timestep]) for t in (schedule.signal_level, schedule.noise_level))
+        return signal * (x - signal * clean) / noise - noise * clean
+
+    found = demo_search.clean_clips(
+        *(model.models, schedule, model.params, knows),
+        *(jnp.asarray(batch.video), jnp.asarray(batch.ids)),
+        *(jnp.asarray(batch.fs), jnp.arange(2), jnp.asarray(timestep)),
+    )
+    np.testing.assert_allclose(found, decoded.reshape(found.shape), atol=2e-4)
+    (told,) = conditions
+    np.testing.assert_allclose(told.concat, latents[:, :1].repeat(3, 1), rtol=1e-5)
+    assert told.image.shape[:2] == (2, 3)
+
+
+def test_words_are_worth_what_they_add():
+    seen = demo_search.Seen({600: 20.0, 999: 10.0}, {600: 19.0, 999: 8.0}, 30.0)
+    other = seen._replace(told={600: 21.0, 999: 11.0})
+    assert (seen.mean, seen.gain) == (15.0, 1.5)
+    lines = demo_search.table({"worse": seen, "better": other}).splitlines()
+    assert [line.split()[1] for line in lines[2:]] == ["better", "worse"]
+
+
+@pytest.mark.parametrize("entries, message", [
+    ((), "--model is needed"),
+    (("a",), "--model=a is not NAME=MODEL"),
+    (("a=b", "a=c"), "two models 'a'"),
+])  # fmt: skip
+def test_models_are_named(entries, message):
+    with pytest.raises(UserError, match=message):
+        demo_search.models_of(entries)
+    assert demo_search.models_of(["a=b", "c=d=e"]) == {"a": "b", "c": "d=e"}
