@@ -106,7 +106,7 @@ def test_adamw_takes_the_steps_of_its_paper():
 
 
 def orthogonal(matrix):
-    """Five Newton-Schulz iterations, times 0.2 sqrt(longer side) (arXiv 2502.16982, 2.2)."""
+    """Five of Newton and Schulz's iterations, scaled (arXiv 2502.16982, sections 2.1 and 2.2)."""
     x = matrix / np.linalg.norm(matrix)
     for _ in range(5):
         a = x @ x.T
