@@ -228,6 +228,8 @@ def _heed_interrupts() -> None:
     Python drops a Ctrl-C that comes while it collects garbage, for which JAX runs code of its own.
     """
     show_before, drop_before = sys.excepthook, sys.unraisablehook
+    main_thread = threading.main_thread().ident
+    assert main_thread is not None
 
     def show(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
         if not issubclass(kind, KeyboardInterrupt) or quiet.debugging():
@@ -240,8 +242,7 @@ def _heed_interrupts() -> None:
         if unraisable.exc_type is not KeyboardInterrupt:
             drop_before(unraisable)
             return
-        main_thread = threading.main_thread().ident
-        again = threading.Timer(0.05, lambda: signal.pthread_kill(main_thread, signal.SIGINT))
+        again = threading.Timer(0.05, signal.pthread_kill, (main_thread, signal.SIGINT))
         again.daemon = True
         again.start()
 

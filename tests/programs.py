@@ -123,7 +123,7 @@ def check(words: Sequence[str]) -> None:
     values.unparse_flags()
     rest = values([file.name, *cli.collect_settings(arguments, values)])
     assert rest[1:] == [], f"{file.name} takes no {rest[1:]}"
-    settings = values[cli.SETTINGS].value if cli.SETTINGS in values else []
+    settings = (values[cli.SETTINGS].value if cli.SETTINGS in values else None) or []
     named = values["config"].value if "config" in values else None
     set_fields(_config(named or "i2v_512"), settings)
 

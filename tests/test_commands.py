@@ -187,9 +187,9 @@ def run(folder: Path, words: list[str]) -> None:
 
 def _listen(server: subprocess.Popen[str]) -> str:
     """Waits until the page is open, and then presses Ctrl-C."""
-    lines: queue.Queue[str] = queue.Queue()
-    assert server.stdout is not None
-    threading.Thread(target=lambda: lines.put(server.stdout.readline()), daemon=True).start()
+    output, lines = server.stdout, queue.Queue()
+    assert output is not None
+    threading.Thread(target=lambda: lines.put(output.readline()), daemon=True).start()
     line = lines.get(timeout=300)
     assert "is the page; Ctrl-C ends it" in line, line
     server.send_signal(signal.SIGINT)
