@@ -87,9 +87,9 @@ def config() -> Any:
     return config
 
 
-def clips(chosen: Any, source: str, numbers: range, dropout: bool) -> Any:
+def clips(chosen: Any, source: str, numbers: range, training: bool) -> Any:
     """Samples by their numbers, stacked."""
-    examples = open_examples(chosen, source, SEED, dropout=dropout)
+    examples = open_examples(chosen, source, SEED, training=training)
     rows = [examples(number) for number in numbers]
     fields: Any = {
         name: np.stack([row[name] for row in rows]) for name in Batch._fields if name in rows[0]
@@ -119,7 +119,8 @@ def test_every_number_of_a_run(program, tmp_path, monkeypatch):
             sampled.append((step, self.rows["index"][0], jax.tree.map(np.array, params)))
             return {}
 
-    monkeypatch.setattr(program, "open_samples", lambda *_: Samples())
+    monkeypatch.setattr(program, "open_subjects", lambda *_: True)
+    monkeypatch.setattr(program, "Samples", lambda *_, **__: Samples())
     settings = settings_of(TrainSettings, "train", chosen.train)
     with contextlib.ExitStack() as stack:
         assert program.train(chosen, settings, str(tmp_path), stack)
@@ -131,7 +132,7 @@ def test_every_number_of_a_run(program, tmp_path, monkeypatch):
     ema = None
     for step in range(1, STEPS + 1):
         numbers = range(CLIPS * (step - 1), CLIPS * step)
-        batch = clips(chosen, "synthetic:train", numbers, dropout=True)
+        batch = clips(chosen, "synthetic:train", numbers, training=True)
         before, after = (saved(tmp_path, n, "params") for n in (step - 1, step))
         losses, _ = losses_by_hand(batch, jax.random.fold_in(key, 1), before, dropout=True)
         assert told[step]["loss"] == pytest.approx(losses.mean(), rel=1e-4), step
@@ -149,7 +150,7 @@ def test_every_number_of_a_run(program, tmp_path, monkeypatch):
             np.testing.assert_allclose(ours, wanted, atol=1e-5)
         assert ("validation_loss" in told[step]) == (step > 1)
         if step > 1:  # every second step, and the last
-            batch = clips(chosen, "synthetic:test", range(HELD_OUT), dropout=False)
+            batch = clips(chosen, "synthetic:test", range(HELD_OUT), training=False)
             times = ((np.arange(HELD_OUT) + 0.5) / HELD_OUT * 1000).astype(int)
             rng = jax.random.fold_in(key, 2)
             losses, _ = losses_by_hand(batch, rng, average, timestep=times)
