@@ -8,7 +8,8 @@ stopped:
 
     python sample.py --checkpoint=model_512 --prompts=batch.csv --output_dir=videos
 
-Every setting is a flag too: `--config.sampling.steps=25`. See docs/sampling.md.
+Common settings are flags, as `--steps=25`, and so is all that is in the model's config:
+`--config.precision.dtype=bfloat16`. See docs/sampling.md.
 """
 
 import contextlib
@@ -18,21 +19,25 @@ import time
 from collections.abc import Iterator, Sequence
 from typing import Any
 
+from dynamicrafter_jax import cli
+
+# isort: split
 import jax
 from absl import flags
 from etils import epath
 from ml_collections import ConfigDict
 
-from dynamicrafter_jax import bulk, cli, files, media, provenance, sharding
+from dynamicrafter_jax import bulk, files, media, provenance, sharding
 from dynamicrafter_jax.config import config_to_json
 from dynamicrafter_jax.errors import UserError
 from dynamicrafter_jax.models import Models
 from dynamicrafter_jax.noise import read_noise
 from dynamicrafter_jax.pipeline import Clips, ImageToVideo
-from dynamicrafter_jax.pretrained import config_for, find_model
+from dynamicrafter_jax.pretrained import find_model
 from dynamicrafter_jax.progress import ProgressBar
 from dynamicrafter_jax.sampler import Sampler
 from dynamicrafter_jax.sampling import SamplingSettings
+from dynamicrafter_jax.setting_flags import define_setting_flags, set_given
 from dynamicrafter_jax.training import distributed
 from dynamicrafter_jax.training.preemption import Preemption
 from dynamicrafter_jax.weights import abstract_params, load_pretrained, origin
@@ -44,13 +49,9 @@ CHECKPOINT = flags.DEFINE_string(
 TOWERS = flags.DEFINE_string("towers", None, "Where frozen towers come from, if not in there.")
 IMAGE = flags.DEFINE_string("image", None, "Picture to animate, or a .npy in [-1, 1].")
 END_IMAGE = flags.DEFINE_string("end_image", None, "Picture to end at: interpolation.")
-FIT = flags.DEFINE_enum(
-    "fit", None, ["crop", "letterbox"], "Pictures cropped, or whole; wins over the config's."
-)
 LOOP = flags.DEFINE_bool("loop", False, "End where it began.")
 PROMPT = flags.DEFINE_string("prompt", "", "What happens; empty for the image alone.")
 OUTPUT = flags.DEFINE_string("output", None, "A .mp4, .gif, .webp, or a folder of PNGs.")
-SEED = flags.DEFINE_integer("seed", None, "Wins over --config.sampling.seed.")
 NUM_SAMPLES = flags.DEFINE_integer("num_samples", 1, "Videos of the same image and prompt.")
 PROMPTS = flags.DEFINE_string("prompts", None, "A .csv or .jsonl of id, image, prompt, ...")
 OUTPUT_DIR = flags.DEFINE_string("output_dir", None, "Folder for the videos of --prompts.")
@@ -62,6 +63,7 @@ CRF = flags.DEFINE_integer("crf", 18, "Constant rate factor of .mp4 files; lower
 NOISE = flags.DEFINE_string("noise", None, "Replay the draws of another run, from an .npz.")
 SAVE_LATENTS = flags.DEFINE_string("save_latents", None, "Also write the final latents, a .npy.")
 SAVE_VIDEO = flags.DEFINE_string("save_video", None, "Also write the unclipped frames, a .npy.")
+SETTINGS = define_setting_flags()
 MULTIHOST = flags.DEFINE_bool("multihost", False, "Find the other processes of a TPU pod.")
 COORDINATOR = flags.DEFINE_string("coordinator_address", None, "Process 0, as host:port.")
 NUM_PROCESSES = flags.DEFINE_integer("num_processes", None, "Processes that share the work.")
@@ -110,13 +112,9 @@ def joined() -> Iterator[tuple[ConfigDict, str]]:
 
 
 def choose_config(checkpoint: str) -> ConfigDict:
-    """Returns the config of the flags, else that of the model."""
-    config = config_for(checkpoint, CONFIG.value)
-    if SEED.value is not None:
-        config.sampling.seed = SEED.value
-    if FIT.value is not None:
-        with config.unlocked():  # models converted before have no such field
-            config.sampling.fit = FIT.value
+    """Returns the config of the flags, else that of the model, with the settings of flags."""
+    config = CONFIG.of_model(checkpoint)
+    set_given(config, SETTINGS)
     return config
 
 
@@ -156,6 +154,7 @@ def sample_table(config: ConfigDict, checkpoint: str, table: str, folder: str) -
         table, config.sampling, loop=LOOP.value, num_samples=NUM_SAMPLES.value
     )
     names = [request.name for request in requests]
+    bulk.check_folder(folder, names)
     fps, options = config.sampling.video_fps, {"codec": CODEC.value, "crf": CRF.value}
     media.check_output(files.as_path(folder) / "video.mp4", fps, **options)
     share = bulk.share_of(config)
@@ -199,8 +198,8 @@ def conclude(
 ) -> int:
     """Brings the manifests of all processes together and says how it went; returns the status."""
     process, alone = jax.process_index(), jax.process_count() == 1
-    numbered = "summary.json" if process == 0 else f"summary-{process:05d}.json"
-    files.write_json(files.as_path(folder) / numbered, dataclasses.asdict(summary))
+    place = files.as_path(folder) / bulk.summary_name(process)
+    provenance.write_record(place, dataclasses.asdict(summary))
     if not alone:
         distributed.wait_for_all("sampled")
     if process == 0:
@@ -244,6 +243,7 @@ def describe(config: ConfigDict) -> dict[str, Any]:
 def check_early(config: ConfigDict, image: str, output: str) -> None:
     """Finds what would fail later, before the model is loaded."""
     settings = SamplingSettings.from_config(config.sampling)
+    check_places(image, output)
     for path in output_paths(output):
         media.check_output(path, settings.video_fps, codec=CODEC.value, crf=CRF.value)
     if LOOP.value and END_IMAGE.value is not None:
@@ -255,6 +255,19 @@ def check_early(config: ConfigDict, image: str, output: str) -> None:
             files.check_writable(flag.value)
 
 
+def check_places(image: str, output: str) -> None:
+    """Makes sure that nothing is written twice, or over files that no run has written."""
+    videos = output_paths(output)
+    provenance.check_places(videos, named=len(videos) == 1)
+    written = [("--output", path) for path in videos]
+    written += [("what lies beside --output", provenance.record_beside(path)) for path in videos]
+    written += [(f"--{f.name}", f.value) for f in (SAVE_LATENTS, SAVE_VIDEO) if f.value is not None]
+    read = [("--image", image)]
+    sources = (END_IMAGE, NOISE, CHECKPOINT, TOWERS)
+    read += [(f"--{flag.name}", flag.value) for flag in sources if flag.value is not None]
+    files.check_apart(written, read)
+
+
 def write(
     clips: Clips, config: ConfigDict, image: str, output: str, details: dict[str, Any]
 ) -> list[str]:
@@ -263,8 +276,8 @@ def write(
     video_fps = config.sampling.video_fps
     for index, (path, frames) in enumerate(zip(paths, clips.frames(), strict=True)):
         media.write_video(path, frames, video_fps, codec=CODEC.value, crf=CRF.value)
-        files.write_json(
-            sidecar(path),
+        provenance.write_record(
+            provenance.record_beside(path),
             {
                 "image": image,
                 "end_image": END_IMAGE.value,
@@ -287,12 +300,6 @@ def output_paths(output: str) -> list[str]:
         return [output]
     path = epath.Path(output)
     return [str(path.with_name(f"{path.stem}-{i}{path.suffix}")) for i in range(NUM_SAMPLES.value)]
-
-
-def sidecar(output: str) -> epath.Path:
-    """Returns the path of the JSON beside a video."""
-    path = epath.Path(output)
-    return path.with_name(f"{path.stem}.json")
 
 
 if __name__ == "__main__":

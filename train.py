@@ -10,12 +10,15 @@ import contextlib
 import sys
 from collections.abc import Sequence
 
+from dynamicrafter_jax import cli
+
+# isort: split
 import jax
 import numpy as np
 from absl import flags
 from ml_collections import ConfigDict
 
-from dynamicrafter_jax import cli, sharding
+from dynamicrafter_jax import sharding
 from dynamicrafter_jax.attention import choose_attention
 from dynamicrafter_jax.config import matmul_precision, networks_of, settings_of
 from dynamicrafter_jax.data.loader import batches
@@ -27,20 +30,20 @@ from dynamicrafter_jax.training.checkpoints import Checkpoints
 from dynamicrafter_jax.training.console import Console
 from dynamicrafter_jax.training.feed import Feed
 from dynamicrafter_jax.training.history import History
+from dynamicrafter_jax.training.keys import parameter_key, step_key, validation_key
 from dynamicrafter_jax.training.metrics import MetricWriter
 from dynamicrafter_jax.training.objectives import make_objective
 from dynamicrafter_jax.training.optimizer import learning_rate, make_optimizer
 from dynamicrafter_jax.training.preemption import Preemption
 from dynamicrafter_jax.training.profiling import Profiler
 from dynamicrafter_jax.training.restoring import start_or_restore
-from dynamicrafter_jax.training.samples import open_samples
+from dynamicrafter_jax.training.samples import Samples, open_subjects
 from dynamicrafter_jax.training.settings import TrainSettings
 from dynamicrafter_jax.training.state import abstract_state
 from dynamicrafter_jax.training.step import compile_step, make_train_step
 from dynamicrafter_jax.training.throughput import Throughput
 from dynamicrafter_jax.training.validation import open_validation
-from dynamicrafter_jax.training.workdir import claim_workdir
-from dynamicrafter_jax.warm_start import parameter_key
+from dynamicrafter_jax.training.workdir import check_workdir, claim_workdir
 from dynamicrafter_jax.weights import abstract_params, origin
 
 CONFIG = cli.define_config()
@@ -50,8 +53,8 @@ COORDINATOR = flags.DEFINE_string("coordinator_address", None, "Process 0, as ho
 NUM_PROCESSES = flags.DEFINE_integer("num_processes", None, "Processes of the run.")
 PROCESS_ID = flags.DEFINE_integer("process_id", None, "Which of them this is, from 0.")
 
-# What the run's key is folded with, for each use; `parameter_key` folds in 0.
-_STEPS, _VALIDATION = 1, 2
+# Steps at the start of which each is told, so that one sees that it goes on, and how fast.
+_TOLD = 10
 # The exit status of a process that SIGTERM ends, by which schedulers know to start it again.
 _STOPPED = 143
 
@@ -75,7 +78,6 @@ def train(
     config: ConfigDict, settings: TrainSettings, workdir: str, stack: contextlib.ExitStack
 ) -> bool:
     """Trains to the last step, or until it is asked to stop; returns whether it is the former."""
-    key = jax.random.key(settings.seed)
     writes = jax.process_index() == 0  # one process for all
 
     # Mesh
@@ -100,7 +102,7 @@ def train(
     abstract = abstract_state(boxed, optimizer, settings, mesh)
 
     # Restore
-    claim_workdir(workdir, config)
+    check_workdir(workdir, config)
     checkpoints = stack.enter_context(
         Checkpoints(workdir, keep_last=settings.keep_last, keep_every=settings.keep_every)
     )
@@ -112,12 +114,25 @@ def train(
         raise UserError(
             f"{workdir} has done its {settings.steps} steps: raise train.steps to go on"
         )
+    validation = open_validation(config, settings, objective, mesh, validation_key(settings.seed))
+    subjects = open_subjects(config, settings, mesh)
+
+    # Workdir, now that all that it takes is there
+    claim_workdir(workdir, config)
+    if start:
+        checkpoints.save_frozen(state.frozen)
     if writes:
         paths = {source.path for source in start.sources.values()} if start else ()
         weights = [entry for path in sorted(paths, key=str) for entry in origin(path)]
         run_info.record_session(
             workdir, config=config, weights=weights, mesh=mesh, first_step=first
         )
+    writer = stack.enter_context(MetricWriter(workdir, enabled=writes, first_step=first + 1))
+    samples = subjects and Samples(subjects, workdir=workdir, writer=writer)
+    bar = None if jax.process_count() == 1 else False
+    console = stack.enter_context(Console(settings.steps, first, enabled=writes, bar=bar))
+    for line in start.summary() if start else ():
+        console.say(line)
 
     # Step
     loader = batches(
@@ -130,27 +145,23 @@ def train(
         prefetch=config.data.prefetch,
     )
     feed = Feed(stack.enter_context(contextlib.closing(loader)), mesh)
-    rng = sharding.replicate(jax.random.fold_in(key, _STEPS), mesh)
-    train_step, flops = compile_step(
-        make_train_step(
-            objective,
-            optimizer,
-            accumulation=settings.accumulation,
-            ema_decay=settings.ema_decay,
-            where=jax.tree.map(lambda leaf: leaf.sharding, state.params),
-        ),
-        state,
-        feed.peek(),
-        rng,
-        mesh,
-    )
+    rng = sharding.replicate(step_key(settings.seed), mesh)
+    with console.timed("compiling the training step"):
+        train_step, flops = compile_step(
+            make_train_step(
+                objective,
+                optimizer,
+                accumulation=settings.accumulation,
+                ema_decay=settings.ema_decay,
+                where=jax.tree.map(lambda leaf: leaf.sharding, state.params),
+            ),
+            state,
+            feed.peek(),
+            rng,
+            mesh,
+        )
 
     # Watching
-    writer = stack.enter_context(MetricWriter(workdir, enabled=writes, first_step=first + 1))
-    bar = None if jax.process_count() == 1 else False
-    console = stack.enter_context(Console(settings.steps, first, enabled=writes, bar=bar))
-    for line in start.summary() if start else ():
-        console.say(line)
     throughput = Throughput(mesh, settings.batch_size, flops)
     history = History(settings.batch_size)
     profiler = stack.enter_context(
@@ -161,10 +172,6 @@ def train(
             enabled=writes,
         )
     )
-    validation = open_validation(
-        config, settings, objective, mesh, jax.random.fold_in(key, _VALIDATION)
-    )
-    samples = open_samples(config, settings, mesh, workdir, writer)
     preemption = stack.enter_context(Preemption())
     rate = learning_rate(settings)
 
@@ -184,7 +191,7 @@ def train(
         stops = preemption.requested(step)
         ends = stops or step == settings.steps
 
-        if ends or step % settings.log_every == 0:
+        if ends or step % settings.log_every == 0 or step <= first + _TOLD:
             values = history.scalars() | throughput.scalars()
             values["learning_rate"] = float(np.asarray(rate(step - 1)))
             writer.scalars(step, values)

@@ -2,10 +2,14 @@
 
 from typing import TYPE_CHECKING
 
+from dynamicrafter_jax.quiet import quiet_libraries
+
 if TYPE_CHECKING:
     from dynamicrafter_jax.pipeline import ImageToVideo
 
 __all__ = ["ImageToVideo"]
+
+quiet_libraries()
 
 
 def __getattr__(name: str) -> object:

@@ -26,7 +26,9 @@ from ml_collections import ConfigDict
 
 from dynamicrafter_jax.config import config_from_json, config_to_json
 from dynamicrafter_jax.errors import UserError
-from dynamicrafter_jax.files import as_path, read_bytes, write_json
+from dynamicrafter_jax.files import as_path, read_bytes, utf8_path, write_json
+from dynamicrafter_jax.foreign import describe_foreign
+from dynamicrafter_jax.placeholders import refuse_placeholder
 from dynamicrafter_jax.tensors import StoredTensor, describe_mismatch, open_tensors
 
 CONFIG_FILE = "config.json"
@@ -48,6 +50,7 @@ def save_tree(directory: epath.PathLike, tree: PyTree[Array]) -> None:
     # Compression would save 7% of trained float32 weights, take several times as long, and hold
     # a second copy of everything until the end.
     handler = ocp.PyTreeCheckpointHandler(use_compression=False)
+    as_path(directory).parent.mkdir(parents=True, exist_ok=True)
     with ocp.Checkpointer(handler) as checkpointer:
         checkpointer.save(_absolute(directory), args=ocp.args.PyTreeSave(tree))
 
@@ -147,7 +150,7 @@ def load_converted(
 
 
 def write_description(
-    directory: epath.PathLike, config: ConfigDict, sources: list[dict[str, str]]
+    directory: epath.PathLike, config: ConfigDict, sources: list[dict[str, Any]]
 ) -> None:
     """Writes `config.json`, the last file of a converted model; see `read_description`."""
     path = as_path(directory)
@@ -171,7 +174,9 @@ def read_description(directory: epath.PathLike) -> dict[str, Any]:
     """Returns what `config.json` of a converted model says.
 
     That is `format_version`, `package_version`, `dtype` of the parameters, `sources` (a list of
-    `name` and `sha256` of the files it was made from), `files` (their sizes by name) and `config`.
+    `name` and `sha256` of the files it was made from; of a training run also `step` and
+    `parameters`, "averaged" or "last", and its SHA-256 is that of the parameters), `files` (their
+    sizes by name) and `config`.
 
     Raises:
         UserError: If the directory is not a converted model or of a newer format, or if a file
@@ -180,12 +185,15 @@ def read_description(directory: epath.PathLike) -> dict[str, Any]:
     path = as_path(directory)
     if not path.is_dir():
         raise UserError(f"{directory} is not a directory: give the path of a converted model")
-    if not (path / CONFIG_FILE).exists():
-        raise UserError(f"{directory} is no converted model: it has no {CONFIG_FILE}")
+    if foreign := describe_foreign(path):
+        raise UserError(foreign)
     try:
         description = json.loads(read_bytes(path / CONFIG_FILE))
         version = int(description["format_version"])
+    except UserError:
+        raise
     except (ValueError, TypeError, KeyError) as error:
+        refuse_placeholder(path / CONFIG_FILE, path / CONFIG_FILE)
         raise UserError(f"{path / CONFIG_FILE} is damaged: convert the model again") from error
     if version > FORMAT_VERSION:
         raise UserError(
@@ -197,6 +205,7 @@ def read_description(directory: epath.PathLike) -> dict[str, Any]:
     for name, size in description["files"].items():
         file = path / name
         if not file.exists() or file.stat().length != size:
+            refuse_placeholder(file, file)
             state = "cut short or changed" if file.exists() else "missing"
             raise UserError(f"{file} is {state}: copy {directory} or convert the model again")
     return description
@@ -238,9 +247,9 @@ def _list_files(directory: epath.Path, prefix: str = "") -> dict[str, int]:
 
 
 def _absolute(path: epath.PathLike) -> epath.Path:
-    """Orbax reads no relative paths."""
+    """Orbax takes no relative paths, and none that are not UTF-8."""
     place = as_path(path)
-    return place if "://" in os.fspath(place) else epath.Path(os.path.abspath(place))
+    return place if "://" in os.fspath(place) else utf8_path(os.path.abspath(place))
 
 
 def _reason(error: Exception) -> str:
@@ -270,7 +279,8 @@ def _find_tree(
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise UserError(f"{path} is no whole checkpoint: {_reason(error)}") from error
     if mismatch := describe_mismatch(_shapes(wanted), _shapes(stored)):
-        raise UserError(f"the parameters in {path} do not fit the config: {mismatch}")
+        details = describe_mismatch(_shapes(wanted), _shapes(stored), most=None)
+        raise UserError(f"the parameters in {path} do not fit the config: {mismatch}", details)
     return wanted
 
 

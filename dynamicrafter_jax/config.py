@@ -3,6 +3,7 @@
 import dataclasses
 import importlib.util
 import json
+import sys
 from contextlib import AbstractContextManager
 from pathlib import Path
 from types import UnionType
@@ -11,6 +12,7 @@ from typing import Any, Literal, TypeVar, get_args, get_origin, get_type_hints
 import jax
 import jax.numpy as jnp
 from ml_collections import ConfigDict
+from ml_collections.config_dict import placeholder
 
 from dynamicrafter_jax.errors import UserError
 from dynamicrafter_jax.models import Models, build_models
@@ -42,8 +44,14 @@ def config_path(name_or_path: str | Path) -> Path:
     shipped = folder / f"{path.name}.py"
     if str(path) == path.name and path.name != "__init__" and shipped.is_file():
         return shipped
-    names = sorted(file.stem for file in folder.glob("[!_]*.py"))
-    raise UserError(f"no config {str(name_or_path)!r}: give a file, or one of {', '.join(names)}")
+    raise UserError(
+        f"no config {str(name_or_path)!r}: give a file, or one of {', '.join(config_names())}"
+    )
+
+
+def config_names() -> list[str]:
+    """Returns the names of the configs that ship."""
+    return sorted(file.stem for file in _configs_folder().glob("[!_]*.py"))
 
 
 def load_config(config: ConfigDict | str | Path) -> ConfigDict:
@@ -72,14 +80,25 @@ def config_to_json(config: ConfigDict) -> dict[str, Any]:
 
 
 def config_from_json(values: dict[str, Any]) -> ConfigDict:
-    """Returns the config that `config_to_json` stored, lists as the tuples they were."""
+    """Returns the config that `config_to_json` stored, lists as the tuples they were.
 
-    def restore(value: Any) -> Any:
+    A field that is unset can still be set, in the type that it has in `configs/i2v_512.py`.
+    """
+    return ConfigDict(_restore(values, load_config("i2v_512")))
+
+
+def _restore(values: dict[str, Any], like: ConfigDict) -> dict[str, Any]:
+    restored: dict[str, Any] = {}
+    for key, value in values.items():
         if isinstance(value, dict):
-            return {key: restore(item) for key, item in value.items()}
-        return tuple(value) if isinstance(value, list) else value
-
-    return ConfigDict(restore(values))
+            below = like.get(key)
+            value = _restore(value, below if isinstance(below, ConfigDict) else ConfigDict())
+        elif isinstance(value, list):
+            value = tuple(value)
+        elif value is None and key in like:
+            value = placeholder(like.get_type(key))
+        restored[key] = value
+    return restored
 
 
 def networks_of(
@@ -159,6 +178,8 @@ def _as_kind(name: str, kind: Any, value: Any) -> Any:
         return value
     choices = get_args(kind) if get_origin(kind) is UnionType else (kind,)
     if isinstance(value, int) and not isinstance(value, bool) and int not in choices:
+        if abs(value) > sys.float_info.max:
+            raise UserError(f"{name} is too large: a number below 1e308 is needed")
         value = float(value) if float in choices else value
     for choice in choices:
         is_bool = isinstance(value, bool) and choice is not bool

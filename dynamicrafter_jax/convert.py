@@ -5,23 +5,28 @@ r"""Converts a release file, or a training run, into a directory of this package
     python -m dynamicrafter_jax.convert --export --input=DIRECTORY --output=model.safetensors
     python -m dynamicrafter_jax.convert --input=WORKDIR --output=DIRECTORY
 
-The last takes the newest checkpoint of a training run, its averaged parameters if it has some. None
-holds more than the parameters of one network at a time, however large the file.
+The last takes the newest checkpoint of a training run, its averaged parameters if it has some, and
+says so. None holds more than the parameters of one network at a time, however large the file.
 """
 
+import dataclasses
 import functools
-import secrets
+import hashlib
 import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+from dynamicrafter_jax import cli
+
+# isort: split
 import jax
+import numpy as np
 from absl import flags
 from etils import epath
 from jaxtyping import PyTree
 from ml_collections import ConfigDict
 
-from dynamicrafter_jax import checkpoint, cli
+from dynamicrafter_jax import checkpoint, files
 from dynamicrafter_jax.config import DTYPES, load_config
 from dynamicrafter_jax.errors import UserError
 from dynamicrafter_jax.export import EXPORT_DTYPES, export
@@ -71,7 +76,7 @@ def convert_run(
     averaged: bool | None = None,
     overwrite: bool = False,
 ) -> Summary:
-    """Writes a checkpoint of a training run as a converted model.
+    """Writes a checkpoint of a training run as a converted model, which says what was taken.
 
     Args:
         workdir: Folder of the run.
@@ -88,7 +93,19 @@ def convert_run(
     place = as_path(directory)
     _check_free(place, overwrite)
     run = open_run(workdir, step=step, averaged=averaged)
-    return _write(place, run.config, run.readers, {}, run.sources, overwrite)
+    sources = [*run.sources, {"name": run.name, "step": run.step, "parameters": run.parameters}]
+    digest = hashlib.sha256()
+
+    def hashed(read: Callable[[], PyTree]) -> PyTree:
+        tree = read()
+        for leaf in jax.tree.leaves(tree):
+            digest.update(np.asarray(leaf).tobytes())
+        sources[-1]["sha256"] = digest.hexdigest()
+        return tree
+
+    readers = {name: functools.partial(hashed, read) for name, read in run.readers.items()}
+    summary = _write(place, run.config, readers, {}, sources, overwrite)
+    return dataclasses.replace(summary, taken=run.taken)
 
 
 def _write(
@@ -111,7 +128,7 @@ def _write(
                 write_tensors(file, layout, ((name, carried[name].read()) for name in layout))
         checkpoint.write_description(temporary, config, sources)
         if overwrite and place.exists():
-            retired = place.rename(place.parent / f".{place.name}.{secrets.token_hex(4)}.tmp")
+            retired = place.rename(files.beside(place))
     if retired is not None:
         retired.rmtree()
     return Summary(len(sizes), sum(sizes), len(carried))
@@ -134,7 +151,7 @@ def _save_section(place: epath.Path, read: Callable[[], PyTree]) -> list[int]:
     return [leaf.size for leaf in jax.tree.leaves(tree)]
 
 
-def define_flags() -> dict[str, flags.FlagHolder]:
+def define_flags() -> dict[str, flags.FlagHolder | cli.ConfigFlag]:
     """Defines the flags of the command line, which other entry points must not inherit."""
     return {
         "config": cli.define_config(),
@@ -146,7 +163,9 @@ def define_flags() -> dict[str, flags.FlagHolder]:
         "towers": flags.DEFINE_string("towers", None, "Where absent frozen networks come from."),
         "overwrite": flags.DEFINE_bool("overwrite", False, "Replace what is at --output."),
         "step": flags.DEFINE_integer("step", None, "Of a training run; its newest by default."),
-        "averaged": flags.DEFINE_bool("averaged", None, "Take the averaged parameters of a run."),
+        "averaged": flags.DEFINE_bool(
+            "averaged", None, "Take a run's averaged parameters, or the last; averaged if there."
+        ),
         "export": flags.DEFINE_bool("export", False, "Write a release file from a directory."),
         "export_dtype": flags.DEFINE_enum(
             "export_dtype", None, list(EXPORT_DTYPES), "Type of exported tensors."
@@ -154,9 +173,16 @@ def define_flags() -> dict[str, flags.FlagHolder]:
     }
 
 
-def main(holders: Mapping[str, flags.FlagHolder], _: Sequence[str]) -> None:
+def main(holders: Mapping[str, flags.FlagHolder | cli.ConfigFlag], _: Sequence[str]) -> None:
     """Converts or exports as flags say, and tells in one line what was done."""
-    run({name: holder.value for name, holder in holders.items()})
+    given: dict[str, Any] = {name: holder.value for name, holder in holders.items()}
+    config = holders["config"]
+    assert isinstance(config, cli.ConfigFlag)
+    if config.settings and given["config"] is None:
+        if given["input"] is None or known_config(given["input"]) is None:
+            raise UserError("--config.SECTION.FIELD needs --config, the config of the model in it")
+        given["config"] = config.of_model(given["input"])
+    run(given)
 
 
 def run(given: Mapping[str, Any]) -> None:
@@ -194,6 +220,7 @@ def run(given: Mapping[str, Any]) -> None:
             config = load_config(name)
         model = find_model(source)
         if model.is_dir():
+            checkpoint.read_description(model)  # which says of other folders what they are
             raise UserError(f"{source} is a directory: --export makes a file of it")
         if config is None:
             raise UserError("no --config: the config of the model in the file, such as i2v_1024")
@@ -210,6 +237,7 @@ def run(given: Mapping[str, Any]) -> None:
     print(
         f"{given['output']}: {summary.parameters:,} parameters in {summary.tensors} tensors, "
         f"{summary.carried} more carried, {time.perf_counter() - started:.1f} s"
+        + (f"; {summary.taken}" if summary.taken else "")
     )
 
 

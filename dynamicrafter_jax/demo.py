@@ -12,12 +12,15 @@ from collections.abc import Sequence
 from importlib import resources
 from typing import NamedTuple
 
+from dynamicrafter_jax import cli
+
+# isort: split
 import numpy as np
 from absl import flags
 from etils import epath
 from jaxtyping import UInt8
 
-from dynamicrafter_jax import cli, media, provenance
+from dynamicrafter_jax import media, provenance
 from dynamicrafter_jax.data.synthetic import Renderer, draw_scene, trajectory
 from dynamicrafter_jax.pipeline import ImageToVideo
 from dynamicrafter_jax.pretrained import DEMO

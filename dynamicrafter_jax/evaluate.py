@@ -18,11 +18,14 @@ import sys
 from collections.abc import Sequence
 from typing import Any
 
+from dynamicrafter_jax import cli
+
+# isort: split
 import jax
 from absl import flags
 from etils import epath
 
-from dynamicrafter_jax import bulk, cli, files, media, provenance, sharding
+from dynamicrafter_jax import bulk, files, media, provenance, sharding
 from dynamicrafter_jax.config import config_to_json
 from dynamicrafter_jax.errors import UserError
 from dynamicrafter_jax.evaluation import run
@@ -46,7 +49,7 @@ from dynamicrafter_jax.evaluation.report import PAGE, scores_table
 from dynamicrafter_jax.evaluation.store import Store
 from dynamicrafter_jax.evaluation.zero_shot import Generator, ThroughMp4, write_inputs
 from dynamicrafter_jax.models import Models
-from dynamicrafter_jax.pretrained import config_for, find_model
+from dynamicrafter_jax.pretrained import find_model
 from dynamicrafter_jax.progress import ProgressBar
 from dynamicrafter_jax.sampler import Sampler
 from dynamicrafter_jax.training import distributed
@@ -222,7 +225,7 @@ def generated(
     about: dict[str, Any],
 ) -> run.Candidates:
     """Loads the model, says in `about` which, and returns the clips that it is to generate."""
-    config = config_for(checkpoint, CONFIG.value)
+    config = CONFIG.of_model(checkpoint)
     model = find_model(checkpoint)
     towers = None if TOWERS.value is None else find_model(TOWERS.value)
     share = bulk.share_of(config)

@@ -4,17 +4,31 @@ Paths may be local or remote (`gs://`, `s3://`, `az://`, `hf://`), through `etil
 """
 
 import contextlib
+import functools
+import hashlib
 import io
 import json
 import os
+import re
 import secrets
-from collections.abc import Iterator
+import tempfile
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
 from etils import epath
 
 from dynamicrafter_jax.errors import UserError
+from dynamicrafter_jax.placeholders import refuse_placeholder
+
+NAME_BYTES = 255
+"""The longest name of a file on nearly every file system, in bytes."""
+
+TEMPORARY = re.compile(r"\.(.+)\.[0-9a-f]{8}\.tmp")
+"""The name of a temporary file; the group is `shortened` of the name that it was to get."""
+
+# Longer names are shortened there, since more is added to them.
+_KEPT_BYTES = 100
 
 
 def as_path(path: epath.PathLike) -> epath.Path:
@@ -26,13 +40,45 @@ def as_path(path: epath.PathLike) -> epath.Path:
     if "\0" in os.fspath(path):
         raise UserError(f"{os.fspath(path)!r} is not a path: it holds a null character")
     try:
+        os.fsencode(path)
+    except UnicodeEncodeError:
+        raise UserError(f"{os.fspath(path)!r} is not a path: it holds half a character") from None
+    try:
         return epath.Path(path).expanduser()
     except KeyError:
         scheme = os.fspath(path).split("://")[0]
         raise UserError(
-            f"{path} can't be opened: {scheme}:// is not supported; "
-            "copy the file to this machine and give its path"
+            f"{path} is a URL, and {scheme}:// is not supported; copy the file to this machine "
+            "(download it first), and give its path"
         ) from None
+
+
+def utf8_path(path: epath.PathLike) -> epath.Path:
+    """Returns a path to the same place for libraries that take paths in UTF-8 only.
+
+    Names on disk may be of any bytes. Where some are not UTF-8, the path leads through a symbolic
+    link in a temporary folder, which is removed when the process ends. What bears such a name must
+    be there.
+    """
+    path = as_path(path)
+    parts = path.parts
+    others = [i for i, part in enumerate(parts) if part != part.encode(errors="ignore").decode()]
+    if not others:
+        return path
+    named, rest = parts[: others[-1] + 1], parts[others[-1] + 1 :]
+    return epath.Path(_link(os.path.abspath(os.path.join(*named))), *rest)
+
+
+@functools.cache
+def _link(place: str) -> str:
+    link = os.path.join(_links().name, hashlib.sha256(os.fsencode(place)).hexdigest()[:16])
+    os.symlink(place, link)
+    return link
+
+
+@functools.cache
+def _links() -> tempfile.TemporaryDirectory[str]:
+    return tempfile.TemporaryDirectory()
 
 
 def read_bytes(path: epath.PathLike) -> bytes:
@@ -65,6 +111,7 @@ def read_array(path: epath.PathLike) -> np.ndarray:
     try:
         array = np.load(io.BytesIO(data), allow_pickle=False)
     except (ValueError, EOFError, OSError, MemoryError) as error:
+        refuse_placeholder(path, data)
         raise UserError(f"{path} is not a whole .npy file: {_reason(error)}") from error
     if not isinstance(array, np.ndarray):
         raise UserError(f"{path} holds several arrays: save a single one with numpy.save")
@@ -81,13 +128,14 @@ def atomic(path: epath.PathLike) -> Iterator[epath.Path]:
     symbolic link stays, and what it points to is replaced.
 
     The temporary's name starts with a dot and ends in `.tmp`, whatever the extension of `path`,
-    so that nothing that looks for finished files by their extension picks it up.
+    so that nothing that looks for finished files by their extension picks it up. It is short,
+    however long the name of `path` is.
 
     Raises:
         UserError: The disk or the file system refused.
     """
     destination = _destination(as_path(path))
-    temporary = _beside(destination)
+    temporary = beside(destination)
     with _readable_refusal(path):
         try:
             destination.parent.mkdir(parents=True, exist_ok=True)
@@ -139,13 +187,43 @@ def check_writable(path: epath.PathLike, *, folder: bool = False) -> None:
                 existing = existing.parent
             if not existing.is_dir():
                 raise UserError(f"{path} can't be written: {existing} is a file, not a directory")
-        trial = _beside(existing / "trial")
+        trial = beside(existing / "trial")
         try:
-            file = _beside(trial / destination.relative_to(existing))
+            file = trial / destination.relative_to(existing)
             file.parent.mkdir(parents=True, exist_ok=True)
             file.write_bytes(b"")
         finally:
             _remove(trial)
+
+
+def check_apart(
+    written: Sequence[tuple[str, epath.PathLike]], read: Sequence[tuple[str, epath.PathLike]]
+) -> None:
+    """Makes sure that no file is written twice, or over one that is read.
+
+    Args:
+        written: What is written and where to; the first word for it is for messages.
+        read: What is read, likewise.
+
+    Raises:
+        UserError: Two are one file.
+    """
+    # On some disks capitals count for nothing, and a file that is not there yet can't be asked.
+    places: dict[str, str] = {}
+    for name, path in written:
+        place = os.fspath(_destination(as_path(path))).casefold()
+        if place in places:
+            raise UserError(f"{name} and {places[place]} are one file, {path}: give two")
+        places[place] = name
+        for other, source in read:
+            if _are_one(as_path(path), as_path(source)):
+                raise UserError(f"{name} would replace {other}, {source}: give another path")
+
+
+def _are_one(path: epath.Path, other: epath.Path) -> bool:
+    if _is_local(path) and _is_local(other):
+        return os.path.exists(path) and os.path.exists(other) and os.path.samefile(path, other)
+    return path == other
 
 
 def _check_place(path: epath.PathLike, destination: epath.Path, folder: bool) -> None:
@@ -190,8 +268,17 @@ def _is_local(path: epath.Path) -> bool:
     return "://" not in os.fspath(path)
 
 
-def _beside(path: epath.Path) -> epath.Path:
-    return path.parent / f".{path.name}.{secrets.token_hex(4)}.tmp"
+def shortened(name: str) -> str:
+    """Returns a name of a file as those of temporaries hold it: whole, or its start and a hash."""
+    data = os.fsencode(name)
+    if len(data) <= _KEPT_BYTES:
+        return name
+    return f"{name[: _KEPT_BYTES // 4]}-{hashlib.sha256(data).hexdigest()[:16]}"
+
+
+def beside(path: epath.Path) -> epath.Path:
+    """Returns a new name for a temporary file in the folder of `path`; see `atomic`."""
+    return path.parent / f".{shortened(path.name)}.{secrets.token_hex(4)}.tmp"
 
 
 def _remove(path: epath.Path) -> None:

@@ -14,6 +14,7 @@ from etils import epath
 from jaxtyping import Array, Float, Key
 
 from dynamicrafter_jax.errors import UserError
+from dynamicrafter_jax.placeholders import refuse_placeholder
 
 # The draws of one sample, by what is folded into its key.
 _POSTERIOR_FIRST, _POSTERIOR_LAST, _INITIAL, _STEP = range(4)
@@ -101,6 +102,7 @@ def read_noise(path: str | epath.Path) -> dict[str, np.ndarray]:
         with path.open("rb") as file, np.load(file, allow_pickle=False) as arrays:
             return {name: arrays[name] for name in arrays.files if name in _REPLAYED}
     except Exception as error:
+        refuse_placeholder(path, path)
         raise UserError(f"cannot read {path} as an .npz of arrays: {error}") from error
 
 

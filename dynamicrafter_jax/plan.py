@@ -11,10 +11,12 @@ import json
 import sys
 from collections.abc import Sequence
 
+from dynamicrafter_jax import cli
+
+# isort: split
 from absl import flags
 from etils import epath
 
-from dynamicrafter_jax import cli
 from dynamicrafter_jax.errors import UserError
 from dynamicrafter_jax.planning.chips import parse_topology, topology_devices, use_compiler_only
 from dynamicrafter_jax.planning.plans import make_plan

@@ -16,10 +16,10 @@ from etils import epath
 from ml_collections import ConfigDict
 
 from dynamicrafter_jax.checkpoint import read_config
-from dynamicrafter_jax.config import load_config
+from dynamicrafter_jax.config import config_names, load_config
 from dynamicrafter_jax.errors import UserError
 from dynamicrafter_jax.files import as_path
-from dynamicrafter_jax.hub import Repository
+from dynamicrafter_jax.hub import RELEASES, Repository
 
 DEMO = "demo"
 """The name of the package's own model, and of its config."""
@@ -34,12 +34,18 @@ def find_model(source: epath.PathLike) -> epath.Path:
         source: Its name or path; a path need not exist.
 
     Raises:
-        UserError: If this installation has no demo model, or as `hub.Repository.download`.
+        UserError: If it is the name of a config, or this installation has no demo model; or as
+            `hub.Repository.download`.
     """
     if source == DEMO:
         return _demo_file()
     repository = _repository(source)
-    return as_path(source) if repository is None else epath.Path(repository.download())
+    if repository is not None:
+        return epath.Path(repository.download())
+    place = as_path(source)
+    if isinstance(source, str) and source in config_names() and not place.exists():
+        raise UserError(_where_weights_are(source))
+    return place
 
 
 def known_config(source: epath.PathLike) -> str | None:
@@ -72,6 +78,21 @@ def config_for(source: epath.PathLike, given: ConfigDict | None) -> ConfigDict:
 def _repository(source: epath.PathLike) -> Repository | None:
     repository = Repository.parse(source) if isinstance(source, str) else None
     return None if repository is None or as_path(source).exists() else repository
+
+
+def _where_weights_are(config: str) -> str:
+    """Says what to give in place of the name of a config."""
+    for repository, known in RELEASES.items():
+        if known == config:
+            return (
+                f"{config} is the name of a config, and its weights are in {repository}: give "
+                f"that name, as --checkpoint={repository} or from_pretrained({repository!r}), or "
+                f"the path of its model.ckpt with the config"
+            )
+    return (
+        f"{config} is the name of a config, which has no weights: train a model by python "
+        f"train.py --config={config} --workdir=DIRECTORY, or give a path"
+    )
 
 
 def _demo_file() -> epath.Path:

@@ -3,7 +3,6 @@
 import sys
 import time
 from statistics import median
-from typing import Self
 
 from tqdm import tqdm
 
@@ -46,7 +45,7 @@ class ProgressBar:
             self._bar.close()
             self._bar = None
 
-    def __enter__(self) -> Self:
+    def __enter__(self) -> "ProgressBar":
         """Returns the bar itself."""
         return self
 

@@ -2,18 +2,26 @@
 
 import hashlib
 import importlib.metadata
+import json
+import os
 import platform
 import resource
 import subprocess
 import sys
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import jax
 from etils import epath
 
+from dynamicrafter_jax import files
+from dynamicrafter_jax.errors import UserError
+
+_PACKAGE = "dynamicrafter-jax"
+_WRITTEN_BY = "written_by"
 _PACKAGES = (
-    "dynamicrafter-jax",
+    _PACKAGE,
     "array_record",
     "av",
     "flax",
@@ -37,6 +45,62 @@ def environment() -> dict[str, Any]:
         "devices": [f"{device.platform}:{device.device_kind}" for device in jax.local_devices()],
         "platform": platform.platform(),
     }
+
+
+def record_beside(output: epath.PathLike) -> epath.Path:
+    """Returns the path of the record that lies beside a video: `cat.mp4.json` by `cat.mp4`.
+
+    Where that would be too long for a name, it has the start of the video's, and a hash of it.
+    """
+    path = files.as_path(output)
+    name = f"{path.name}.json"
+    if len(os.fsencode(name)) > files.NAME_BYTES:
+        name = f"{files.shortened(path.name)}.json"
+    return path.with_name(name)
+
+
+def write_record(path: epath.PathLike, facts: Mapping[str, Any]) -> None:
+    """Writes what a run says of itself as JSON; see `check_record` and `files.write_json`."""
+    check_record(path)
+    files.write_json(path, {_WRITTEN_BY: _PACKAGE, **facts})
+
+
+def check_record(path: epath.PathLike) -> None:
+    """Makes sure that there is no file at `path` but a record, which another may replace.
+
+    Raises:
+        UserError: There is one that no run wrote.
+    """
+    path = files.as_path(path)
+    try:
+        if not path.exists():
+            return
+        said = json.loads(path.read_bytes())
+    except (OSError, ValueError, RecursionError):
+        said = None
+    if not isinstance(said, dict) or said.get(_WRITTEN_BY) != _PACKAGE:
+        raise UserError(
+            f"{path} is in the way: a run would write its record there, and no run wrote this "
+            "file; move it, or give another output"
+        )
+
+
+def check_places(videos: Sequence[epath.PathLike], *, named: bool) -> None:
+    """Makes sure, before a run, that it can write its records and replaces nothing of others.
+
+    Args:
+        videos: What it writes besides.
+        named: Whether somebody has named the videos, which then may replace anything.
+
+    Raises:
+        UserError: A record can't be written, or a file that no run wrote is in the way.
+    """
+    for video in videos:
+        record = record_beside(video)
+        files.check_writable(record)
+        check_record(record)
+        if not named and files.as_path(video).is_file() and not record.exists():
+            raise UserError(f"{video} is there, and no run wrote it: move it, or give another name")
 
 
 def sha256_of(path: str | epath.Path) -> str:

@@ -16,9 +16,11 @@ from jaxtyping import Array, PyTree
 from ml_collections import ConfigDict
 
 from dynamicrafter_jax import checkpoint
-from dynamicrafter_jax.config import DTYPES
+from dynamicrafter_jax.config import DTYPES, load_config
 from dynamicrafter_jax.errors import UserError
 from dynamicrafter_jax.files import as_path
+from dynamicrafter_jax.quiet import DEBUG
+from dynamicrafter_jax.recognition import article, in_words, is_like, models_like
 from dynamicrafter_jax.release import (
     ALIASES,
     FROZEN_SECTIONS,
@@ -133,7 +135,7 @@ def pick_networks(
         for name, tensor in tensors.items()
         if name not in ignored and not name.startswith(others)
     }
-    check_complete(path, config, _shapes(present), used)
+    check_complete(path, config, _shapes(present), used, release=True)
     return as_release(path, tensors, present, config)
 
 
@@ -205,14 +207,30 @@ def check_complete(
     config: ConfigDict,
     wanted: Mapping[str, tuple[int, ...]],
     found: Tensors,
+    *,
+    release: bool = False,
 ) -> None:
     """Makes sure that a file has exactly the tensors wanted, given as shapes by name.
+
+    Args:
+        path: The file, for messages.
+        config: The config of the model.
+        wanted: Shapes by name.
+        found: What is in the file, and matters.
+        release: Whether it is a release file, of which can be said which model it looks like.
 
     Raises:
         UserError: If one is missing, unexpected, misshapen or of integers.
     """
-    if mismatch := describe_mismatch(wanted, {name: t.shape for name, t in found.items()}):
-        raise UserError(f"{path} does not fit the config {config.name}: {mismatch}")
+    shapes = {name: tensor.shape for name, tensor in found.items()}
+    if mismatch := describe_mismatch(wanted, shapes):
+        meaning = f"does not fit the config {config.name}"
+        if release and not is_like(shapes, config) and (others := models_like(shapes)):
+            meaning = f"is not {article(config.name)} {config.name} model: it looks like "
+            meaning += in_words(others)
+        details = describe_mismatch(wanted, shapes, most=None)
+        more = "" if details == mismatch else f" ({DEBUG}=1 lists all)"
+        raise UserError(f"{path} {meaning}: {mismatch}{more}", details)
     for name, tensor in found.items():
         if not jnp.issubdtype(tensor.dtype, jnp.floating):
             raise UserError(f"{path} is no model: {name} holds {tensor.dtype}, not weights")
@@ -220,17 +238,30 @@ def check_complete(
 
 def describe_schedule(path: epath.PathLike, config: ConfigDict, found: Tensors) -> str:
     """Says if a file was made for another noise schedule, by its buffers; nothing if not."""
+    differing = _differing_buffer(config, found)
+    if not differing:
+        return ""
+    shapes = {name: tensor.shape for name, tensor in found.items()}
+    others = [
+        name for name in models_like(shapes) if not _differing_buffer(load_config(name), found)
+    ]
+    looks_like = f"; it looks like {in_words(others)}" if others else ""
+    return (
+        f"{path} was made for another noise schedule than the config {config.name} describes "
+        f"(its {differing} differs){looks_like}"
+    )
+
+
+def _differing_buffer(config: ConfigDict, found: Tensors) -> str | None:
+    """Names a buffer of a file that is not that of a config."""
     buffers = schedule_buffers(config.diffusion.to_dict())
     for name in _TELLING_BUFFERS:
         if name not in found:
             continue
         ours, theirs = buffers.get(name, np.zeros(0)), found[name].read().astype(np.float32)
         if ours.shape != theirs.shape or not np.allclose(ours, theirs, atol=_BUFFER_TOLERANCE):
-            return (
-                f"{path} was made for another noise schedule than the config {config.name} "
-                f"describes (its {name} differs)"
-            )
-    return ""
+            return name
+    return None
 
 
 def _sections(boxed: Mapping[str, PyTree]) -> Sections:

@@ -86,7 +86,7 @@ class SamplingSettings:
             )
         if not 0 <= self.guidance_rescale <= 1:
             raise UserError(f"sampling.guidance_rescale is {self.guidance_rescale}: 0 to 1")
-        for name in ("guidance_scale", "image_guidance_scale"):
+        for name in ("guidance_scale", "image_guidance_scale", "fps", "video_fps"):
             if not math.isfinite(getattr(self, name) or 0.0):
                 raise UserError(f"sampling.{name} is not a finite number")
 

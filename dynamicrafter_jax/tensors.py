@@ -23,7 +23,8 @@ from jaxtyping import Shaped
 from safetensors import SafetensorError, safe_open
 
 from dynamicrafter_jax.errors import UserError
-from dynamicrafter_jax.files import as_path
+from dynamicrafter_jax.files import as_path, utf8_path
+from dynamicrafter_jax.placeholders import LOOKED_AT, refuse_placeholder
 
 _DTYPES = {
     "F64": np.dtype(np.float64),
@@ -173,13 +174,17 @@ def write_tensors(
 
 
 def describe_mismatch(
-    expected: Mapping[str, tuple[int, ...]], found: Mapping[str, tuple[int, ...]]
+    expected: Mapping[str, tuple[int, ...]],
+    found: Mapping[str, tuple[int, ...]],
+    *,
+    most: int | None = 10,
 ) -> str:
-    """Says which names are missing, unexpected or misshapen; nothing if none is.
+    """Says how many names are missing, unexpected or misshapen, and which; nothing if none is.
 
     Args:
         expected: Shapes by name.
         found: Shapes by name.
+        most: Names that are listed one by one; of more, about three are. None lists all.
     """
     missing = [name for name in expected if name not in found]
     unexpected = [f"{name} {found[name]}" for name in found if name not in expected]
@@ -189,7 +194,12 @@ def describe_mismatch(
         if found.get(name, shape) != shape
     ]
     kinds = {"missing": missing, "unexpected": unexpected, "misshapen": misshapen}
-    return "; ".join(f"{len(n)} {kind}: {list_names(n)}" for kind, n in kinds.items() if n)
+    kinds = {kind: names for kind, names in kinds.items() if names}
+    total = sum(map(len, kinds.values()))
+    each = total if most is None or total <= most else 3 // len(kinds)
+    return "; ".join(
+        f"{len(names)} {kind}: {list_names(names, each)}" for kind, names in kinds.items()
+    )
 
 
 def list_names(names: Iterable[str], most: int = 10) -> str:
@@ -208,12 +218,13 @@ def _local_file(path: epath.PathLike) -> Path:
         raise UserError(f"{path} is a directory: give the path of a file")
     try:
         with file.open("rb") as opened:
-            if not opened.read(1):
-                raise UserError(f"{path} is empty (0 bytes): make or copy it again")
+            start = opened.read(LOOKED_AT)
     except FileNotFoundError:
         raise UserError(f"{path} does not exist: check the path") from None
     except OSError as error:
         raise UserError(f"{path} can't be read: {error.strerror}") from error
+    # Before anything else is said of it, as that PyTorch is needed.
+    refuse_placeholder(path, start)
     return file
 
 
@@ -242,7 +253,8 @@ def _open_torch(file: Path) -> dict[str, StoredTensor]:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # it warns of what it then refuses
-            content = torch.load(file, map_location="cpu", weights_only=True, mmap=zipped)
+            place = os.fspath(utf8_path(file))
+            content = torch.load(place, map_location="cpu", weights_only=True, mmap=zipped)
     except Exception as error:  # a broken file can break the reader anywhere
         if wanted := re.search(r"GLOBAL ([\w.]+)", str(error)):
             raise UserError(

@@ -9,6 +9,7 @@ import gzip
 import html
 import os
 import warnings
+import zlib
 from collections.abc import Sequence
 from importlib import resources
 from typing import Any, cast
@@ -20,6 +21,7 @@ from tokenizers import Encoding, Tokenizer
 from tokenizers.pre_tokenizers import ByteLevel
 
 from dynamicrafter_jax.errors import UserError
+from dynamicrafter_jax.placeholders import refuse_placeholder
 
 VOCABULARY_SIZE = 49408
 START = 49406
@@ -112,6 +114,11 @@ def _byte_pair_encoder() -> Tokenizer:
 def _read_merges() -> list[tuple[str, str]]:
     """The merges of the vocabulary, most frequent first; the file holds more than are used."""
     asset = resources.files("dynamicrafter_jax") / "assets" / "bpe_simple_vocab_16e6.txt.gz"
-    _, *lines = gzip.decompress(asset.read_bytes()).decode("utf-8").splitlines()
+    data = asset.read_bytes()
+    try:
+        _, *lines = gzip.decompress(data).decode("utf-8").splitlines()
+    except (OSError, EOFError, ValueError, zlib.error) as error:
+        refuse_placeholder(str(asset), data)
+        raise UserError(f"{asset} is damaged: install the package again") from error
     used = lines[: VOCABULARY_SIZE - 2 * _BYTES - len(_SPECIAL)]
     return [(first, second) for first, second in (line.split() for line in used)]

@@ -93,11 +93,6 @@ class Start:
         return lines + ([f"fresh: {', '.join(sorted(wholly))}"] if wholly else [])
 
 
-def parameter_key(seed: int) -> jax.Array:
-    """Returns the key of a run's fresh parameters: its cache and its training draw the same."""
-    return jax.random.fold_in(jax.random.key(seed), 0)
-
-
 @contextlib.contextmanager
 def open_start(
     config: ConfigDict,

@@ -28,6 +28,7 @@ from dynamicrafter_jax.reading import (
     open_towers,
     pick_networks,
 )
+from dynamicrafter_jax.recognition import article, same_networks
 
 # Tracing a U-Net takes seconds.
 _abstract_models = lru_cache(maxsize=4)(abstract_models)
@@ -41,11 +42,13 @@ class Summary:
         tensors: Tensors that hold parameters.
         parameters: Numbers in them.
         carried: Further tensors, kept so that an export is a complete release file.
+        taken: Of a training run, which parameters these are, in words; else empty.
     """
 
     tensors: int
     parameters: int
     carried: int
+    taken: str = ""
 
 
 def load_pretrained(
@@ -72,6 +75,11 @@ def load_pretrained(
         stored = config_from_json(description["config"])
         if config is None:
             config = stored
+        elif config.name != stored.name and not same_networks(config, stored):
+            raise UserError(
+                f"{source} is not {article(config.name)} {config.name} model: it was made with "
+                f"the config {stored.name}, which it knows by itself, so give none"
+            )
         elif config.diffusion.to_dict() != stored.diffusion.to_dict():  # one may be locked
             warnings.warn(f"{source} was made for another noise schedule", stacklevel=2)
         abstract = nn.meta.unbox(abstract_params(config))
@@ -144,7 +152,7 @@ def open_release(
 
 
 def origin(path: epath.PathLike) -> list[dict[str, Any]]:
-    """Returns name and SHA-256 of a file, or of those that a converted model was made from."""
+    """Returns name and SHA-256 of a file, or the `sources` of a converted model."""
     file = as_path(path)
     if file.is_dir():
         return checkpoint.read_description(file)["sources"]

@@ -22,6 +22,7 @@ from dynamicrafter_jax.sampler import Sampler
 from dynamicrafter_jax.weights import abstract_params
 
 ROOT = Path(__file__).parent.parent
+CASES = ROOT / "tests/cases"
 CONFIG = ROOT / "tests/configs/micro.py"
 STEPS = 2
 
@@ -43,7 +44,7 @@ def table(folder: Path, rows: Iterable[dict[str, Any]], name: str = "table.jsonl
 
 def requests(path: Path, **options: Any) -> list[bulk.Request]:
     """Reads a table for the smallest model and few steps."""
-    section = tiny.micro().config.sampling.copy_and_resolve_references()
+    section = load_config(CONFIG).sampling.copy_and_resolve_references()
     section.steps = STEPS
     return bulk.read_requests(path, section, **options)
 

@@ -172,7 +172,7 @@ def test_what_is_no_converted_model(tmp_path, converted):
 
 
 @pytest.mark.parametrize(
-    "text", ["", "{", "[]", "{}", '"config"', '{"format_version": 1}', '{"format_version": "1"}']
+    "text", ["{", "[]", "{}", '"config"', '{"format_version": 1}', '{"format_version": "1"}']
 )
 def test_a_damaged_description(converted, text):
     (converted / "config.json").write_text(text)

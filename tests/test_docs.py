@@ -1,4 +1,4 @@
-"""The documents name what exists, show commands that parse, and state numbers that hold."""
+"""The documents name what exists, and state numbers that hold."""
 
 import ast
 import dataclasses
@@ -6,10 +6,11 @@ import inspect
 import json
 import math
 import re
-from collections.abc import Iterator
 from pathlib import Path
 
+import programs
 import pytest
+from documents import DOCUMENTS
 from ml_collections import ConfigDict
 
 from dynamicrafter_jax.conditioning import nearest_queries
@@ -19,28 +20,6 @@ from dynamicrafter_jax.release import PREFIXES, unused_tensors
 from dynamicrafter_jax.sampling import SamplingSettings
 
 ROOT = Path(__file__).parent.parent
-DOCUMENTS = [
-    path
-    for path in (*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md"))
-    if path.name != "CHANGELOG.md"
-]
-ENTRY_POINTS = {
-    "sample.py": ["sample.py", "dynamicrafter_jax/cli.py"],
-    "dynamicrafter_jax.convert": ["dynamicrafter_jax/convert.py", "dynamicrafter_jax/cli.py"],
-    "dynamicrafter_jax.demo": ["dynamicrafter_jax/demo.py"],
-    "dynamicrafter_jax.data.cache": ["dynamicrafter_jax/data/cache.py", "dynamicrafter_jax/cli.py"],
-    "dynamicrafter_jax.data.prepare": ["dynamicrafter_jax/data/prepare.py"],
-    "train.py": ["train.py", "dynamicrafter_jax/cli.py"],
-    "dynamicrafter_jax.plan": ["dynamicrafter_jax/plan.py", "dynamicrafter_jax/cli.py"],
-    "dynamicrafter_jax.planning.table": ["dynamicrafter_jax/planning/table.py"],
-    "dynamicrafter_jax.artifact": [
-        "dynamicrafter_jax/artifact/__main__.py",
-        "dynamicrafter_jax/cli.py",
-    ],
-    "dynamicrafter_jax.data.synthetic": ["dynamicrafter_jax/data/synthetic/__main__.py"],
-    "dynamicrafter_jax.app": ["dynamicrafter_jax/app/__main__.py", "dynamicrafter_jax/cli.py"],
-    "dynamicrafter_jax.evaluate": ["dynamicrafter_jax/evaluate.py", "dynamicrafter_jax/cli.py"],
-}
 FOLDERS = "dynamicrafter_jax|configs|tests|docs|benchmarks|requirements"
 
 every_document = pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)
@@ -49,21 +28,6 @@ every_document = pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path:
 def anchors(document: Path) -> set[str]:
     headings = re.findall(r"^#+ (.+)$", document.read_text(), re.M)
     return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
-
-
-def commands(document: Path) -> Iterator[list[str]]:
-    """The words of every indented command, lines joined, without what is quoted."""
-    text = re.sub(r" *\\\n *", " ", document.read_text())
-    for line in re.findall(r"^ {4}((?:python|make) .*)$", text, re.M):
-        yield re.sub(r'"[^"]*"', '""', line.split(" #")[0]).split()
-
-
-def flags_of(program: str) -> set[str]:
-    """Flags by the calls that define them; importing entry points would define them here."""
-    sources = [(ROOT / source).read_text() for source in ENTRY_POINTS[program]]
-    found = {name for text in sources for name in re.findall(r'DEFINE_\w+\(\s*"(\w+)"', text)}
-    assert found, f"{program} defines no flags"
-    return found
 
 
 def table(document: str, heading: str) -> list[list[str]]:
@@ -94,29 +58,6 @@ def test_files_that_are_named_exist(document):
     assert missing == []
 
 
-@every_document
-def test_commands_have_flags_that_exist(document):
-    makefile = (ROOT / "Makefile").read_text()
-    for words in commands(document):
-        if words[0] == "make":
-            assert re.search(rf"^{words[1]}:", makefile, re.M), words
-            continue
-        program, *arguments = words[2:] if words[1] == "-m" else words[1:]
-        if program not in ENTRY_POINTS:
-            assert program == "-c" or (ROOT / program).exists(), words
-            continue
-        known = flags_of(program)
-        for argument in arguments:
-            assert argument.startswith("--"), words
-            flag, _, value = argument[2:].partition("=")
-            if flag.startswith("config."):
-                check_setting(flag)
-            else:
-                assert flag in known, f"{document.name}: no flag --{flag}"
-            if flag == "config":
-                load_config(ROOT / value if value.endswith(".py") else value)
-
-
 def check_setting(flag: str) -> None:
     section: ConfigDict = load_config("i2v_512")
     *path, last = flag.split(".")[1:]
@@ -145,16 +86,18 @@ def test_python_uses_options_that_exist(document):
     "program, document",
     [
         ("sample.py", "docs/sampling.md"),
-        ("dynamicrafter_jax.convert", "docs/converting.md"),
-        ("dynamicrafter_jax.artifact", "docs/exporting.md"),
-        ("dynamicrafter_jax.evaluate", "docs/evaluation.md"),
+        ("-m dynamicrafter_jax.convert", "docs/converting.md"),
+        ("-m dynamicrafter_jax.artifact", "docs/exporting.md"),
+        ("-m dynamicrafter_jax.evaluate", "docs/evaluation.md"),
+        ("-m dynamicrafter_jax.app", "docs/app.md"),
     ],
 )
 def test_every_flag_is_documented(program, document):
-    rows = table(document, "## Flags")
-    documented = {flag for row in rows for flag in re.findall(r"--[\w.]+", row[0])}
-    flags = {f"--{flag}" for flag in flags_of(program)}
-    assert documented - {"--config.SECTION.FIELD"} == flags
+    documented = {
+        flag for row in table(document, "## Flags") for flag in re.findall(r"--([\w.]+)", row[0])
+    }
+    file, _ = programs.split(program.split())
+    assert documented == set(programs.load(file).flags)
 
 
 def test_every_setting_is_documented_with_its_default():

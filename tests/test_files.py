@@ -293,3 +293,24 @@ def test_bucket(bucket: dict[str, object]):
         "gs://bucket/latents.npy",
         "gs://bucket/runs/a.json",
     ]
+
+
+def test_outputs_and_inputs_are_apart(tmp_path: Path):
+    (tmp_path / "a.npy").touch()
+    (tmp_path / "link.npy").symlink_to(tmp_path / "a.npy")
+    (tmp_path / "folder").symlink_to(tmp_path)
+    read = [("--image", tmp_path / "a.npy"), ("--noise", "gs://bucket/noise.npz")]
+    files.check_apart([("--x", tmp_path / "x.npy"), ("--y", tmp_path / "y.npy")], read)
+    for written, message in {
+        ("b.npy", "b.npy"): "--y and --x are one file, .*b.npy: give two",
+        ("b.npy", "B.npy"): "--y and --x are one file, .*B.npy: give two",  # on some disks
+        ("b.npy", "folder/b.npy"): "--y and --x are one file, .*b.npy: give two",
+        ("b.npy", "c/../b.npy"): "--y and --x are one file, .*b.npy: give two",
+        ("b.npy", "a.npy"): "--y would replace --image, .*a.npy: give another path",
+        ("link.npy", "b.npy"): "--x would replace --image, .*a.npy: give another path",
+    }.items():
+        x, y = (os.fspath(tmp_path / name) for name in written)
+        with pytest.raises(UserError, match=message):
+            files.check_apart([("--x", x), ("--y", y)], read)
+    with pytest.raises(UserError, match=r"--x would replace --noise, gs://bucket/noise\.npz"):
+        files.check_apart([("--x", "gs://bucket/noise.npz")], read)

@@ -5,10 +5,14 @@ import re
 import shutil
 import subprocess
 import sys
+import sysconfig
+import venv
 from itertools import chain
 from pathlib import Path
 
 import pytest
+
+from dynamicrafter_jax import commands, media
 
 ROOT = Path(__file__).parent.parent
 SOURCES = ("dynamicrafter_jax", "configs", "tests", "benchmarks")
@@ -91,10 +95,10 @@ def test_import_needs_no_extra(module):
 
 
 @pytest.fixture(scope="module")
-def site(tmp_path_factory) -> Path:
-    """A folder with the package installed from its wheel, built from a copy of the sources."""
-    source, wheels, site = (tmp_path_factory.mktemp(name) for name in ("source", "wheels", "site"))
-    for name in ("setup.cfg", "pyproject.toml", "README.md", "LICENSE"):
+def wheel(tmp_path_factory) -> Path:
+    """The wheel, built from a copy of the sources."""
+    source, wheels = (tmp_path_factory.mktemp(name) for name in ("source", "wheels"))
+    for name in ("setup.cfg", "pyproject.toml", "README.md", "LICENSE", "sample.py", "train.py"):
         shutil.copy(ROOT / name, source)
     for name in ("dynamicrafter_jax", "configs"):
         ignored = shutil.ignore_patterns("__pycache__")
@@ -102,6 +106,13 @@ def site(tmp_path_factory) -> Path:
     build = ["build", "--wheel", "--no-isolation", "--outdir", str(wheels), str(source)]
     subprocess.run([sys.executable, "-m", *build], check=True, capture_output=True)
     (wheel,) = wheels.iterdir()
+    return wheel
+
+
+@pytest.fixture(scope="module")
+def site(tmp_path_factory, wheel) -> Path:
+    """A folder with the package installed from its wheel."""
+    site = tmp_path_factory.mktemp("site")
     install = ["pip", "install", "--no-deps", "--no-index", "--target", str(site), str(wheel)]
     subprocess.run([sys.executable, "-m", *install], check=True, capture_output=True)
     return site
@@ -136,3 +147,42 @@ def test_wheel_works_outside_the_clone(site, tmp_path, golden):
     assert [
         str(file) for file in opened if ROOT in file.parents and environment not in file.parents
     ] == []
+
+
+@pytest.mark.slow
+def test_installed_commands_work_outside_the_clone(wheel, tmp_path):
+    """In an environment of their own, which borrows all other packages from this one."""
+    environment, work = tmp_path / "environment", tmp_path / "work"
+    work.mkdir()
+    venv.create(environment, with_pip=False, symlinks=True)
+    python = environment / "bin" / "python"
+    install = ["pip", "--python", str(python), "install", "--no-deps", "--no-index", str(wheel)]
+    subprocess.run([sys.executable, "-m", *install], check=True, capture_output=True)
+    packages = sysconfig.get_path("purelib", vars={"base": str(environment)})
+    (Path(packages) / "borrowed.pth").write_text(sysconfig.get_path("purelib") + "\n")
+
+    def run(name: str, *flags: str) -> str:
+        variables = {k: v for k, v in os.environ.items() if not k.startswith(("JAX_NUMPY", "PYTH"))}
+        done = subprocess.run(
+            [environment / "bin" / f"dynamicrafter-{name}", *flags],
+            cwd=work,
+            env=variables,
+            capture_output=True,
+            text=True,
+            timeout=600,
+        )
+        assert done.returncode == 0, done.stderr
+        return done.stdout
+
+    for name in commands.INSTALLED:
+        said = run(name, "--help")
+        assert "flags:" in said and ("--config" in said), name
+    photograph = str(environment / "photograph.jpg")
+    shutil.copy(ROOT / "dynamicrafter_jax" / "assets" / "coffee.jpg", photograph)
+    flags = ("--checkpoint=demo", f"--image={photograph}", "--output=out.mp4", "--steps=1")
+    assert run("sample", *flags).startswith("out.mp4: ")
+    frames, _ = media.read_video(work / "out.mp4")
+    assert frames.shape == (16, 64, 64, 3)
+    where = "import dynamicrafter_jax as package; print(package.__file__)"
+    done = subprocess.run([python, "-c", where], cwd=work, capture_output=True, text=True)
+    assert environment in Path(done.stdout.strip()).parents

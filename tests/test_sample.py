@@ -11,6 +11,7 @@ from typing import Any
 
 import golden_weights
 import numpy as np
+import programs
 import pytest
 import tiny
 from PIL import Image
@@ -108,9 +109,9 @@ def test_a_video_says_how_it_was_made(tmp_path, checkpoints, photograph):
         "--config.sampling.guidance_scale=1",
     )
     assert done.returncode == 0, done.stderr
-    stored = [json.loads((tmp_path / f"out-{i}.json").read_text()) for i in range(2)]
+    stored = [json.loads((tmp_path / f"out-{i}.gif.json").read_text()) for i in range(2)]
     assert {name.name for name in tmp_path.glob("out*")} == {
-        f"out-{i}.{kind}" for i in range(2) for kind in ("gif", "json")
+        f"out-{i}.{kind}" for i in range(2) for kind in ("gif", "gif.json")
     }
     for i, made in enumerate(stored):
         assert made["seed"] == 7 and made["sample_index"] == i and made["prompt"] == "a cat"
@@ -141,7 +142,7 @@ def test_a_table_of_prompts_makes_a_video_each(tmp_path, checkpoints, photograph
     )
     assert done.returncode == 0, done.stderr
     made = {
-        name: json.loads((tmp_path / "videos" / f"{name}.json").read_text())
+        name: json.loads((tmp_path / "videos" / f"{name}.mp4.json").read_text())
         for name in ("one", "two")
     }
     assert [made[name]["seed"] for name in ("one", "two")] == [0, 5]
@@ -215,13 +216,13 @@ def refused(folder, said, **changed):
     before = {path for path in folder.rglob("*")}
     arguments = {"config": CONFIGS / "tiny_v.py", "checkpoint": "missing.safetensors"}
     arguments |= {"image": "missing.png", "output": output} | changed
-    done = run(*(f"--{k.replace('__', '.')}={v}" for k, v in arguments.items() if v is not None))
-    assert done.returncode == 2, done.stderr
-    lines = [line for line in done.stderr.splitlines() if line]
-    assert len(lines) == 1 and lines[0].startswith("error: "), done.stderr
-    assert said in lines[0]
+    line = programs.refused(
+        "sample.py",
+        *(f"--{k.replace('__', '.')}={v}" for k, v in arguments.items() if v is not None),
+    )
+    assert line.startswith("error: ") and said in line
     assert {path for path in folder.rglob("*")} == before
-    return lines[0]
+    return line
 
 
 def test_missing_truncated_and_impossible_pictures(tmp_path, photograph):
@@ -283,6 +284,12 @@ def test_outputs_that_cannot_be_written_are_noticed_first(tmp_path, photograph):
     refused(tmp_path, "no --output", image=photograph, output=None)
     refused(tmp_path, "photograph.png", image=photograph, save_latents=photograph / "latents.npy")
     refused(tmp_path, "crf 99", image=photograph, crf=99)
+    (tmp_path / "cat.mp4.json").write_text('{"of": "the user"}')
+    said = "cat.mp4.json is in the way: a run would write its record there, and no run wrote this"
+    refused(tmp_path, said, image=photograph, output=tmp_path / "cat.mp4")
+    said = "--save_latents and --output are one file"
+    output = tmp_path / "out.mp4"
+    refused(tmp_path, said, image=photograph, output=output, save_latents=output)
 
 
 def test_flags_and_settings_that_cannot_be(tmp_path, photograph):

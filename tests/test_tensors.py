@@ -269,7 +269,7 @@ def test_files_of_another_kind(torch, tmp_path):
     with zipfile.ZipFile(tmp_path / "model.pt", "w") as archive:
         archive.writestr("readme.txt", "no model")
     assert "no PyTorch checkpoint" in refusal(tmp_path / "model.pt")
-    (tmp_path / "model.safetensors").write_bytes(b"<html>404</html>" * 100)
+    (tmp_path / "model.safetensors").write_bytes(b"no tensors" * 100)
     assert "no .safetensors file" in refusal(tmp_path / "model.safetensors")
 
 
@@ -341,7 +341,14 @@ def test_mismatch_lists_what_is_wrong():
     assert describe_mismatch({"a": (1,), "b": ()}, {"b": (), "a": (1,)}) == ""
     message = describe_mismatch({"a": (1,), "b": (2, 3)}, {"b": (3, 2), "c": ()})
     assert message == "1 missing: a; 1 unexpected: c (); 1 misshapen: b (3, 2) instead of (2, 3)"
+
+
+def test_a_long_mismatch_is_counts_and_three_names():
     many = {f"t{i}": (1,) for i in range(14)}
-    assert describe_mismatch(many, {}) == (
-        "14 missing: t0, t1, t2, t3, t4, t5, t6, t7, t8, t9, and 4 more"
+    assert describe_mismatch(many, {}) == "14 missing: t0, t1, t2, and 11 more"
+    other = {f"u{i}": (2,) for i in range(5)} | {"t13": (2,)}
+    assert describe_mismatch(many, other) == (
+        "13 missing: t0, and 12 more; 5 unexpected: u0 (2,), and 4 more; "
+        "1 misshapen: t13 (2,) instead of (1,)"
     )
+    assert describe_mismatch(many, {}, most=None) == f"14 missing: {', '.join(many)}"

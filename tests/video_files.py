@@ -61,7 +61,8 @@ def write(
         if times is not None:
             stream.codec_context.time_base = Fraction(1, 1000)
         for i, array in enumerate(frames):
-            frame = av.VideoFrame.from_ndarray(array, format="rgb24").reformat(format=pixels)
+            colours = "rgba" if array.shape[-1] == 4 else "rgb24"
+            frame = av.VideoFrame.from_ndarray(array, format=colours).reformat(format=pixels)
             if times is not None:
                 frame.pts, frame.time_base = times[i], Fraction(1, 1000)
             file.mux(stream.encode(frame))

@@ -11,9 +11,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
+from dynamicrafter_jax import cli
+
+# isort: split
 from absl import flags
 
-from dynamicrafter_jax import cli
 from dynamicrafter_jax.app.catalogue import ModelCatalogue
 from dynamicrafter_jax.errors import UserError
 from dynamicrafter_jax.pretrained import DEMO
@@ -23,6 +25,7 @@ class Flags(NamedTuple):
     """The flags of the command line, which other entry points must not inherit."""
 
     checkpoint: flags.FlagHolder[list[str]]
+    settings: flags.FlagHolder[list[str]]
     allow_any_model: flags.FlagHolder[bool]
     loaded_models: flags.FlagHolder[int]
     host: flags.FlagHolder[str]
@@ -42,6 +45,7 @@ def define_flags() -> Flags:
             "A model to offer besides demo: a converted directory, a Hub id, or a file with its "
             "config, as model.ckpt,config=i2v_512. May be given several times.",
         ),
+        settings=cli.define_settings(),
         allow_any_model=flags.DEFINE_bool(
             "allow_any_model", False, "Let people name any model that this machine can read."
         ),
@@ -67,6 +71,7 @@ def main(given: Flags, _: Sequence[str]) -> None:
         raise UserError('the page needs gradio: pip install "dynamicrafter-jax[app]"') from error
     catalogue = ModelCatalogue(
         [DEMO, *given.checkpoint.value],
+        overrides=given.settings.value,
         allow_any=given.allow_any_model.value,
         capacity=given.loaded_models.value,
     )

@@ -1,12 +1,16 @@
 """The models of a page: which may be used, and the last few in memory."""
 
+import functools
 import re
 import threading
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
 
+from dynamicrafter_jax.config import load_config
 from dynamicrafter_jax.errors import UserError
+from dynamicrafter_jax.overrides import set_fields
 from dynamicrafter_jax.pipeline import ImageToVideo
+from dynamicrafter_jax.pretrained import config_for
 
 _CONFIG = ",config="
 
@@ -17,13 +21,21 @@ def split_config(name: str) -> tuple[str, str | None]:
     return source, config if separator else None
 
 
-def load_model(name: str) -> ImageToVideo:
+def load_model(name: str, overrides: Sequence[str] = ()) -> ImageToVideo:
     """Loads a model by its name, with a config where one is needed.
 
+    Args:
+        name: As `ImageToVideo.from_pretrained` takes it, perhaps with a config behind it.
+        overrides: Settings in place of the config's, as "precision.dtype=bfloat16".
+
     Raises:
-        UserError: As `ImageToVideo.from_pretrained`.
+        UserError: As `ImageToVideo.from_pretrained`, or a setting can't be.
     """
-    source, config = split_config(name)
+    source, given = split_config(name)
+    if not overrides:
+        return ImageToVideo.from_pretrained(source, config=given)
+    config = config_for(source, None if given is None else load_config(given))
+    set_fields(config, overrides)
     return ImageToVideo.from_pretrained(source, config=config)
 
 
@@ -32,6 +44,7 @@ class ModelCatalogue:
 
     Attributes:
         names: Those that everyone may use; the first is shown first.
+        overrides: Settings that all models have in place of their own, as "sampling.steps=25".
         allow_any: Whether people may name others: any file or repository that this machine reads.
     """
 
@@ -39,22 +52,25 @@ class ModelCatalogue:
         self,
         names: Sequence[str],
         *,
+        overrides: Sequence[str] = (),
         allow_any: bool = False,
         capacity: int = 1,
-        load: Callable[[str], ImageToVideo] = load_model,
+        load: Callable[[str], ImageToVideo] | None = None,
     ) -> None:
         """Names the models; none is loaded yet.
 
         Args:
             names: As `load_model` takes them.
+            overrides: See above.
             allow_any: See above.
             capacity: Models that are kept in memory.
-            load: Gives the model of a name.
+            load: Gives the model of a name, in place of `load_model`.
         """
         self.names = list(dict.fromkeys(names))
+        self.overrides = tuple(overrides)
         self.allow_any = allow_any
         self._capacity = capacity
-        self._load = load
+        self._load = load or functools.partial(load_model, overrides=overrides)
         self._loaded: OrderedDict[str, ImageToVideo] = OrderedDict()
         self._lock = threading.Lock()
 

@@ -87,7 +87,7 @@ class Studio:
             videos = make_frames(animate, request, watch)
             seconds = time.monotonic() - started
             spent = f"{format_seconds(seconds)}, {watch.seconds_per_step:.2f} s a step"
-            command = sample_command(request, animate.config)
+            command = sample_command(request, animate.config, self.catalogue.overrides)
             fps = request.settings["video_fps"]
             made = []
             for index, frames in enumerate(videos):

@@ -9,13 +9,15 @@ docs/exporting.md.
 import time
 from collections.abc import Sequence
 
+from dynamicrafter_jax import cli
+
+# isort: split
 from absl import flags
 
-from dynamicrafter_jax import cli
 from dynamicrafter_jax.artifact.exporting import check_targets, export_artifact, possible_targets
 from dynamicrafter_jax.errors import UserError
 from dynamicrafter_jax.files import check_writable
-from dynamicrafter_jax.pretrained import config_for, find_model
+from dynamicrafter_jax.pretrained import find_model
 from dynamicrafter_jax.sampling import SamplingSettings
 from dynamicrafter_jax.weights import load_pretrained, origin
 
@@ -38,7 +40,7 @@ def main(_: Sequence[str]) -> None:
         raise UserError("no --checkpoint: give demo, a converted directory, a file, or a Hub id")
     if output is None:
         raise UserError("no --output: the directory to write")
-    config = config_for(checkpoint, CONFIG.value)
+    config = CONFIG.of_model(checkpoint)
     targets = possible_targets() if PLATFORMS.value is None else PLATFORMS.value
     check_targets(targets)
     SamplingSettings.from_config(config.sampling)

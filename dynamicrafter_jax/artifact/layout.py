@@ -15,6 +15,7 @@ from etils import epath
 
 from dynamicrafter_jax.errors import UserError
 from dynamicrafter_jax.files import as_path, read_bytes, write_json
+from dynamicrafter_jax.placeholders import refuse_placeholder
 from dynamicrafter_jax.provenance import sha256_of
 
 DESCRIPTION_FILE = "artifact.json"
@@ -67,9 +68,13 @@ def read_description(directory: epath.PathLike) -> dict[str, Any]:
         raise UserError(f"{directory} is no exported model: it has no {DESCRIPTION_FILE}")
     try:
         description = json.loads(read_bytes(path))
+    except UserError:
+        raise
     except ValueError as error:
+        refuse_placeholder(path, path)
         raise UserError(f"{path} is not whole ({error}): copy the directory again") from error
     if not isinstance(description, dict) or "format_version" not in description:
+        refuse_placeholder(path, path)
         raise UserError(f"{path} has no format_version: this is no exported model")
     version = description["format_version"]
     if isinstance(version, int) and version > FORMAT_VERSION:
@@ -97,6 +102,7 @@ def check_files(
         if not path.is_file():
             raise UserError(f"{path} is missing: copy the directory again")
         if path.stat().length != expected.get("bytes") or sha256_of(path) != expected.get("sha256"):
+            refuse_placeholder(path, path)
             raise UserError(
                 f"{path} is not the file that {DESCRIPTION_FILE} describes, by its size or "
                 "SHA-256: copy the directory again"

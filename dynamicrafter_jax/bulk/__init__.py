@@ -8,7 +8,7 @@ from dynamicrafter_jax.bulk.manifest import FILE as MANIFEST_FILE
 from dynamicrafter_jax.bulk.manifest import Manifest, read_manifest
 from dynamicrafter_jax.bulk.run import BulkRun, Summary
 from dynamicrafter_jax.bulk.table import Request, read_requests
-from dynamicrafter_jax.bulk.writing import Writer, remove_leftovers
+from dynamicrafter_jax.bulk.writing import Writer, check_folder, remove_leftovers, summary_name
 
 __all__ = [
     "MANIFEST_FILE",
@@ -21,9 +21,11 @@ __all__ = [
     "Summary",
     "Writer",
     "agreed",
+    "check_folder",
     "plan_batches",
     "read_manifest",
     "read_requests",
     "remove_leftovers",
     "share_of",
+    "summary_name",
 ]

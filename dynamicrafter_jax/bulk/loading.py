@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 
 from dynamicrafter_jax import files
 from dynamicrafter_jax.bulk.encoder import Row
-from dynamicrafter_jax.bulk.manifest import Manifest, fingerprint
+from dynamicrafter_jax.bulk.manifest import Manifest, failure, fingerprint
 from dynamicrafter_jax.bulk.table import Request
 from dynamicrafter_jax.errors import UserError
 from dynamicrafter_jax.media import fit_images
@@ -107,8 +107,8 @@ class Loader:
             hashes = {"image_sha256": _hash(request.image)}
             if request.end_image is not None:
                 hashes["end_image_sha256"] = _hash(request.end_image)
-        except UserError as error:
-            return Inspected(request, facts, error=str(error))
+        except Exception as error:
+            return Inspected(request, facts, error=in_words(error))
         places = ("id", "image", "end_image")
         decides = {name: value for name, value in facts.items() if name not in places}
         decides["settings"] = {k: v for k, v in settings.items() if k not in _MEMORY}
@@ -133,7 +133,8 @@ class Loader:
         read = [self._read(one) for one in inspected]
         checked = [one for one, _ in read]
         for before, now in zip(inspected, checked, strict=True):
-            if self._together and now.error != before.error:
+            if self._together and now.error is not None and before.error is None:
+                self._manifest.add(failure(now.facts, now.error))
                 raise UserError(f"all processes could read it a moment ago, but now: {now.error}")
         good = next((row for _, row in read if row is not None), None)
         if good is None:
@@ -146,16 +147,23 @@ class Loader:
         request = inspected.request
         settings = request.settings
         paths = [path for path in (request.image, request.end_image) if path is not None]
+        # Whatever a picture or a text does to its reader, the other rows have no part in it.
         try:
             pictures, window = fit_images(paths, settings.height, settings.width, settings.fit)
-        except UserError as error:
-            failed = dataclasses.replace(inspected, error=str(error))
+            texts = [request.prompt, settings.negative_prompt]
+            ids, negative_ids = tokenize(texts, self._context_length)
+        except Exception as error:
+            failed = dataclasses.replace(inspected, error=in_words(error))
             return inspected if inspected.finished else failed, None
         first, last = pictures[0], pictures[-1] if request.has_end else None
-        texts = [request.prompt, settings.negative_prompt]
-        ids, negative_ids = tokenize(texts, self._context_length)
         hashes = inspected.facts["image_sha256"], inspected.facts.get("end_image_sha256")
         return inspected, Row(request, first, last, window, *hashes, ids, negative_ids)
+
+
+def in_words(error: Exception) -> str:
+    """Returns what went wrong in one line, with its kind where it is not the user's to mend."""
+    words = " ".join(str(error).split())
+    return words if isinstance(error, UserError) else f"{type(error).__name__}: {words}"
 
 
 def map_ahead(

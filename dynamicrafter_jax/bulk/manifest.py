@@ -8,16 +8,19 @@ in the table's order.
 import hashlib
 import json
 import os
+import re
 import threading
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+import time
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from etils import epath
 
 from dynamicrafter_jax import files
+from dynamicrafter_jax.errors import UserError
 
 FILE = "manifest.jsonl"
-_PARTS = "manifest*.jsonl"
+_PART = re.compile(r"manifest(-\d{5})?\.jsonl")
 
 DONE, ERROR = "done", "error"
 """What `status` says of an output."""
@@ -38,11 +41,14 @@ class Manifest:
         Args:
             folder: Of the outputs, local or remote.
             part: Number of this process.
+
+        Raises:
+            UserError: A file of a manifest's name holds something else.
         """
         self._folder = files.as_path(folder)
         self._file = self._folder / (FILE if part == 0 else f"manifest-{part:05d}.jsonl")
         self._lock = threading.Lock()
-        self._own = list(_entries(self._file))
+        self._own = _entries(self._file)
         self._found: dict[str, list[Entry]] = {}
         for file in _parts(self._folder):
             for entry in _entries(file):
@@ -113,6 +119,11 @@ def read_manifest(folder: epath.PathLike) -> dict[str, Entry]:
     return {entry["id"]: entry for entry in _entries(files.as_path(folder) / FILE)}
 
 
+def failure(facts: Mapping[str, Any], error: str) -> Entry:
+    """Returns the line of an output that can't be made."""
+    return {**facts, "status": ERROR, "error": error, TIME: {"finished": time.time()}}
+
+
 def fingerprint(made_from: Mapping[str, Any]) -> str:
     """Returns a hash of all that decides an output."""
     text = json.dumps(made_from, sort_keys=True, ensure_ascii=True)
@@ -120,18 +131,27 @@ def fingerprint(made_from: Mapping[str, Any]) -> str:
 
 
 def _parts(folder: epath.Path) -> list[epath.Path]:
-    return sorted(folder.glob(_PARTS)) if folder.exists() else []
+    if not folder.exists():
+        return []
+    return sorted(file for file in folder.iterdir() if _PART.fullmatch(file.name))
 
 
-def _entries(file: epath.Path) -> Iterator[Entry]:
+def _entries(file: epath.Path) -> list[Entry]:
     data = file.read_bytes() if file.exists() else b""
-    for line in data.split(b"\n"):
+    found = []
+    *whole, _ = lines = data.split(b"\n")
+    for line in lines:
         try:
-            entry = json.loads(line)
+            found.append(json.loads(line))
         except ValueError:  # cut off when the process or the machine went down, or no UTF-8
             continue
-        if isinstance(entry, dict) and {"id", "status", TIME} <= set(entry):
-            yield entry
+    ours = all(isinstance(said, dict) and {"id", "status", TIME} <= set(said) for said in found)
+    if not ours or (any(whole) and not found):
+        raise UserError(
+            f"{file} is in the way: a run would note its outputs there, and no run wrote this "
+            "file; move it, or give another folder"
+        )
+    return found
 
 
 def _lines(entries: Iterable[Entry]) -> bytes:

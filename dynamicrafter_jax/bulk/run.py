@@ -1,11 +1,12 @@
 """A bulk run: reading, sampling and writing at the same time, so that the device never waits."""
 
+import contextlib
 import dataclasses
 import os
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
@@ -13,8 +14,9 @@ import jax
 import numpy as np
 
 from dynamicrafter_jax.bulk.batch_sampler import BatchSampler
-from dynamicrafter_jax.bulk.loading import Inspected, Loaded, map_ahead
+from dynamicrafter_jax.bulk.loading import Inspected, Loaded, in_words, map_ahead
 from dynamicrafter_jax.bulk.writing import Writer
+from dynamicrafter_jax.errors import UserError
 from dynamicrafter_jax.sampler import shown_frames
 
 # Batches queued on the device: the one it works on, and the one that it goes on with.
@@ -127,7 +129,7 @@ class BulkRun:
         """Makes all outputs of `batches` that are not there yet; `load` takes one of them.
 
         Raises:
-            UserError: If an output can't be written.
+            UserError: If an output can't be written. It is noted, as all are that fail.
         """
         begin = time.perf_counter()
         spans: list[Span] = []
@@ -150,7 +152,7 @@ class BulkRun:
                     if one.error is not None:
                         failed += 1
                         if self._writer is not None:
-                            self._writer.error(one)
+                            self._writer.error(one, one.error)
                 if not batch.rows:
                     continue
                 while len(queued) >= _QUEUED:
@@ -158,7 +160,8 @@ class BulkRun:
                 while writes and writes[0].done():
                     writes.popleft().result()
                 asked, compiled = time.perf_counter(), sampler.compile_seconds
-                _, video = self._sample(batch.rows)
+                with self._noting([one for _, one in batch.wanted]):
+                    _, video = self._sample(batch.rows)
                 spans.append(Span(asked, sampler.compile_seconds - compiled))
                 arguments = (video, batch, spans, len(spans) - 1, writers, writes)
                 queued.append(collector.submit(self._collect, *arguments))
@@ -171,6 +174,19 @@ class BulkRun:
         seconds, compiling, busy = busy_share(spans, begin, time.perf_counter())
         return Summary(made, again, kept, failed, seconds, compiling, busy, stopped)
 
+    @contextlib.contextmanager
+    def _noting(self, outputs: Sequence[Inspected]) -> Iterator[None]:
+        """Notes outputs as failed if the block fails, which then ends the run."""
+        try:
+            yield
+        except Exception as error:
+            if self._writer is not None:
+                # Where notes can't be written either, the first error matters more.
+                with contextlib.suppress(UserError, OSError):
+                    for one in outputs:
+                        self._writer.error(one, in_words(error))
+            raise
+
     def _collect(
         self,
         video: Any,
@@ -181,7 +197,8 @@ class BulkRun:
         writes: deque[Future[None]],
     ) -> None:
         """Waits for a batch, and hands its videos on to be written."""
-        jax.block_until_ready(video)
+        with self._noting([one for _, one in batch.wanted]):
+            jax.block_until_ready(video)
         span = spans[number]
         span.finished = time.perf_counter()
         if self._writer is None:
@@ -199,7 +216,8 @@ class BulkRun:
         self, writer: Writer, inspected: Inspected, video: np.ndarray, seconds: float
     ) -> None:
         try:
-            writer.video(inspected, shown_frames(video, inspected.request.loop), seconds)
+            with self._noting([inspected]):
+                writer.video(inspected, shown_frames(video, inspected.request.loop), seconds)
             self._written(inspected, seconds)
         finally:
             self._slots.release()

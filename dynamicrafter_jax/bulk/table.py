@@ -1,10 +1,9 @@
 """What to sample: a table of requests, one row a prompt."""
 
-import csv
 import dataclasses
-import io
-import json
+import os
 import re
+import unicodedata
 import zlib
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -12,8 +11,8 @@ from typing import Any
 from etils import epath
 from ml_collections import ConfigDict
 
+from dynamicrafter_jax import files, tables
 from dynamicrafter_jax.errors import UserError
-from dynamicrafter_jax.files import as_path
 from dynamicrafter_jax.sampling import SamplingSettings
 
 _WHOLE = ("steps", "seed")
@@ -26,6 +25,7 @@ SETTING_COLUMNS = (*_WHOLE, *_NUMBERS, *_TEXTS)
 COLUMNS = ("id", "image", "prompt", "end_image", "loop", "num_samples", *SETTING_COLUMNS)
 
 _SAFE_ID = re.compile(r"[\w][\w.-]*")
+_WRITTEN = ("image", "prompt", "end_image", "negative_prompt")
 _TRUTH = {"1": True, "true": True, "yes": True, "0": False, "false": False, "no": False}
 
 
@@ -63,8 +63,9 @@ def read_requests(
 ) -> list[Request]:
     """Reads a `.csv` with a header, or a `.jsonl`: one row a prompt, in any order.
 
-    Columns are `id` (names the output), `image` (relative to the table), and optionally `prompt`,
-    `end_image`, `loop`, `num_samples` and `SETTING_COLUMNS`. An empty cell is as good as none.
+    `tables` says how they are written. Columns are `id` (names the output), `image` (relative to
+    the table), and optionally `prompt`, `end_image`, `loop`, `num_samples` and `SETTING_COLUMNS`.
+    An empty cell is as good as none.
 
     Args:
         table: The file.
@@ -75,20 +76,63 @@ def read_requests(
     Raises:
         UserError: If the table is missing, empty, or a row is wrong; the message names the line.
     """
-    table = as_path(table)
+    table = files.as_path(table)
     requests: dict[str, Request] = {}
+    places: dict[str, str] = {}
     for line, row in _rows(table):
         row = {key: value for key, value in row.items() if value not in (None, "")}
-        try:
+        with tables.naming(table, line):
             for request in _requests_of(row, table.parent, section, loop, num_samples):
-                if request.name in requests:
-                    raise UserError(f"id {request.name!r} stands twice")
+                _check_name(request.name, places)
                 requests[request.name] = request
-        except UserError as error:
-            raise UserError(f"{table}, line {line}: {error}") from None
     if not requests:
         raise UserError(f"{table} holds no rows")
     return list(requests.values())
+
+
+def _rows(table: epath.Path) -> Iterator[tuple[int, Mapping[str, Any]]]:
+    """Yields line numbers and rows."""
+    kind = table.suffix.lower()
+    if kind == ".csv":
+        rows = tables.CsvRows(table, tables.read_lines(table), _like_a_row)
+        for line, cells in rows:
+            named = list(zip(rows.columns, cells, strict=False))
+            if any(cell and not column for column, cell in named):
+                with tables.naming(table, line):
+                    raise UserError("has text in a column without a name: name it, or empty it")
+            yield line, dict(named)
+    elif kind == ".jsonl":
+        yield from tables.json_rows(table, tables.read_lines(table))
+    else:
+        raise UserError(f"{table}: prompts are read from .csv or .jsonl")
+
+
+def _like_a_row(cells: tables.Cells) -> bool:
+    name, image = cells.get("id", ""), cells.get("image", "")
+    return bool(_SAFE_ID.fullmatch(name) and os.path.splitext(image)[1])
+
+
+def _check_name(name: str, places: dict[str, str]) -> None:
+    """Makes sure that the files of an output can lie beside those of the others.
+
+    Args:
+        name: Of the output.
+        places: The names before it, by what they are where capitals count for nothing; takes it.
+    """
+    surplus = len(f"{name}.mp4".encode()) - files.NAME_BYTES
+    if surplus > 0:
+        raise UserError(
+            f"id {name[:20]!r}... is {surplus} bytes too long to name a file: give a shorter one"
+        )
+    place = unicodedata.normalize("NFC", name).casefold()
+    if places.get(place) == name:
+        raise UserError(f"id {name!r} stands twice")
+    if place in places:
+        raise UserError(
+            f"id {name!r} and {places[place]!r} differ in capitals only, and are one file on some "
+            "disks: change one of them"
+        )
+    places[place] = name
 
 
 def _requests_of(
@@ -100,7 +144,12 @@ def _requests_of(
     for column in ("id", "image"):
         if column not in row:
             raise UserError(f"no {column!r}")
-    name = str(row["id"])
+    image, prompt, end_image, _ = (_text(row, column) for column in _WRITTEN)
+    name = row["id"]
+    if isinstance(name, int) and not isinstance(name, bool):
+        name = str(name)
+    if not isinstance(name, str):
+        raise UserError(f"id is {name!r}: give text or a whole number")
     if not _SAFE_ID.fullmatch(name):
         raise UserError(f"id {name!r} must be letters, digits, '.', '_' and '-'")
     chosen = {column: _number(column, row[column]) for column in SETTING_COLUMNS if column in row}
@@ -108,7 +157,6 @@ def _requests_of(
     count = _number("num_samples", row.get("num_samples", num_samples))
     if not isinstance(count, int) or isinstance(count, bool) or count < 1:
         raise UserError(f"num_samples is {count!r}: a whole number of at least 1 is needed")
-    end_image = row.get("end_image")
     # Where a row ends at an image, a loop that was asked for by a flag is not meant.
     loops = _truth("loop", row["loop"]) if "loop" in row else loop and end_image is None
     if loops and end_image is not None:
@@ -119,13 +167,25 @@ def _requests_of(
     for i in range(count):
         yield Request(
             name=name if count == 1 else f"{name}-{i}",
-            image=str(folder / str(row["image"])),
-            prompt=str(row.get("prompt", "")),
-            end_image=None if end_image is None else str(folder / str(end_image)),
+            image=os.fspath(folder / (image or "")),
+            prompt=prompt or "",
+            end_image=None if end_image is None else os.fspath(folder / end_image),
             loop=loops,
             sample_index=first_index + i,
             settings=settings,
         )
+
+
+def _text(row: Mapping[str, Any], column: str) -> str | None:
+    """Returns what a cell says; None where there is none."""
+    value = row.get(column)
+    if value is not None and not isinstance(value, str):
+        raise UserError(f"{column} is {value!r}: put text between double quotes")
+    if value is not None and "\0" in value:
+        raise UserError(f"{column} is {value!r}, with a null character: take it out")
+    if value is not None and "image" not in column and re.search("[\ud800-\udfff]", value):
+        raise UserError(f"{column} is {value!r}, with half a character: write it whole")
+    return value
 
 
 def _number(column: str, value: Any) -> Any:
@@ -134,9 +194,11 @@ def _number(column: str, value: Any) -> Any:
         return value
     kind, wanted = (float, "a number") if column in _NUMBERS else (int, "a whole number")
     try:
-        return kind(value)
+        if "_" not in value:  # which Python allows within a number
+            return kind(value)
     except ValueError:
-        raise UserError(f"{column} {value!r} is not {wanted}") from None
+        pass
+    raise UserError(f"{column} {value!r} is not {wanted}")
 
 
 def _truth(column: str, value: Any) -> bool:
@@ -144,37 +206,3 @@ def _truth(column: str, value: Any) -> bool:
     if found is None:
         raise UserError(f"{column} {value!r} is neither true nor false")
     return found
-
-
-def _rows(table: epath.Path) -> Iterator[tuple[int, Mapping[str, Any]]]:
-    """Yields line numbers and rows."""
-    try:
-        text = table.read_bytes().decode("utf-8-sig")
-    except UnicodeDecodeError:
-        raise UserError(f"{table} is not UTF-8 text") from None
-    except OSError as error:
-        raise UserError(f"cannot read {table}: {error}") from error
-    if table.suffix == ".csv":
-        reader = csv.DictReader(io.StringIO(text))
-        try:
-            for row in reader:
-                yield reader.line_num, row
-        except csv.Error as error:
-            raise UserError(f"{table}, line {reader.line_num}: {error}") from None
-    elif table.suffix == ".jsonl":
-        # Not `splitlines`: it also breaks at characters that JSON allows within a text.
-        for number, line in enumerate(text.split("\n"), start=1):
-            if line.strip():
-                yield number, _json_object(table, number, line)
-    else:
-        raise UserError(f"{table}: prompts are read from .csv or .jsonl")
-
-
-def _json_object(table: epath.Path, number: int, line: str) -> dict[str, Any]:
-    try:
-        row = json.loads(line)
-    except json.JSONDecodeError as error:
-        raise UserError(f"{table}, line {number}: not JSON: {error}") from None
-    if not isinstance(row, dict):
-        raise UserError(f"{table}, line {number}: a JSON object is needed")
-    return row

@@ -8,12 +8,13 @@ from typing import Any
 import numpy as np
 from jaxtyping import UInt8
 
-from dynamicrafter_jax import files, media
+from dynamicrafter_jax import files, media, provenance
 from dynamicrafter_jax.bulk.loading import Inspected
-from dynamicrafter_jax.bulk.manifest import DONE, ERROR, TIME, Manifest
+from dynamicrafter_jax.bulk.manifest import DONE, TIME, Manifest, failure
 from dynamicrafter_jax.errors import UserError
 
-_TEMPORARY = re.compile(r"\.(.+)\.(mp4|json|jsonl)\.[0-9a-f]{8}\.tmp")
+_SUMMARY = re.compile(r"summary(-\d{5})?\.json")
+_OWN = re.compile(rf"{_SUMMARY.pattern}|manifest(-\d{{5}})?\.jsonl")
 
 
 class Writer:
@@ -61,29 +62,72 @@ class Writer:
         Raises:
             UserError: It can't be written.
         """
-        output = self._folder / f"{inspected.request.name}.mp4"
-        media.write_video(output, frames, self._fps, **self._options)
+        output = self._folder / video_name(inspected.request.name)
         said = inspected.facts | self._made_with
-        files.write_json(self._folder / f"{inspected.request.name}.json", said | self._details)
+        # First, since a video without a record is taken for somebody else's.
+        provenance.write_record(provenance.record_beside(output), said | self._details)
+        media.write_video(output, frames, self._fps, **self._options)
         whole = {"output": output.name, "bytes": output.stat().length}
         timing = {TIME: {"finished": time.time(), "seconds": round(seconds, 3)}}
         self._manifest.add(said | {"status": DONE} | whole | timing)
 
-    def error(self, inspected: Inspected) -> None:
-        """Notes that an output can't be made."""
-        said = {"status": ERROR, "error": inspected.error, TIME: {"finished": time.time()}}
-        self._manifest.add(inspected.facts | self._made_with | said)
+    def error(self, inspected: Inspected, error: str) -> None:
+        """Notes why an output can't be made."""
+        self._manifest.add(failure(inspected.facts | self._made_with, error))
+
+
+def video_name(name: str) -> str:
+    """Returns the name of an output's file."""
+    return f"{name}.mp4"
+
+
+def summary_name(process: int) -> str:
+    """Returns the name of the file in which a process says what it did."""
+    return "summary.json" if process == 0 else f"summary-{process:05d}.json"
+
+
+def check_folder(output_dir: str, names: Iterable[str]) -> None:
+    """Makes sure, before anything is made, that a run replaces only what runs have written.
+
+    Args:
+        output_dir: Folder of the outputs; it may be missing.
+        names: Of the outputs.
+
+    Raises:
+        UserError: A file of another kind has the name of one that the run would write.
+    """
+    folder = files.as_path(output_dir)
+    if not folder.exists():
+        return
+    manifest = Manifest(folder)
+    found = [file.name for file in folder.iterdir()]
+    for name in filter(_SUMMARY.fullmatch, found):
+        provenance.check_record(folder / name)
+    there = {name.casefold() for name in found}  # "A" and "a" are one name on some disks
+    for name in names:
+        if manifest.knows(name):
+            continue
+        video = folder / video_name(name)
+        record = provenance.record_beside(video)
+        if record.name.casefold() in there:
+            provenance.check_record(record)
+        if video.name.casefold() in there and video.exists() and not record.exists():
+            raise UserError(
+                f"{video} is there, and no run wrote it: move it, or give another id or folder"
+            )
 
 
 def remove_leftovers(output_dir: str, names: Iterable[str]) -> None:
     """Removes what a killed run was about to write, of these outputs and of the manifest."""
     folder = files.as_path(output_dir)
-    known = {*names, "manifest", "summary"}
     if not folder.exists():
         return
+    videos = [video_name(name) for name in names]
+    records = [provenance.record_beside(video).name for video in videos]
+    known = {files.shortened(name) for name in (*videos, *records)}
     for file in folder.iterdir():
-        found = _TEMPORARY.fullmatch(file.name)
-        if found and found[1] in known:
+        found = files.TEMPORARY.fullmatch(file.name)
+        if found and (found[1] in known or _OWN.fullmatch(found[1])):
             try:
                 file.unlink(missing_ok=True)
             except OSError as error:

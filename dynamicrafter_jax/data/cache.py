@@ -20,11 +20,14 @@ import time
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from dynamicrafter_jax import cli
+
+# isort: split
 import jax
 from absl import flags
 from tqdm import tqdm
 
-from dynamicrafter_jax import cli, files
+from dynamicrafter_jax import files
 from dynamicrafter_jax.data.cache_encoder import NetworkEncoder, load_networks, local_mesh
 from dynamicrafter_jax.data.cache_format import (
     DTYPES,
@@ -44,7 +47,7 @@ _WAIT_SECONDS = 5.0
 _TELL_SECONDS = 60.0
 
 
-def define_flags() -> dict[str, flags.FlagHolder]:
+def define_flags() -> dict[str, flags.FlagHolder | cli.ConfigFlag]:
     """Defines the flags of the command line, which other entry points must not inherit."""
     return {
         "config": cli.define_config(),
@@ -65,9 +68,9 @@ def define_flags() -> dict[str, flags.FlagHolder]:
     }
 
 
-def main(holders: Mapping[str, flags.FlagHolder], _: Sequence[str]) -> None:
+def main(holders: Mapping[str, flags.FlagHolder | cli.ConfigFlag], _: Sequence[str]) -> None:
     """Writes a cache as flags say, and tells in one line what was done."""
-    given = {name: holder.value for name, holder in holders.items()}
+    given: dict[str, Any] = {name: holder.value for name, holder in holders.items()}
     names = ("coordinator_address", "num_processes", "process_id", "multihost")
     distributed.initialize(**{name: given.pop(name) for name in names})
     run(given, process=jax.process_index(), num_processes=jax.process_count())

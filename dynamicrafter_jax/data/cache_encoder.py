@@ -21,7 +21,8 @@ from dynamicrafter_jax.errors import UserError
 from dynamicrafter_jax.models import Models
 from dynamicrafter_jax.program import Program
 from dynamicrafter_jax.training.inputs import pixels
-from dynamicrafter_jax.warm_start import open_start, parameter_key
+from dynamicrafter_jax.training.keys import parameter_key
+from dynamicrafter_jax.warm_start import open_start
 from dynamicrafter_jax.weights import abstract_params, origin
 
 

@@ -119,7 +119,7 @@ class _Shard:
 
     def reader(self, kind: str) -> ArrayRecordReader:
         if kind not in self._readers:
-            path = os.fspath(self._folder / records_name(kind, self._number))
+            path = os.fspath(files.utf8_path(self._folder / records_name(kind, self._number)))
             self._readers[kind] = ArrayRecordReader(
                 path, _READER_OPTIONS, file_reader_buffer_size=_BUFFER_BYTES
             )

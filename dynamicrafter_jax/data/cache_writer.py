@@ -262,7 +262,7 @@ class _Records:
 
     def __init__(self, local: epath.Path, path: epath.Path) -> None:
         self._path = path
-        self._writer = ArrayRecordWriter(os.fspath(local), _WRITER_OPTIONS)
+        self._writer = ArrayRecordWriter(os.fspath(files.utf8_path(local)), _WRITER_OPTIONS)
 
     def write(self, record: bytes) -> None:
         with self._refusals():

@@ -2,26 +2,34 @@
 
 import contextlib
 import io
-from bisect import bisect_right
+import itertools
+import math
 from collections.abc import Generator, Iterator, Sequence
 from fractions import Fraction
-from itertools import pairwise
-from typing import Any, NamedTuple, cast
+from typing import Any, cast
 
 import av
 import numpy as np
 from av.container import InputContainer
 from av.error import FFmpegError
+from av.format import Flags
 from av.video.reformatter import Interpolation, VideoReformatter
 from jaxtyping import UInt8
 
 from dynamicrafter_jax import files
+from dynamicrafter_jax.data.packets import Run, read_index, usable_packets
 from dynamicrafter_jax.errors import UserError
 from dynamicrafter_jax.media import MAX_PIXELS, MIN_SIDE
+from dynamicrafter_jax.media.orientation import of_frame
+from dynamicrafter_jax.media.transparency import on_white
+from dynamicrafter_jax.placeholders import refuse_placeholder
 
 # Formats that hold their own data. The others of ffmpeg's include playlists, which would have
 # files or addresses opened that whoever made the video has chosen.
-_FORMATS = "mov,matroska,avi,gif,mpegts,mpeg,flv,asf,ogg"
+_FORMATS = "mov,matroska,avi,gif,mpegts,mpeg,flv,asf,ogg,ivf"
+
+# Those of them where all times may come again: what says where to start is a place in the file.
+_SOUGHT_BY_BYTES = ("mpegts", "mpeg", "flv")
 
 # PyAV 18 fails on titles and the like in an old encoding unless told to go on; later ones do.
 _ANY_TAGS: Any = {"metadata_errors": "replace"} if av.__version__.startswith("18.") else {}
@@ -38,21 +46,6 @@ FILTER = (
 _PLANES, _RED_GREEN_BLUE = "gbrp", (2, 0, 1)
 
 
-class _Packet(NamedTuple):
-    """One coded frame: when it is shown, or its number, and where to seek for it."""
-
-    time: int
-    seek_to: int
-
-
-class _Run(NamedTuple):
-    """Packets to decode in one go, as places in the file, and the frames wanted of them."""
-
-    first: int
-    last: int
-    wanted: dict[int, int]  # time of a frame -> its place among those asked for
-
-
 @contextlib.contextmanager
 def open_video(file: str | bytes, name: str) -> Iterator["VideoReader"]:
     """Opens a video, and reads where its frames lie without decoding them.
@@ -66,7 +59,7 @@ def open_video(file: str | bytes, name: str) -> Iterator["VideoReader"]:
             `MIN_SIDE` or more than `MAX_PIXELS` pixels.
     """
     with contextlib.ExitStack() as stack:
-        with _readable(name):
+        with _readable(name, file):
             options = {"format_whitelist": _FORMATS}
             container = av.open(_input(file), "r", options=options, **_ANY_TAGS)
             reader = VideoReader(stack.enter_context(container), name)
@@ -94,38 +87,22 @@ class VideoReader:
             if 0 < size < end.pos + end.size:
                 raise UserError(f"{name} is cut off: copy it again")
         stream.codec_context.thread_count = 1
-        packets = [
-            (p.pts, p.dts, p.is_keyframe, p.is_discard)
-            for p in container.demux(stream)
-            if p.size and not p.is_corrupt
-        ]
-        # AVI says when frames are decoded, not when they are shown, and any format may not know.
-        # Then frames are counted as they leave the decoder, from the start.
-        times = {pts for pts, *_ in packets}
-        self._counted = container.format.name == "avi" or None in times or len(times) < len(packets)
-        self._packets = [
-            _Packet(i if self._counted else pts or 0, (pts or 0) if dts is None else dts)
-            for i, (pts, dts, _, _) in enumerate(packets)
-        ]
-        self._keys = [i for i, (_, _, is_key, _) in enumerate(packets) if is_key or self._counted]
-        self._shown = sorted(
-            (
-                i
-                for i, (*_, is_cut) in enumerate(packets)
-                if not is_cut and self._key(i) is not None
-            ),
-            key=lambda i: self._packets[i].time,
-        )
         self._name, self._container, self._stream = name, container, stream
-        rate = stream.average_rate or stream.guessed_rate
-        if not self._shown or not rate:
+        self._index, self._orientation = read_index(container, stream)
+        self.num_frames = self._index.num_frames
+        rate = self._index.rate(
+            cast(Fraction, stream.time_base),
+            stream.average_rate,
+            may_jump=Flags.ts_discont in Flags(container.format.flags),
+        )
+        rate = rate or stream.guessed_rate
+        if not self.num_frames or not rate:
             raise UserError(f"{name} holds no frames or no frame rate: make or copy it again")
         if min(stream.height, stream.width) < MIN_SIDE or stream.height * stream.width > MAX_PIXELS:
             raise UserError(
                 f"{name} has frames of {stream.width} x {stream.height} pixels: give a video with "
                 f"sides of {MIN_SIDE} or more and up to {MAX_PIXELS // 1_000_000} million pixels"
             )
-        self.num_frames = len(self._shown)
         self.fps = float(rate)
         self._reformatter = VideoReformatter()
 
@@ -156,7 +133,7 @@ class VideoReader:
             UserError: A frame is damaged or missing.
             ValueError: `indices` are not as described.
         """
-        with _readable(self._name):
+        with _readable(self._name, None):
             yield from self._in_order(indices, height, width)
 
     def _in_order(
@@ -164,14 +141,14 @@ class VideoReader:
     ) -> Iterator[UInt8[np.ndarray, "height width 3"]]:
         waiting: dict[int, np.ndarray] = {}
         place = 0
-        for run in self._runs(indices):
+        for run in self._index.runs(indices):
             missing = dict(run.wanted)
             # Where pictures are refreshed bit by bit, those right after a key are whole only if
-            # decoding comes from further ahead.
-            for first in dict.fromkeys((run.first, self._keys[0])):
-                for time, frame in self._decode(first, run) if missing else ():
-                    if time in missing:
-                        waiting[missing.pop(time)] = self._picture(frame, height, width)
+            # decoding comes from further ahead. And seeking fails where a file has a time twice.
+            for from_start in (True,) if self._index.counted else (False, True):
+                for label, frame in self._decode(run, from_start) if missing else ():
+                    if label in missing:
+                        waiting[missing.pop(label)] = self._picture(frame, height, width)
                     while place in waiting:
                         yield waiting.pop(place)
                         place += 1
@@ -183,54 +160,31 @@ class VideoReader:
                     f"{indices[min(missing.values())]} can't be decoded; make or copy it again"
                 )
 
-    def _runs(self, indices: Sequence[int]) -> list[_Run]:
-        """Finds what must be decoded: for each frame, from the last key before it."""
-        if any(b <= a for a, b in pairwise([-1, *indices, self.num_frames])):
-            raise ValueError(f"{indices} are not growing numbers below {self.num_frames}")
-        runs: list[_Run] = []
-        for place, index in enumerate(indices):
-            position = self._shown[index]
-            key = self._key(position)
-            assert key is not None
-            last = len(self._packets) - 1 if self._counted else position
-            if runs and key <= runs[-1].last:
-                wanted = runs[-1].wanted
-                runs[-1] = runs[-1]._replace(last=max(last, runs[-1].last))
-            else:
-                runs.append(_Run(key, last, wanted := {}))
-            wanted[self._packets[position].time] = place
-        return runs
-
-    def _key(self, position: int) -> int | None:
-        """The last key that is decoded and shown no later than a packet; None without one."""
-        if self._counted:
-            return 0
-        time = self._packets[position].time
-        before = bisect_right(self._keys, position)
-        # Frames may be shown before a key that they follow in the file: they need an earlier one.
-        while before and self._packets[self._keys[before - 1]].time > time:
-            before -= 1
-        return self._keys[before - 1] if before else None
-
-    def _decode(self, first: int, run: _Run) -> Iterator[tuple[int, av.VideoFrame]]:
-        """Decodes the packets from `first` to the run's last; gives frames with their times."""
-        for count, frame in enumerate(self._frames_of(first, run)):
+    def _decode(self, run: Run, from_start: bool) -> Iterator[tuple[int, av.VideoFrame]]:
+        """Decodes a run, or all packets up to its last; gives frames with their labels."""
+        latest = -math.inf
+        for count, frame in enumerate(self._frames_of(run, from_start)):
             # The decoder guesses what it can't read, and later frames build on its guess.
             if frame.is_corrupt:
                 raise UserError(f"{self._name} is damaged: make or copy it again")
-            yield count if self._counted else cast(int, frame.pts), frame
+            if self._index.counted:
+                yield count, frame
+                continue
+            time = cast(int, frame.pts)
+            if self._index.in_file_order and time < latest:
+                raise UserError(
+                    f"{self._name} says when its frames are decoded, not when they are shown: "
+                    f"encode it again"
+                )
+            latest = time
+            yield time, frame
 
-    def _frames_of(self, first: int, run: _Run) -> Iterator[av.VideoFrame]:
+    def _frames_of(self, run: Run, from_start: bool) -> Iterator[av.VideoFrame]:
         context = self._stream.codec_context
         # Of H.264 alone it is certain that no frame depends on one that is said to be left out.
-        may_skip = context.name == "h264" and not self._counted
-        start, left = self._packets[first], run.last + 1 - first
-        self._container.seek(start.seek_to, stream=self._stream)
-        found = self._counted
-        for packet in self._container.demux(self._stream):
-            found = found or packet.pts == start.time  # seeking may end at an earlier key
-            if not found or not packet.size or packet.is_corrupt:
-                continue
+        may_skip = context.name == "h264" and not self._index.counted
+        left = run.last + 1 - (self._index.first_key if from_start else run.first)
+        for packet in self._from_start() if from_start else self._from_key(run.first):
             skip = may_skip and packet.pts not in run.wanted
             context.skip_frame = "NONREF" if skip else "DEFAULT"
             yield from packet.decode()
@@ -239,11 +193,38 @@ class VideoReader:
                 break
         yield from context.decode(None)  # frames held back to be put in order
 
+    def _from_key(self, key: int) -> "Iterator[av.Packet[av.VideoStream]]":
+        start = self._index.packets[key]
+        self._container.seek(start.time_in_file, stream=self._stream)
+        packets = usable_packets(self._container, self._stream)
+        # Seeking may end at an earlier key.
+        return itertools.dropwhile(lambda p: p.pts != start.pts or not p.is_keyframe, packets)
+
+    def _from_start(self) -> "Iterator[av.Packet[av.VideoStream]]":
+        if self._container.format.name in _SOUGHT_BY_BYTES:
+            self._container.seek(0, stream=self._stream, unsupported_byte_offset=True)
+        else:
+            time = min(packet.time_in_file for packet in self._index.packets)
+            self._container.seek(time, stream=self._stream)
+        expected = self._index.packets
+        count = 0
+        for packet in usable_packets(self._container, self._stream):
+            if not count and packet.pos != expected[0].place:
+                break
+            count += 1
+            if count > self._index.first_key:
+                yield packet
+        if count < len(expected):
+            raise UserError(
+                f"{self._name} can't be read again from its start, as files strung together can't: "
+                f"encode it again"
+            )
+
     def _picture(
         self, frame: av.VideoFrame, height: int, width: int
     ) -> UInt8[np.ndarray, "height width 3"]:
-        turns = round(frame.rotation / 90) % 4  # counterclockwise
-        if turns % 2:
+        orientation = self._orientation or of_frame(frame)
+        if orientation.transposed:
             height, width = width, height
         aspect = self._stream.sample_aspect_ratio or Fraction(1)
         # Exact, as in `media.cropping.cover`, whose cuts these are.
@@ -256,14 +237,19 @@ class VideoReader:
                 f"are of {frame.width} x {frame.height}"
             )
         planes = self._reformatter.reformat(
-            frame, w, h, _PLANES, interpolation=FILTER, threads=1
+            on_white(frame), w, h, _PLANES, interpolation=FILTER, threads=1
         ).planes
         top, left = int(exact_h - height) // 2, int(exact_w - width) // 2
+        # What is cut off of an odd number of pixels follows from how the frame is shown.
+        if orientation.flips_height:
+            top = h - height - top
+        if orientation.flips_width:
+            left = w - width - left
         picture = np.empty((height, width, 3), np.uint8)
         for channel, plane in enumerate(_RED_GREEN_BLUE):
             pixels = np.frombuffer(memoryview(planes[plane]), np.uint8).reshape(h, -1)
             picture[..., channel] = pixels[top : top + height, left : left + width]
-        return np.ascontiguousarray(np.rot90(picture, turns))
+        return np.ascontiguousarray(orientation.upright(picture))
 
 
 def _input(file: str | bytes) -> str | io.BytesIO:
@@ -274,8 +260,13 @@ def _input(file: str | bytes) -> str | io.BytesIO:
 
 
 @contextlib.contextmanager
-def _readable(name: str) -> Iterator[None]:
-    """Says in one line what ffmpeg or the system could not read."""
+def _readable(name: str, file: str | bytes | None) -> Iterator[None]:
+    """Says in one line what ffmpeg or the system could not read.
+
+    Args:
+        name: What the message calls it.
+        file: Asked for what it really is; None once that is known.
+    """
     try:
         yield
     except MemoryError:
@@ -283,6 +274,8 @@ def _readable(name: str) -> Iterator[None]:
     except OSError as error:
         raise UserError(f"{name} can't be read: {error.strerror or error}") from error
     except FFmpegError as error:
+        if file is not None:
+            refuse_placeholder(name, file)
         raise UserError(
             f"{name} is truncated or not a video ({error.strerror}): make or copy it again"
         ) from error

@@ -1,20 +1,22 @@
 """A folder of videos, with captions in text files beside them or in one JSONL."""
 
-import io
-import json
 import os
 import posixpath
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from etils import epath
 
-from dynamicrafter_jax import files
-from dynamicrafter_jax.data.texts import Texts, decode, safe_name
+from dynamicrafter_jax import files, tables
+from dynamicrafter_jax.data.texts import Texts, safe_name
 from dynamicrafter_jax.errors import UserError
+from dynamicrafter_jax.media.frames import is_picture
 
-EXTENSIONS = (".avi", ".gif", ".m4v", ".mkv", ".mov", ".mp4", ".webm")
+EXTENSIONS = (
+    *(".avi", ".flv", ".gif", ".m2ts", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".ogv"),
+    *(".ts", ".webm", ".wmv"),
+)
 """Of the files that count as videos, in small or capital letters."""
 
 # Captions beside videos are read when their video is. So that a wrong encoding is noticed before
@@ -58,7 +60,8 @@ class VideoFolder:
         else:
             self._read_sidecars(videos, found)
         if not len(self):
-            raise UserError(f"{folder} has no videos: none of {', '.join(EXTENSIONS)} in it")
+            hint = "; make videos of its pictures" if any(map(is_picture, found)) else ""
+            raise UserError(f"{folder} has no videos: none of {', '.join(EXTENSIONS)} in it{hint}")
         self._warn(self._has_caption.count(0), "have no caption, and train with an empty one")
 
     def __len__(self) -> int:
@@ -91,7 +94,7 @@ class VideoFolder:
     def _read_sidecar(self, name: str) -> str:
         path = files.as_path(f"{self._folder}/{_sidecar(name)}")
         try:
-            return decode(path.read_bytes()).strip()
+            return tables.decode(path.read_bytes()).strip()
         except OSError as error:
             raise UserError(f"{path} can't be read: {error.strerror or error}") from error
         except UserError as error:
@@ -132,23 +135,16 @@ def _walk(folder: str) -> Iterator[tuple[str, list[str]]]:
 
 def _read_jsonl(path: str) -> Iterator[tuple[str, str]]:
     """Yields the path of each video and its caption."""
-    for number, line in enumerate(io.BytesIO(files.read_bytes(path)), start=1):
-        try:
-            text = decode(line).strip()
-            if text:
-                yield _caption_of(json.loads(text))
-        except json.JSONDecodeError as error:
-            raise UserError(f"{path}, line {number}, is not JSON: {error}") from None
-        except UserError as error:
-            raise UserError(f"{path}, line {number}, {error}") from None
+    for number, row in tables.json_rows(path, tables.read_lines(path)):
+        with tables.naming(path, number):
+            yield _caption_of(row)
 
 
-def _caption_of(row: Any) -> tuple[str, str]:
+def _caption_of(row: Mapping[str, Any]) -> tuple[str, str]:
     """The path of a video and its caption, by a line of the table."""
-    name = row.get("file") if isinstance(row, dict) else None
+    name, caption = row.get("file"), row.get("caption", row.get("text"))
     if not isinstance(name, str):
         raise UserError('is not as {"file": "a.mp4", "caption": "..."}')
-    caption = row.get("caption", row.get("text")) or ""
-    if not isinstance(caption, str):
-        raise UserError(f"has the caption {caption!r}: put text between quotes")
-    return safe_name(name), caption.strip()
+    if caption is not None and not isinstance(caption, str):
+        raise UserError(f"has the caption {caption!r}: put text between double quotes")
+    return safe_name(name), (caption or "").strip()

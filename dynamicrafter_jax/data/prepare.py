@@ -12,9 +12,11 @@ import functools
 import time
 from collections.abc import Mapping, Sequence
 
+from dynamicrafter_jax import cli
+
+# isort: split
 from absl import flags
 
-from dynamicrafter_jax import cli
 from dynamicrafter_jax.data.sources import open_source
 from dynamicrafter_jax.errors import UserError
 

@@ -1,4 +1,4 @@
-"""Text from files that others made: names that stay in their folder, UTF-8 or a clear refusal."""
+"""Text from files that others made: many in little memory, and names that stay in their folder."""
 
 import posixpath
 from array import array
@@ -26,21 +26,6 @@ class Texts:
             raise IndexError(f"no text {index} among {len(self)}")
         letters = self._letters[self._ends[index] : self._ends[index + 1]]
         return letters.decode("utf-8", errors="surrogatepass")
-
-
-def decode(data: bytes) -> str:
-    """Returns UTF-8 text, without a byte order mark.
-
-    Raises:
-        UserError: It is not UTF-8; the message goes on after what names the text.
-    """
-    try:
-        return data.decode().removeprefix("\ufeff")
-    except UnicodeDecodeError as error:
-        raise UserError(
-            f"is not UTF-8: byte 0x{data[error.start]:02x} at place {error.start}; "
-            "save the file as UTF-8"
-        ) from None
 
 
 def safe_name(name: str) -> str:

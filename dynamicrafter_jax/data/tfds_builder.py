@@ -63,8 +63,9 @@ def prepare(
     if folder.exists():
         raise UserError(f"{folder} exists: give another name, or remove it")
     files.check_writable(folder, folder=True)
-    builder = EncodedVideos(source, name, files.as_path(data_dir), progress=progress)
     try:
+        files.as_path(data_dir).mkdir(parents=True, exist_ok=True)
+        builder = EncodedVideos(source, name, files.utf8_path(data_dir), progress=progress)
         # TFDS makes a folder for downloads, and reports on stdout, where there are none.
         with tempfile.TemporaryDirectory() as none, contextlib.redirect_stdout(io.StringIO()):
             builder.download_and_prepare(download_dir=none, file_format="array_record")
@@ -142,7 +143,8 @@ class EncodedVideos(tfds.core.DatasetBuilder, skip_registration=True):
             # Videos are compressed already.
             writer = ArrayRecordWriter(file, "group_size:1,uncompressed")
             for video, data in self._read(items):
-                example = {"name": video.name, "caption": video.caption, "video": data}
+                named = video.name.encode(errors="surrogateescape")  # it may be of any bytes
+                example = {"name": named, "caption": video.caption, "video": data}
                 record = features.serialize_example(example)
                 writer.write(record)
                 num_bytes += len(record)

@@ -19,11 +19,12 @@ import numpy as np
 import tensorflow_datasets as tfds
 from av.error import FFmpegError
 from etils import epath
-from PIL import Image
 
 from dynamicrafter_jax import files
 from dynamicrafter_jax.data.sources import Video
 from dynamicrafter_jax.errors import UserError
+from dynamicrafter_jax.media.pillow import size_of_picture
+from dynamicrafter_jax.placeholders import refuse_placeholder
 
 _INFO = "dataset_info.json"
 _CAPTIONS = ("caption", "text", "prompt", "description", "title", "sentence")
@@ -181,13 +182,13 @@ def film(name: str, pictures: Sequence[bytes], fps: float | int) -> bytes:
         return b""
     kinds = [kind for magic, kind in _CODECS.items() if pictures[0].startswith(magic)]
     if not kinds:
+        refuse_placeholder(f"the first picture of {name}", pictures[0])
         raise UserError(f"{name} holds pictures that are neither PNG nor JPEG")
     codec, pixels = kinds[0]
     rate = Fraction(fps).limit_denominator(1001)
     output = io.BytesIO()
     try:
-        with Image.open(io.BytesIO(pictures[0])) as first:
-            width, height = first.size
+        height, width = size_of_picture(pictures[0], f"the first picture of {name}")
         with av.open(output, "w", format="mov") as container:
             stream = cast(av.VideoStream, container.add_stream(codec, rate=rate))
             stream.width, stream.height, stream.pix_fmt = width, height, pixels
@@ -209,14 +210,14 @@ def _prepared(name: str, root: epath.Path) -> str | None:
     """
     for place in (files.as_path(name),) if "://" in name else (root / name, files.as_path(name)):
         if (place / _INFO).exists():
-            return os.fspath(place)
+            return os.fspath(files.utf8_path(place))
         versions = [
             tuple(map(int, child.name.split(".")))
             for child in (place.iterdir() if place.is_dir() else ())
             if re.fullmatch(r"\d+\.\d+\.\d+", child.name) and (child / _INFO).exists()
         ]
         if versions:
-            return os.fspath(place / ".".join(map(str, max(versions))))
+            return os.fspath(files.utf8_path(place / ".".join(map(str, max(versions)))))
     return None
 
 

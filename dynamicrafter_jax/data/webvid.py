@@ -1,33 +1,35 @@
 """The WebVid layout: a CSV of `videoid, page_dir, name`, and videos at `page_dir/videoid.mp4`."""
 
-import csv
 import io
 import os
 from array import array
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 from etils import epath
 
-from dynamicrafter_jax import files
-from dynamicrafter_jax.data.texts import decode, safe_name
+from dynamicrafter_jax import files, tables
+from dynamicrafter_jax.data.texts import safe_name
 from dynamicrafter_jax.errors import UserError
 
 COLUMNS = ("videoid", "page_dir", "name")
 """Those that the table must have; `name` is the caption, and others are passed over."""
+
+_HEAD = 1 << 16  # bytes by which a table's kind is told
 
 
 class WebVidTable:
     """Names and captions of the videos in a table, row by row.
 
     A local table is read through once, and then again wherever a row is asked for: worker
-    processes are sent 8 bytes a row. A remote one is kept in memory, and sent whole.
+    processes are sent 8 bytes a row. One that is remote, in UTF-16 or with lines that end in CR
+    alone is kept in memory, and sent whole.
     """
 
     def __init__(self, path: epath.PathLike) -> None:
         """Finds the rows, and makes sure that each is as it should be.
 
         Args:
-            path: A CSV with a header, in UTF-8, with or without a byte order mark.
+            path: A CSV with a header; see `tables.CsvRows` and `tables.decode`.
 
         Raises:
             UserError: The table can't be read, lacks columns or has no rows, or a row is wrong:
@@ -36,8 +38,14 @@ class WebVidTable:
         self._path = os.fspath(files.as_path(path))
         self._data = files.read_bytes(path) if "://" in self._path else None
         with self._open() as file:
+            head = file.read(_HEAD)
+        tables.refuse_pointer(path, head)
+        if head.startswith(tables.UTF16_MARKS) or (b"\r" in head and b"\n" not in head):
+            lines = (line.rstrip("\r\n") + "\n" for line in tables.read_lines(path))
+            self._data = "".join(lines).encode()
+        with self._open() as file:
             self._stamp = _stamp(file)
-            self._places, self._starts = _scan(file, self._path)
+            self._places, self._delimiter, self._starts = _scan(file, self._path)
 
     def __len__(self) -> int:
         return len(self._starts) - 1
@@ -52,8 +60,8 @@ class WebVidTable:
                 raise UserError(f"{self._path} was changed after it was opened: start again")
             file.seek(start)
             text = file.read(end - start).decode()
-        row = next(row for row in csv.reader(io.StringIO(text, newline="")) if row)
-        return _name(row, self._places), row[self._places[2]].strip()
+        row = tables.split(text, self._delimiter)
+        return _name(row, self._places), row[self._places[2]]
 
     def _open(self) -> io.BufferedIOBase:
         if self._data is not None:
@@ -66,46 +74,55 @@ class WebVidTable:
             raise UserError(f"{self._path} can't be read: {error.strerror}") from error
 
 
-def _scan(file: io.BufferedIOBase, path: str) -> tuple[list[int], "array[int]"]:
-    """Returns where the columns are in a row, and where rows start, with the end of the last."""
-    number = end = 0
+def _scan(lines: Iterable[bytes], path: str) -> tuple[list[int], str, "array[int]"]:
+    """Returns where the columns are in a row, what is between cells, and where rows start."""
+    end = 0
 
-    def lines() -> Iterator[str]:
-        nonlocal number, end
-        for line in file:
-            number += 1
-            end += len(line)
-            yield decode(line)
+    def texts() -> Iterator[str]:
+        nonlocal end
+        number = 0
+        try:
+            for line in lines:
+                number += 1
+                end += len(line)
+                yield tables.plain(line)
+        except UserError as error:
+            raise UserError(f"{path}, line {number}: {error}") from None
 
-    try:
-        rows = csv.reader(lines(), strict=True)
-        header = [name.strip() for name in next(rows, [])]
-        if missing := [name for name in COLUMNS if name not in header]:
+    rows = tables.CsvRows(path, texts(), _like_a_row)
+    with tables.naming(path, 1):
+        if missing := [name for name in COLUMNS if name not in rows.columns]:
             raise UserError(
                 f"has no column {' and no '.join(missing)}: it holds "
-                f"{', '.join(header)[:200] or 'nothing'}, where {', '.join(COLUMNS)} are needed"
+                f"{', '.join(rows.columns)[:200] or 'nothing'}, where {', '.join(COLUMNS)} are "
+                "needed"
             )
-        places = [header.index(name) for name in COLUMNS]
-        starts = array("Q", [end])
-        for row in rows:
-            if not row:
-                continue
-            if len(row) != len(header):
-                raise UserError(
-                    f"has {len(row)} columns, where the first line has {len(header)}: "
-                    "put text with a comma in it between double quotes"
-                )
-            if not row[places[0]].strip():
-                raise UserError("has no videoid")
-            safe_name(_name(row, places))
-            starts.append(end)
-        if len(starts) == 1:
-            raise UserError("is the last: there are no rows, and nothing to train on")
-    except csv.Error as error:
-        raise UserError(f"{path}, line {number}, is not CSV: {error}") from error
-    except UserError as error:
-        raise UserError(f"{path}, line {max(number, 1)}, {error}") from None
-    return places, starts
+    places = [rows.columns.index(name) for name in COLUMNS]
+    starts = array("Q", [end])
+    for line, cells in rows:
+        try:
+            _check(cells, len(rows.columns), places)
+        except UserError as error:
+            raise UserError(f"{path}, line {line}: {error}") from None
+        starts.append(end)
+    if len(starts) == 1:
+        raise UserError(f"{path} has no rows after its header, and nothing to train on")
+    return places, rows.delimiter, starts
+
+
+def _check(cells: list[str], width: int, places: list[int]) -> None:
+    if len(cells) < width:
+        raise UserError(
+            f"has {len(cells)} cells, but the header has {width}: is the end of the file missing?"
+        )
+    if not cells[places[0]]:
+        raise UserError("has no videoid")
+    safe_name(_name(cells, places))
+
+
+def _like_a_row(cells: tables.Cells) -> bool:
+    words = [cells.get(name, " ") for name in ("videoid", "page_dir")]
+    return "name" in cells and bool(words[0]) and not any(" " in word for word in words)
 
 
 def _name(row: list[str], places: list[int]) -> str:

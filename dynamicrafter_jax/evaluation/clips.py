@@ -11,9 +11,11 @@ from typing import NamedTuple
 import numpy as np
 from etils import epath
 from jaxtyping import UInt8
+from ml_collections import ConfigDict
 
-from dynamicrafter_jax import files
+from dynamicrafter_jax import files, tables
 from dynamicrafter_jax.bulk.loading import map_ahead
+from dynamicrafter_jax.config import settings_of
 from dynamicrafter_jax.errors import UserError
 from dynamicrafter_jax.evaluation.datasets import DataSet
 from dynamicrafter_jax.evaluation.footage import inspect, read_frames
@@ -48,7 +50,7 @@ class Clip:
     @property
     def sample_index(self) -> int:
         """Number for the random draws of what is generated for it: of the name alone."""
-        return zlib.crc32(self.name.encode())
+        return zlib.crc32(self.name.encode(errors="surrogateescape"))
 
 
 class Problem(NamedTuple):
@@ -196,11 +198,12 @@ def read_list(path: epath.PathLike) -> list[Clip]:
         UserError: It is missing, or a line is no clip.
     """
     clips = []
-    for number, line in enumerate(files.read_bytes(path).splitlines(), start=1):
-        try:
-            clips.append(Clip(**json.loads(line)))
-        except (ValueError, TypeError) as error:
-            raise UserError(f"{path}, line {number}, is no clip: {error}") from None
+    for number, row in tables.json_rows(path, tables.read_lines(path)):
+        with tables.naming(path, number):
+            try:
+                clips.append(settings_of(Clip, "clip", ConfigDict(row)))
+            except UserError as error:
+                raise UserError(f"is no clip: {error}") from None
     return clips
 
 
@@ -250,5 +253,5 @@ def _pinned(protocol: Protocol, data: DataSet) -> tuple[list[Clip], list[Problem
 
 def _drawn(seed: int, purpose: str, name: str) -> int:
     """A number that follows from the seed and a name alone."""
-    digest = hashlib.sha256(f"{seed} {purpose} {name}".encode()).digest()
+    digest = hashlib.sha256(f"{seed} {purpose} {name}".encode(errors="surrogateescape")).digest()
     return int.from_bytes(digest[:8], "big")

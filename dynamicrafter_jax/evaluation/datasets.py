@@ -9,17 +9,21 @@ from typing import Any
 
 from etils import epath
 
-from dynamicrafter_jax import files
+from dynamicrafter_jax import files, tables
 from dynamicrafter_jax.data.sources import Video
 from dynamicrafter_jax.errors import UserError
-from dynamicrafter_jax.evaluation.footage import EXTENSIONS, PICTURES
+from dynamicrafter_jax.evaluation.footage import EXTENSIONS
 from dynamicrafter_jax.evaluation.protocol import Data
 from dynamicrafter_jax.files import as_path
+from dynamicrafter_jax.media.frames import EXTENSIONS as PICTURES
+from dynamicrafter_jax.media.frames import is_picture
+from dynamicrafter_jax.placeholders import refuse_placeholder
 
 _TFDS = "tfds:"
 _UCF_LISTS = "ucfTrainTestlist"
 _MSRVTT_LISTS = ("test_videodatainfo.json", "train_val_videodatainfo.json")
 _MSRVTT_FOLDERS = ("videos", "TestVideo", "TrainValVideo")
+_WEBP_FLAGS, _WEBP_ANIMATED = 20, 2  # a place in the file, and a bit there
 _MSRVTT_SPLITS = ("train", "validate", "test")
 
 
@@ -65,15 +69,17 @@ def open_data(data: Data, place: str) -> DataSet:
 def open_folder(place: str, *, captions: bool = False) -> DataSet:
     """Opens all videos in a folder and the folders in it.
 
-    A folder that holds PNGs is a video. Names are paths within the folder, without extension, and
-    groups the folders that videos lie in.
+    A folder that holds pictures, and nothing that moves, is a video of them. Pictures beside
+    videos are passed over, and so are those in `place` itself. Names are paths within the folder,
+    without extension, and groups the folders that videos lie in.
 
     Args:
         place: The folder.
         captions: Whether prompts are in a `.txt` beside each video; else they are "".
 
     Raises:
-        UserError: There is no folder, no video, or there are two of one name.
+        UserError: There is no folder, no video, there are two of one name, or a folder has videos
+            and more pictures than these.
     """
     root = os.fspath(as_path(place))
     if not as_path(root).is_dir():
@@ -81,13 +87,14 @@ def open_folder(place: str, *, captions: bool = False) -> DataSet:
     found = _by_name(root, _videos(root))
     if not found:
         raise UserError(
-            f"{place} has no videos: none of {', '.join(EXTENSIONS)}, and no folder of PNGs"
+            f"{place} has no videos: none of {', '.join(EXTENSIONS)}, and no folder of frames "
+            "in it; if its own pictures are the frames of one, give the folder above"
         )
     names = sorted(found)
 
     def read(number: int) -> Video:
         path = found[names[number]]
-        caption = _text(f"{os.path.splitext(path)[0]}.txt").strip() if captions else ""
+        caption = _text(f"{root}/{names[number]}.txt").strip() if captions else ""
         return Video(names[number], caption, path)
 
     return DataSet(names, [os.path.dirname(name) for name in names], read, root)
@@ -102,10 +109,9 @@ def open_images(place: str) -> DataSet:
     root = os.fspath(as_path(place))
     if not as_path(root).is_dir():
         raise UserError(f"{place} is not a folder: give one of pictures")
-    kinds = (*PICTURES, ".webp")
-    found = _by_name(root, (path for path in _files(root) if path.lower().endswith(kinds)))
+    found = _by_name(root, (path for path in _files(root) if is_picture(os.path.basename(path))))
     if not found:
-        raise UserError(f"{place} has no pictures: none of {', '.join(kinds)}")
+        raise UserError(f"{place} has no pictures: none of {', '.join(PICTURES)}")
     names = sorted(found)
 
     def read(number: int) -> Video:
@@ -135,10 +141,31 @@ def _files(root: str) -> Iterator[str]:
 
 def _videos(root: str) -> Iterator[str]:
     for folder, names in _walk(root):
-        if folder != root and any(name.lower().endswith(".png") for name in names):
+        videos = [name for name in names if name.lower().endswith(EXTENSIONS)]
+        pictures = [name for name in names if is_picture(name)]
+        moving = [name for name in videos if not _is_still(os.path.join(folder, name))]
+        if folder != root and pictures and not moving:
             yield folder
             continue
-        yield from (os.path.join(folder, n) for n in names if n.lower().endswith(EXTENSIONS))
+        pictures = [name for name in pictures if name not in videos]
+        if folder != root and len(pictures) > len(videos):
+            raise UserError(
+                f"{folder} holds videos, as {moving[0]}, and more pictures, as {pictures[0]}: "
+                "put them into folders of their own, so that it is clear what is a video"
+            )
+        yield from (os.path.join(folder, name) for name in videos)
+
+
+def _is_still(path: str) -> bool:
+    """Whether a file that may be an animation, as a `.webp`, has but one frame."""
+    if not is_picture(os.path.basename(path)):
+        return False
+    try:
+        with open(path, "rb") as file:
+            header = file.read(_WEBP_FLAGS + 1)
+    except OSError:
+        return False  # which reading it will say
+    return not (header[12:16] == b"VP8X" and header[_WEBP_FLAGS] & _WEBP_ANIMATED)
 
 
 def _walk(root: str) -> Iterator[tuple[str, list[str]]]:
@@ -256,6 +283,7 @@ def _object(path: epath.Path) -> dict[str, Any]:
     try:
         said = json.loads(_text(path))
     except json.JSONDecodeError as error:
+        refuse_placeholder(path, path)
         raise UserError(f"{path} is not JSON: {error}") from None
     if not isinstance(said, dict):
         raise UserError(f"{path} is no list of videos: a JSON object is needed")
@@ -263,7 +291,8 @@ def _object(path: epath.Path) -> dict[str, Any]:
 
 
 def _text(path: epath.PathLike) -> str:
+    data = files.read_bytes(path)
     try:
-        return files.read_bytes(path).decode("utf-8-sig")
-    except UnicodeDecodeError:
-        raise UserError(f"{path} is not UTF-8 text") from None
+        return tables.decode(data)
+    except UserError as error:
+        raise UserError(f"{path} {error}") from None

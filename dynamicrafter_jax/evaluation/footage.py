@@ -2,27 +2,36 @@
 
 import contextlib
 import hashlib
-import io
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from itertools import pairwise
 from typing import NamedTuple
 
 import numpy as np
-from etils import epath
 from jaxtyping import UInt8
-from PIL import Image, ImageSequence
+from PIL import Image
 
 from dynamicrafter_jax import files
 from dynamicrafter_jax.data.decoding import open_video
 from dynamicrafter_jax.data.folders import EXTENSIONS as DECODED
 from dynamicrafter_jax.errors import UserError
+from dynamicrafter_jax.media import frames as frame_folders
 from dynamicrafter_jax.media.cropping import cover
-from dynamicrafter_jax.media.pictures import MIN_SIDE, read_picture
+from dynamicrafter_jax.media.frames import list_frames
+from dynamicrafter_jax.media.pillow import (
+    MIN_SIDE,
+    frames_of_animation,
+    open_animation,
+    read_picture,
+    size_of_picture,
+)
 
-EXTENSIONS = (*DECODED, ".webp", ".npy")
-"""Of the files that count as videos. So does a folder of PNGs."""
+_ANIMATIONS = (".webp", ".apng")
 
-PICTURES = (".png", ".jpg", ".jpeg", ".bmp")
+EXTENSIONS = (*DECODED, *_ANIMATIONS, ".npy")
+"""Of the files that count as videos. So does a folder of frames (`media.frames`)."""
+
+PICTURES = tuple(kind for kind in frame_folders.EXTENSIONS if kind not in _ANIMATIONS)
 """Of the files that are a single frame."""
 
 
@@ -51,7 +60,7 @@ def inspect(file: str | bytes, name: str) -> Footage:
         UserError: It is missing or can't be read.
     """
     if _is_folder(file):
-        return _inspect_folder(str(file))
+        return _inspect_folder(str(file), name)
     data = file if isinstance(file, bytes) else files.read_bytes(file)
     sha256 = hashlib.sha256(data).hexdigest()
     kind = _kind(file)
@@ -59,11 +68,10 @@ def inspect(file: str | bytes, name: str) -> Footage:
         return Footage(1, None, sha256)
     if kind == ".npy":
         return Footage(len(_array(str(file))), None, sha256)
-    if kind == ".webp":
+    if kind in _ANIMATIONS:
         with _animation(data, name) as (picture, count):
-            picture.load()  # which tells how long a frame lasts
-            duration = picture.info.get("duration") or 0
-        return Footage(count, 1000 / duration if duration else None, sha256)
+            rate = _rate(picture, count)
+        return Footage(count, rate, sha256)
     with open_video(file, name) as reader:
         return Footage(reader.num_frames, reader.fps, sha256)
 
@@ -88,15 +96,19 @@ def read_frames(
         UserError: A frame is missing or damaged.
     """
     if _is_folder(file):
-        pictures = _pictures(str(file))
-        found = _all_of_one_size(name, [read_picture(pictures[i]) for i in indices])
+        pictures = list_frames(str(file))
+        if missing := [i for i in indices if i >= len(pictures)]:
+            raise UserError(f"{name} has {len(pictures)} frames, and none of number {missing[0]}")
+        found = {pictures[i].name: read_picture(pictures[i]) for i in indices}
+        _check_sizes(name, {file: frame.shape[:2] for file, frame in found.items()})
+        found = list(found.values())
     elif _kind(file) in PICTURES:
         found = [read_picture(str(file))]
     elif _kind(file) == ".npy":
         found = list(_array(str(file))[list(indices)])
-    elif _kind(file) == ".webp":
+    elif _kind(file) in _ANIMATIONS:
         data = file if isinstance(file, bytes) else files.read_bytes(file)
-        found = _frames_of_animation(data, name, indices)
+        found = frames_of_animation(data, name, indices)
     else:
         with open_video(file, name) as reader:
             return reader.read(indices, height, width)
@@ -111,29 +123,29 @@ def _kind(file: str | bytes) -> str:
     return "" if isinstance(file, bytes) else os.path.splitext(file)[1].lower()
 
 
-def _pictures(folder: str) -> list[epath.Path]:
-    """The pictures of a folder in the order of their names."""
-    return sorted(
-        file
-        for file in files.as_path(folder).iterdir()
-        if file.suffix.lower() == ".png" and not file.name.startswith(".")
-    )
-
-
-def _inspect_folder(folder: str) -> Footage:
+def _inspect_folder(folder: str, name: str) -> Footage:
     digest = hashlib.sha256()
-    pictures = _pictures(folder)
+    pictures = list_frames(folder)
+    sizes = {}
     for picture in pictures:
-        digest.update(f"{picture.name} ".encode())
-        digest.update(hashlib.sha256(files.read_bytes(picture)).digest())
+        data = files.read_bytes(picture)
+        sizes[picture.name] = size_of_picture(data, os.fspath(picture))
+        # A name that is not UTF-8 reaches us with lone surrogates.
+        digest.update(f"{picture.name} ".encode(errors="surrogateescape"))
+        digest.update(hashlib.sha256(data).digest())
+    _check_sizes(name, sizes)
     return Footage(len(pictures), None, digest.hexdigest())
 
 
-def _all_of_one_size(name: str, frames: list[np.ndarray]) -> list[np.ndarray]:
-    sizes = dict.fromkeys(f"{w} x {h}" for h, w, _ in (frame.shape for frame in frames))
-    if len(sizes) > 1:
-        raise UserError(f"{name} has frames of {' and '.join(sizes)} pixels: make them alike")
-    return frames
+def _check_sizes(name: str, sizes: Mapping[str, tuple[int, ...]]) -> None:
+    """Refuses frames, by their names, that are not all of one height and width."""
+    for (first, size), (other, other_size) in pairwise(sizes.items()):
+        if size != other_size:
+            (h, w), (other_h, other_w) = size, other_size
+            raise UserError(
+                f"{name} has frames of {w} x {h} and {other_w} x {other_h} pixels, {first} and "
+                f"{other}: make them alike"
+            )
 
 
 def _array(path: str) -> UInt8[np.ndarray, "t h w 3"]:
@@ -149,22 +161,16 @@ def _array(path: str) -> UInt8[np.ndarray, "t h w 3"]:
 
 @contextlib.contextmanager
 def _animation(data: bytes, name: str) -> Iterator[tuple[Image.Image, int]]:
-    """Opens an animation, which Pillow decodes; ffmpeg shows but the first frame of a `.webp`."""
-    try:
-        with Image.open(io.BytesIO(data), formats=["WEBP"]) as picture:
-            yield picture, getattr(picture, "n_frames", 1)
-    except (OSError, SyntaxError, EOFError, Image.DecompressionBombError) as error:
-        raise UserError(f"{name} is truncated or no animation: make or copy it again") from error
+    """Opens an animation; gives its picture and how many frames it has."""
+    with open_animation(data, name) as picture:
+        yield picture, getattr(picture, "n_frames", 1)
 
 
-def _frames_of_animation(data: bytes, name: str, indices: Sequence[int]) -> list[np.ndarray]:
-    wanted = set(indices)
-    with _animation(data, name) as (picture, _):
-        found = {
-            i: np.asarray(frame.convert("RGB"))
-            for i, frame in enumerate(ImageSequence.Iterator(picture))
-            if i in wanted
-        }
-    if missing := sorted(wanted - found.keys()):
-        raise UserError(f"{name} is damaged: frame {missing[0]} can't be decoded")
-    return [found[i] for i in indices]
+def _rate(picture: Image.Image, count: int) -> float | None:
+    """Returns the frames a second of an animation, from the first to the last; None if untold."""
+    milliseconds = 0.0
+    for number in range(count - 1):
+        picture.seek(number)
+        picture.load()  # which tells how long it stays
+        milliseconds += picture.info.get("duration") or 0
+    return 1000 * (count - 1) / milliseconds if milliseconds else None

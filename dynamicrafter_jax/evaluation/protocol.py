@@ -5,7 +5,6 @@ that a misspelt one can't be without effect.
 """
 
 import dataclasses
-import json
 import os
 from importlib import resources
 from typing import Any, Literal, TypeVar
@@ -13,7 +12,7 @@ from typing import Any, Literal, TypeVar
 from etils import epath
 from ml_collections import ConfigDict
 
-from dynamicrafter_jax import files
+from dynamicrafter_jax import files, tables
 from dynamicrafter_jax.bulk.manifest import fingerprint
 from dynamicrafter_jax.config import settings_of
 from dynamicrafter_jax.errors import UserError
@@ -255,9 +254,9 @@ def load_protocol(name_or_path: epath.PathLike) -> Protocol:
                 f"{', '.join(names)}"
             )
     try:
-        said = json.loads(files.read_bytes(path), object_pairs_hook=_once)
+        said = tables.parse_json(tables.decode(files.read_bytes(path)))
         protocol = parse_protocol(said)
-    except (UserError, UnicodeDecodeError, json.JSONDecodeError) as error:
+    except UserError as error:
         raise UserError(f"{path} is no protocol: {error}") from None
     if protocol.clips.list is None:
         return protocol
@@ -304,13 +303,6 @@ def _check_keys(what: str, known: set[str], said: dict[str, Any]) -> None:
         raise UserError(f"{what} has the unknown key {', '.join(unknown)}")
     if missing := sorted(known - said.keys()):
         raise UserError(f"{what} lacks {', '.join(missing)}")
-
-
-def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    found = dict(pairs)
-    if len(found) < len(pairs):
-        raise UserError(f"a key stands twice among {', '.join(key for key, _ in pairs)}")
-    return found
 
 
 def _shipped() -> epath.Path:

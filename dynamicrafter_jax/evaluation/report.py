@@ -56,7 +56,7 @@ def write_report(
     }
     files.write_json(as_path(folder) / FILE, said)
     page = page_of(protocol, sets, about, plots)
-    files.write_bytes(as_path(folder) / PAGE, page.encode())
+    files.write_bytes(as_path(folder) / PAGE, page.encode(errors="backslashreplace"))
 
 
 def write_clips(folder: epath.PathLike, found: Measured) -> None:
@@ -67,7 +67,9 @@ def write_clips(folder: epath.PathLike, found: Measured) -> None:
     table.writerow(["name", "group", *values])
     for i, (name, group) in enumerate(zip(found.clips, found.groups, strict=True)):
         table.writerow([name, group, *(float(row[i]) for row in values.values())])
-    files.write_bytes(as_path(folder) / f"{found.name}.csv", text.getvalue().encode())
+    # Of a name that is not UTF-8, the bytes are written that the disk has.
+    data = text.getvalue().encode(errors="surrogateescape")
+    files.write_bytes(as_path(folder) / f"{found.name}.csv", data)
 
 
 def page_of(
@@ -92,7 +94,7 @@ def scores_table(sets: Sequence[Scores], level: float) -> list[str]:
     """Returns the lines of a table of all sets, a row for each number."""
     names = [one.set for one in sets]
     lines = [
-        f"| measure | better | {' | '.join(names)} | videos | reference |",
+        f"| measure | better | {' | '.join(names)} | number of videos | reference |",
         f"|---|---|{'---|' * len(names)}---|---|",
     ]
     by_set = [{score.metric: score for score in one.scores} for one in sets]
@@ -103,7 +105,8 @@ def scores_table(sets: Sequence[Scores], level: float) -> list[str]:
         real = "" if against is None else _number(metric, against)
         row = [metric, BETTER.get(metric, ""), *cells, str(scores[0].videos), real]
         lines.append(f"| {' | '.join(row)} |")
-    lines += ["", f"Between brackets: {level:.0%} confidence intervals, by resampling clips."]
+    if any(score.low is not None for of_set in by_set for score in of_set.values()):
+        lines += ["", f"Between brackets: {level:.0%} confidence intervals, by resampling clips."]
     return lines
 
 

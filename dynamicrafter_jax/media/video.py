@@ -16,7 +16,10 @@ from PIL import Image
 
 from dynamicrafter_jax import files
 from dynamicrafter_jax.errors import UserError
+from dynamicrafter_jax.media.orientation import of_frame
+from dynamicrafter_jax.media.rates import frame_rate
 from dynamicrafter_jax.media.sheet import encode_png
+from dynamicrafter_jax.placeholders import refuse_placeholder
 
 CODECS = {"libx264": 51, "libx265": 51, "libvpx-vp9": 63}
 """Encoders for `.mp4` (H.264, H.265, VP9), each with the largest `crf` it takes."""
@@ -97,8 +100,10 @@ def write_video(
 def read_video(path: epath.PathLike) -> tuple[UInt8[np.ndarray, "t h w 3"], float]:
     """Reads all frames of a video file that ffmpeg knows.
 
+    They come as they leave the decoder, upright.
+
     Returns:
-        The frames, and how many there are a second (on average).
+        The frames, and how many there are a second (on average, by the times of the frames).
 
     Raises:
         UserError: The file is missing, truncated, or holds no video.
@@ -110,17 +115,23 @@ def read_video(path: epath.PathLike) -> tuple[UInt8[np.ndarray, "t h w 3"], floa
             if not container.streams.video:
                 raise UserError(f"{name} holds no video: give a video file")
             stream = container.streams.video[0]
-            rate = stream.average_rate or stream.guessed_rate
-            frames = [
-                frame.to_ndarray(
+            frames, times, orientation = [], [], None
+            for frame in container.decode(stream):
+                # Some streams tell it at their first picture only, and mean all.
+                orientation = orientation or of_frame(frame)
+                picture = frame.to_ndarray(
                     format="rgb24",
                     width=stream.width,
                     height=stream.height,
                     interpolation=_ACCURATE,
                 )
-                for frame in container.decode(stream)
-            ]
+                frames.append(orientation.upright(picture))
+                times += [] if frame.pts is None else [frame.pts]
+            ticks = max(times) - min(times) if times else 0
+            base = typing.cast(Fraction, stream.time_base)
+            rate = frame_rate(len(frames), ticks, base, stream.average_rate) or stream.guessed_rate
     except FFmpegError as error:
+        refuse_placeholder(name, data)
         raise UserError(
             f"{name} is truncated or not a video ({error.strerror}): make or copy it again"
         ) from error

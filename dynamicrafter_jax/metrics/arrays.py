@@ -10,6 +10,7 @@ from jaxtyping import Shaped
 
 from dynamicrafter_jax import files
 from dynamicrafter_jax.errors import UserError
+from dynamicrafter_jax.placeholders import refuse_placeholder
 
 
 def write_arrays(path: epath.PathLike, **arrays: Shaped[np.ndarray, "..."]) -> None:
@@ -37,4 +38,5 @@ def read_arrays(
     except KeyError:
         raise UserError(f"{path} does not hold {' and '.join(names)}: give another file") from None
     except (ValueError, EOFError, OSError, TypeError, zipfile.BadZipFile) as error:
+        refuse_placeholder(path, data)
         raise UserError(f"{path} is no whole .npz file: make or copy it again") from error

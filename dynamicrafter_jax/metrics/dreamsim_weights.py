@@ -20,6 +20,7 @@ from dynamicrafter_jax.errors import UserError
 from dynamicrafter_jax.files import as_path
 from dynamicrafter_jax.metrics.dreamsim import BRANCHES, IMAGE_SIZE, DreamSim
 from dynamicrafter_jax.models.layers import abstract_params
+from dynamicrafter_jax.placeholders import refuse_placeholder
 from dynamicrafter_jax.provenance import sha256_of
 from dynamicrafter_jax.release import Naming, ReleaseTensor, Table, release_tensors
 from dynamicrafter_jax.tensors import (
@@ -253,7 +254,10 @@ def _read_config(file: epath.Path) -> _Lora:
         config = json.loads(files.read_bytes(file))
         lora = _Lora(int(config["r"]), float(config["lora_alpha"]) / int(config["r"]))
         unknown = [name for name in _UNKNOWN_SETTINGS if config.get(name)]
+    except UserError:
+        raise
     except (KeyError, TypeError, ValueError, ZeroDivisionError, AttributeError) as error:
+        refuse_placeholder(file, file)
         raise UserError(f"{file} is no config of a LoRA adapter: copy it again") from error
     if unknown:
         raise UserError(

@@ -16,10 +16,13 @@ import sys
 from collections.abc import Sequence
 from typing import Any
 
+from dynamicrafter_jax import cli
+
+# isort: split
 from absl import flags
 from etils import epath
 
-from dynamicrafter_jax import cli, files
+from dynamicrafter_jax import files
 from dynamicrafter_jax.errors import UserError
 
 ROW = flags.DEFINE_multi_string("row", [], "Rows to plan again; 'all' for every one.")

@@ -314,6 +314,15 @@ def find_step(workdir: epath.PathLike, step: int | None = None) -> epath.Path:
     return directory / str(step)
 
 
+def saved_steps(workdir: epath.PathLike) -> list[int]:
+    """Returns the steps of the whole checkpoints of a run, in order.
+
+    Raises:
+        UserError: If the folder can't be read.
+    """
+    return _scan(stored.absolute(workdir) / FOLDER)[0]
+
+
 def surplus(steps: Sequence[int], keep_last: int, keep_every: int | None) -> list[int]:
     """Returns which of `steps`, given in order, need not be kept; see `Checkpoints`."""
     older = steps[: max(len(steps) - keep_last, 0)]

@@ -1,8 +1,10 @@
 """What the person at the keyboard sees of a run: a progress bar, or a line now and then."""
 
+import contextlib
 import io
 import sys
-from collections.abc import Mapping
+import time
+from collections.abc import Iterator, Mapping
 from typing import TextIO
 
 from tqdm import tqdm
@@ -89,6 +91,14 @@ class Console:
         else:
             self._stream.write(f"{text}\n")
             self._stream.flush()
+
+    @contextlib.contextmanager
+    def timed(self, what: str) -> Iterator[None]:
+        """Says what begins, which may take minutes, and how long it took."""
+        self.say(f"{what}: minutes for a large model")
+        started = time.perf_counter()
+        yield
+        self.say(f"{what}: {time.perf_counter() - started:.1f} s")
 
     def close(self) -> None:
         """Leaves the bar as it stands."""

@@ -71,18 +71,19 @@ def wait_for_all(place: str) -> None:
 
 @contextlib.contextmanager
 def leaving_at_once() -> Iterator[None]:
-    """Ends a process that meets a `UserError`, if it is one of several.
+    """Ends a process that meets a `UserError` or Ctrl-C, if it is one of several.
 
     It would otherwise wait for the others when it exits, and they for it in their next step.
     """
     try:
         yield
-    except UserError as error:
+    except (UserError, KeyboardInterrupt) as error:
         if jax.process_count() == 1:
             raise
-        sys.stderr.write(f"error: {error}\n")
+        stopped = isinstance(error, KeyboardInterrupt)
+        sys.stderr.write("stopped by Ctrl-C\n" if stopped else f"error: {error}\n")
         sys.stderr.flush()
-        os._exit(2)
+        os._exit(130 if stopped else 2)
 
 
 def _number(variable: str, given: int | None) -> int | None:

@@ -4,7 +4,7 @@ import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Any, Literal
 
 import flax.linen as nn
 import jax
@@ -27,11 +27,32 @@ class Run:
         config: Of the run.
         readers: For each network, a function that reads its parameters onto one device.
         sources: Name and SHA-256 of the files that the run started from.
+        name: Of the run's folder.
+        step: Of the checkpoint.
+        averaged: Whether the parameters are the averaged ones.
+        has_averages: Whether the checkpoint has averaged parameters.
     """
 
     config: ConfigDict
     readers: Mapping[str, Callable[[], PyTree[Array]]]
     sources: list[dict[str, Any]]
+    name: str
+    step: int
+    averaged: bool
+    has_averages: bool
+
+    @property
+    def parameters(self) -> Literal["averaged", "last"]:
+        """Which they are, in a word."""
+        return "averaged" if self.averaged else "last"
+
+    @property
+    def taken(self) -> str:
+        """Which they are, and how to get the others, in a few words."""
+        if self.averaged:
+            return f"averaged parameters of step {self.step} (--noaveraged takes the last)"
+        others = "--averaged takes the averaged" if self.has_averages else "it keeps no averages"
+        return f"last parameters of step {self.step} ({others})"
 
 
 def open_run(path: epath.PathLike, *, step: int | None = None, averaged: bool | None = None) -> Run:
@@ -55,7 +76,7 @@ def open_run(path: epath.PathLike, *, step: int | None = None, averaged: bool | 
     has_ema = (place / "ema").exists()
     if averaged and not has_ema:
         raise UserError(f"{place} has no averaged parameters: leave out --averaged")
-    trained = "ema" if has_ema and averaged is not False else "params"
+    averaged = has_ema and averaged is not False
 
     device = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
     abstract = jax.tree.map(
@@ -64,7 +85,7 @@ def open_run(path: epath.PathLike, *, step: int | None = None, averaged: bool | 
     )
     parts = dict(
         zip(
-            (place / trained, root / checkpoints.FROZEN),
+            (place / ("ema" if averaged else "params"), root / checkpoints.FROZEN),
             freezing.split(abstract, config.train.trainable),
             strict=True,
         )
@@ -78,7 +99,15 @@ def open_run(path: epath.PathLike, *, step: int | None = None, averaged: bool | 
         if misfit:
             raise UserError(f"{file} does not fit the config of its run: {misfit}")
     readers = {name: partial(_read, parts, name) for name in abstract}
-    return Run(config, readers, run_info.read_sessions(root)[0]["weights"])
+    return Run(
+        config,
+        readers,
+        run_info.read_sessions(root)[0]["weights"],
+        name=root.name,
+        step=int(place.name),
+        averaged=averaged,
+        has_averages=has_ema,
+    )
 
 
 def _read(parts: Mapping[epath.Path, PyTree], network: str) -> PyTree[Array]:

@@ -26,7 +26,8 @@ def start_or_restore(
         key: Of parameters that nothing gives.
 
     Returns:
-        The state, and where its parameters come from, None if it was restored.
+        The state, and where its parameters come from, None if it was restored. Nothing is written:
+        the frozen parameters of a new state are still to be saved.
 
     Raises:
         UserError: If a checkpoint or a file can't be used.
@@ -35,6 +36,4 @@ def start_or_restore(
         frozen = checkpoints.restore_frozen(abstract.frozen)
         return checkpoints.restore(abstract._replace(frozen=frozen)), None
     with open_start(config, config.init, key) as start:
-        state = create_state(abstract, start.leaf, optimizer)
-    checkpoints.save_frozen(state.frozen)
-    return state, start
+        return create_state(abstract, start.leaf, optimizer), start

@@ -2,7 +2,8 @@
 
 import dataclasses
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
+from typing import NamedTuple
 
 import numpy as np
 from etils import epath
@@ -27,6 +28,22 @@ FOLDER = "samples"
 _TRIES = 4
 
 
+class Subjects(NamedTuple):
+    """What is sampled while training goes on.
+
+    Attributes:
+        sampler: For the mesh that the parameters are on.
+        settings: How to sample.
+        inputs: What to sample, one or more; as every process has it.
+        names: One for each.
+    """
+
+    sampler: Sampler
+    settings: SamplingSettings
+    inputs: Inputs
+    names: tuple[str, ...]
+
+
 class Samples:
     """Samples the same subjects whenever it is called, and watches how much moves in them.
 
@@ -37,37 +54,25 @@ class Samples:
     """
 
     def __init__(
-        self,
-        sampler: Sampler,
-        settings: SamplingSettings,
-        inputs: Inputs,
-        names: Sequence[str],
-        *,
-        workdir: epath.PathLike,
-        writer: MetricWriter,
+        self, subjects: Subjects, *, workdir: epath.PathLike, writer: MetricWriter
     ) -> None:
         """Binds what stays the same.
 
         Args:
-            sampler: For the mesh that the parameters are on.
-            settings: How to sample.
-            inputs: What to sample, one or more; as every process has it.
-            names: One for each.
+            subjects: What to sample.
             workdir: Folder of the run, local or remote.
             writer: Gets the videos; where it is not enabled, no file is written either.
 
         Raises:
             UserError: The videos can't be written.
         """
-        self.names = tuple(names)
-        self._sampler = sampler
-        self._settings = settings
-        self._inputs = inputs
+        self._sampler, self._settings, self._inputs, self.names = subjects
         self._folder = files.as_path(workdir) / FOLDER
         self._writer = writer
         self._motion = MotionMonitor()
         if writer.enabled:
-            media.check_output(self._folder / "0" / f"{self.names[0]}.mp4", settings.video_fps)
+            fps = self._settings.video_fps
+            media.check_output(self._folder / "0" / f"{self.names[0]}.mp4", fps)
 
     def __call__(self, step: int, params: PyTree) -> dict[str, float]:
         """Samples, and writes the videos where the writer is enabled.
@@ -119,14 +124,8 @@ class Samples:
             warnings.warn(f"{error}; training goes on without this video", stacklevel=3)
 
 
-def open_samples(
-    config: ConfigDict,
-    settings: TrainSettings,
-    mesh: Mesh,
-    workdir: epath.PathLike,
-    writer: MetricWriter,
-) -> Samples | None:
-    """Returns the samples that a config asks for; None where it asks for none.
+def open_subjects(config: ConfigDict, settings: TrainSettings, mesh: Mesh) -> Subjects | None:
+    """Returns what a config asks to be sampled; None where it asks for nothing.
 
     Those of `train.sample_images`, which loop if the model is trained to join two images; else
     clips of `data.validation`, or of `data.source`, are made again from their conditioning image
@@ -136,8 +135,6 @@ def open_samples(
         config: The full config; `config.sampling` says how to sample.
         settings: Its section `train`.
         mesh: Where the parameters are.
-        workdir: Folder of the run.
-        writer: Gets the videos.
 
     Raises:
         UserError: If an image or a clip can't be read, or a setting can't be used.
@@ -153,7 +150,7 @@ def open_samples(
     else:
         inputs = _inputs_of_clips(config, settings, sampler, chosen)
         names = [f"clip_{i}" for i in range(inputs.count)]
-    return Samples(sampler, chosen, inputs, names, workdir=workdir, writer=writer)
+    return Subjects(sampler, chosen, inputs, tuple(names))
 
 
 def _inputs_of_clips(

@@ -46,7 +46,7 @@ class TrainSettings:
         epsilon: Of AdamW.
         weight_decay: Of AdamW, on every parameter; of Muon, on kernels.
         clip_norm: Most that the gradient's global norm may be.
-        ema_decay: Of the averaged parameters; 0 keeps none.
+        ema_decay: Of the averaged parameters, reached slowly (`step.update_ema`); 0 keeps none.
         log_every: Steps between lines and scalars.
         checkpoint_every: Steps between checkpoints.
         keep_last: Newest checkpoints kept.

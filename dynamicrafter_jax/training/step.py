@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import optax
 from jax.sharding import Mesh, Sharding
-from jaxtyping import Array, Bool, Float32, Key, PyTree
+from jaxtyping import Array, Bool, Float32, Int, Key, PyTree
 
 from dynamicrafter_jax import sharding
 from dynamicrafter_jax.training import freezing
@@ -123,8 +123,10 @@ def make_train_step(
         with jax.numpy_dtype_promotion("standard"):  # the library promotes its counters
             updates, opt_state = optimizer.update(gradient, state.opt_state, state.params)
         params: Any = optax.apply_updates(state.params, updates)
-        ema = None if state.ema is None else update_ema(state.ema, params, ema_decay)
-        new = TrainState(state.step + 1, params, state.frozen, opt_state, ema)
+        step, ema = state.step + 1, state.ema
+        if ema is not None:
+            ema = update_ema(ema, params, ema_decay, step)
+        new = TrainState(step, params, state.frozen, opt_state, ema)
         return new, Metrics(losses, optax.tree.norm(gradient))
 
     return train_step
@@ -148,9 +150,25 @@ def compile_step(
     return traced.lower().compile(), product_flops(traced.jaxpr)
 
 
-def update_ema(ema: PyTree, params: PyTree, decay: float) -> PyTree:
-    """Returns decay * ema + (1 - decay) * params."""
-    return jax.tree.map(lambda old, new: old + (1 - decay) * (new - old), ema, params)
+def update_ema(ema: PyTree, params: PyTree, decay: float, updates: Int[Array, ""]) -> PyTree:
+    """Returns the average after its n-th update, d_n * ema + (1 - d_n) * params.
+
+    d_n is `decay`, or (1 + n) / (10 + n) while that is less: otherwise the average of a short run
+    would be hardly anything but what the run started from. So do TensorFlow's
+    `ExponentialMovingAverage` with `num_updates`, and `LitEma` of the release.
+
+    Args:
+        ema: The average so far; before the first update, the parameters that a run starts from.
+        params: The parameters.
+        decay: The highest, from 0 to 1.
+        updates: n, from 1: optimizer steps done.
+    """
+    weight = jnp.maximum(1 - decay, 9 / (10 + updates.astype(jnp.float32)))  # 1 - d_n
+
+    def update(old: Array, new: Array) -> Array:
+        return old + weight.astype(old.dtype) * (new - old)
+
+    return jax.tree.map(update, ema, params)
 
 
 def _parts(rows: Array, parts: int) -> Array:

@@ -135,7 +135,7 @@ class Throughput:
         self,
         mesh: Mesh,
         clips_per_step: int,
-        flops_per_step: float | None = None,
+        flops_per_step: float | int | None = None,
         *,
         in_flight: int = 2,
         clock: Callable[[], float] = time.perf_counter,

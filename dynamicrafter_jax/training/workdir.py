@@ -2,7 +2,7 @@
 
 import json
 import warnings
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from fnmatch import fnmatch
 from typing import Any
 
@@ -50,35 +50,39 @@ DATA = ("data.source", "data.videos")
 _MESSAGE_BYTES = 4096
 
 
-def claim_workdir(workdir: epath.PathLike, config: ConfigDict) -> None:
-    """Makes `workdir` the folder of this run, or makes sure that it is, for all processes alike.
+def check_workdir(workdir: epath.PathLike, config: ConfigDict) -> None:
+    """Makes sure, for all processes alike, that `workdir` can be the folder of this run.
 
-    `config.json` is written in a new workdir, and anew where changeable fields have changed.
+    It writes nothing, so that what else may be wrong can be found before anything is there.
 
     Args:
-        workdir: The folder, local or remote; made where there is none.
+        workdir: The folder, local or remote; there may be none. That of a run that has no step yet
+            is as good as a new one.
         config: The config of the run.
 
     Raises:
-        UserError: If the folder holds a run of another config, holds something else, or can't be
-            written, or if not all processes see it.
+        UserError: If the folder holds steps of another config, holds something else, or can't be
+            written.
+    """
+    path = stored.absolute(workdir)
+    _as_first(lambda: _check(path, config))
+
+
+def claim_workdir(workdir: epath.PathLike, config: ConfigDict) -> None:
+    """Makes `workdir` the folder of this run, after the same checks as `check_workdir`.
+
+    `config.json` is written in a new workdir, and anew where fields have changed.
+
+    Raises:
+        UserError: As `check_workdir`, or if not all processes see the folder.
 
     Warns:
         UserWarning: The data of the run may have changed.
     """
     path = stored.absolute(workdir)
+    _as_first(lambda: _claim(path, config))
     if jax.process_count() == 1:
-        _claim(path, config)
         return
-    refusal = ""
-    if jax.process_index() == 0:
-        try:
-            _claim(path, config)
-        except UserError as error:
-            refusal = str(error)
-    # All raise what process 0 does, or the others would wait for it.
-    if refusal := _told_by_first(refusal):
-        raise UserError(refusal)
     sees = multihost_utils.process_allgather(np.int32((path / FILE).exists()))
     if not np.all(sees):
         blind = list_names(str(process) for process in np.flatnonzero(sees == 0))
@@ -88,36 +92,57 @@ def claim_workdir(workdir: epath.PathLike, config: ConfigDict) -> None:
         )
 
 
-def _claim(path: epath.Path, config: ConfigDict) -> None:
-    if path.exists() and not path.is_dir():
-        raise UserError(f"the workdir {path} is a file: give a folder")
-    files.check_writable(path / FILE)
-    new = config_to_json(config)
-    if not (path / FILE).exists():
-        if any((path / folder).exists() for folder in (checkpoints.FOLDER, checkpoints.FROZEN)):
-            raise UserError(
-                f"{path} holds checkpoints but no {FILE} that says of which config: "
-                f"copy {FILE} back, or give a new workdir"
-            )
-        files.write_json(path / FILE, new)
+def _as_first(act: Callable[[], object]) -> None:
+    """Has process 0 act, and all raise what it raises, or the others would wait for it."""
+    if jax.process_count() == 1:
+        act()
         return
-    old = _read(path / FILE)
-    changes = _changes(old, new)
-    refused = [f"{name} {change}" for name, change in changes.items() if not _is_changeable(name)]
-    if refused:
-        raise UserError(
-            f"{path} holds a run of another config: {list_names(refused)}; "
-            f"set that as it was, give a new workdir, or, if you mean it, change {FILE} there too"
-        )
+    refusal = ""
+    if jax.process_index() == 0:
+        try:
+            act()
+        except UserError as error:
+            refusal = str(error)
+    if refusal := _told_by_first(refusal):
+        raise UserError(refusal)
+
+
+def _claim(path: epath.Path, config: ConfigDict) -> None:
+    old = _check(path, config)
+    changes = {} if old is None else _changes(old, config_to_json(config))
+    if old is None or changes:
+        files.write_json(path / FILE, config_to_json(config))
     for name in DATA:
-        if name in changes:
+        if name in changes and checkpoints.saved_steps(path):
             warnings.warn(
                 f"{name} {changes[name]}: unless the videos are the same, in the same order, "
                 "this is no longer the run that it was",
                 stacklevel=2,
             )
-    if changes:
-        files.write_json(path / FILE, new)
+
+
+def _check(path: epath.Path, config: ConfigDict) -> dict[str, Any] | None:
+    """Returns the config of the run that is there, None without one; see `check_workdir`."""
+    if path.exists() and not path.is_dir():
+        raise UserError(f"the workdir {path} is a file: give a folder")
+    files.check_writable(path / FILE)
+    has_steps = bool(checkpoints.saved_steps(path))
+    if not (path / FILE).exists():
+        if has_steps:
+            raise UserError(
+                f"{path} holds checkpoints but no {FILE} that says of which config: "
+                f"copy {FILE} back, or give a new workdir"
+            )
+        return None
+    old = _read(path / FILE)
+    changes = _changes(old, config_to_json(config))
+    refused = [f"{name} {change}" for name, change in changes.items() if not _is_changeable(name)]
+    if has_steps and refused:
+        raise UserError(
+            f"{path} holds a run of another config: {list_names(refused)}; "
+            f"set that as it was, give a new workdir, or, if you mean it, change {FILE} there too"
+        )
+    return old
 
 
 def _read(path: epath.Path) -> dict[str, Any]:
@@ -131,6 +156,8 @@ def _read(path: epath.Path) -> dict[str, Any]:
         raise UserError(f"{path} is damaged: copy it again, or give a new workdir")
     if "format_version" in config:
         raise UserError(f"{path.parent} is a converted model: give another workdir")
+    if "train" not in config:
+        raise UserError(f"{path} is not of a run: give another workdir")
     return config
 
 

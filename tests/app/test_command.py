@@ -63,11 +63,10 @@ def test_every_change_is_a_flag():
         settings={**changes, "seed": 9, "fit": "letterbox"},
     )
     assert set(words(sample_command(asked, config))) == {
-        "--config=demo",
-        "--config.sampling.steps=7",
-        "--config.sampling.eta=0.5",
-        "--config.sampling.negative_prompt=blurry",
-        "--config.sampling.image_guidance_scale=2.0",
+        "--steps=7",
+        "--eta=0.5",
+        "--negative_prompt=blurry",
+        "--image_guidance_scale=2.0",
         "--checkpoint=demo",
         "--image=photo.jpg",
         "--end_image=end.png",
@@ -91,24 +90,23 @@ def test_a_model_with_settings_of_its_own_keeps_them():
     own.sampling.steps = 30
     own.precision.dtype = "bfloat16"
     asked = request(own, model="model_512", settings={"eta": 0.0})
-    flags = words(sample_command(asked, own))
-    assert flags[0] == "--config=i2v_512" and "--checkpoint=model_512" in flags
-    assert {f for f in flags if f.startswith("--config.")} == {
-        "--config.sampling.steps=30",
+    assert words(sample_command(asked, own)) == [
+        "--checkpoint=model_512",
+        "--image=photo.jpg",
+        "--seed=0",
+        "--eta=0.0",
+    ]
+
+
+def test_a_file_is_named_with_its_config_and_what_the_page_changed_of_it():
+    config = load_config("i2v_1024")
+    asked = request(config, model="model.ckpt,config=i2v_1024")
+    flags = words(sample_command(asked, config, ("precision.dtype=bfloat16",)))
+    assert flags[:3] == [
+        "--config=i2v_1024",
         "--config.precision.dtype=bfloat16",
-        "--config.sampling.eta=0.0",
-    }
-    # Without a change, the directory's own config decides.
-    assert (
-        words(sample_command(request(own, model="model_512"), own))[0] == "--checkpoint=model_512"
-    )
-
-
-def test_a_config_that_does_not_ship_is_left_to_be_named():
-    own = load_config("i2v_512")
-    own.name = "of_my_own"
-    asked = request(own, model="mine", settings={"steps": 3})
-    assert words(sample_command(asked, own))[0] == "--config=CONFIG.py"
+        "--checkpoint=model.ckpt",
+    ]
 
 
 @pytest.mark.slow

@@ -10,9 +10,10 @@ import bulk_jobs
 import numpy as np
 import pytest
 import tiny
+from etils import epath
 from PIL import Image
 
-from dynamicrafter_jax import bulk, media, sharding
+from dynamicrafter_jax import bulk, files, media, provenance, sharding
 from dynamicrafter_jax.bulk.loading import Inspected
 from dynamicrafter_jax.bulk.run import Span, busy_share
 from dynamicrafter_jax.errors import UserError
@@ -212,19 +213,16 @@ def test_a_row_without_a_picture_is_noted_and_the_others_go_on(finished, folder,
     assert sorted(job.runs[-1]) == sorted(broken) and summary.kept == 6
 
 
-def test_a_disk_that_refuses_ends_the_run(folder, tmp_path):
-    job = bulk_jobs.Job(tmp_path / "out", 4)
-    (tmp_path / "out" / "r3.mp4").mkdir(parents=True)
-    with pytest.raises(UserError, match=r"r3.mp4 is a directory"):
-        job(folder / "table.jsonl")
-
-
 def test_leftovers_of_this_job_alone_are_removed(tmp_path):
-    ours = [".r1.mp4.0123abcd.tmp", ".r1.json.0123abcd.tmp", ".manifest.jsonl.0123abcd.tmp"]
-    others = [".r2.mp4.0123abcd.tmp", "r1.mp4", ".r1.mp4.tmp", ".hidden"]
+    long = "r" * 251
+    ours = [".r1.mp4.0123abcd.tmp", ".r1.mp4.json.0123abcd.tmp", ".summary.json.0123abcd.tmp"]
+    ours += [".manifest.jsonl.0123abcd.tmp", ".manifest-00001.jsonl.0123abcd.tmp"]
+    ours.append(files.beside(provenance.record_beside(f"{long}.mp4")).name)
+    others = [".r2.mp4.0123abcd.tmp", "r1.mp4", ".r1.mp4.tmp", ".hidden", ".r1.json.0123abcd.tmp"]
+    others += [".manifest-old.jsonl.0123abcd.tmp", files.beside(epath.Path(f"{long}s.mp4")).name]
     for name in (*ours, *others):
         (tmp_path / name).touch()
-    bulk.remove_leftovers(str(tmp_path), ["r1"])
+    bulk.remove_leftovers(str(tmp_path), ["r1", long])
     assert {file.name for file in tmp_path.iterdir()} == set(others)
 
 
@@ -304,3 +302,90 @@ def test_it_stops_when_asked_and_what_was_begun_is_written(folder):
     )
     summary = run(range(10))
     assert summary.stopped and summary.made == len(written) == 3
+
+
+def fails(*_: Any, **__: Any) -> Any:
+    raise RuntimeError("of\nits own")
+
+
+class BrokenDevice(SlowDevice):
+    """Fails when a batch is queued, or later."""
+
+    def __init__(self, at_once: bool) -> None:
+        super().__init__(0.0)
+        self._at_once = at_once
+
+    def __call__(self, rows: Any) -> Any:
+        if self._at_once:
+            fails()
+        video = _Later(self._device.submit(fails), len(rows))
+        return video, video
+
+
+@pytest.mark.parametrize("stage", ["hash", "read", "sample", "collect", "write"])
+def test_whatever_fails_a_row_it_has_its_line(folder, tmp_path, monkeypatch, stage):
+    manifest = bulk.Manifest(tmp_path)
+    loader = bulk.Loader(manifest, {}, 77)
+    options: dict[str, Any] = {"video_fps": 8.0, "codec": "libx264", "crf": 18}
+    writer = bulk.Writer(manifest, str(tmp_path), **options, made_with={}, details={})
+    device = SlowDevice(0.0) if stage == "write" else BrokenDevice(stage == "sample")
+    if stage == "hash":
+        monkeypatch.setattr("dynamicrafter_jax.bulk.loading._hash", fails)
+    if stage == "read":
+        monkeypatch.setattr("dynamicrafter_jax.bulk.loading.fit_images", fails)
+    if stage == "write":
+        monkeypatch.setattr(media, "write_video", fails)
+    run = bulk.BulkRun(
+        device, lambda batch: loader.load([loader.inspect(one) for one in batch]), writer
+    )
+    (request, *_) = bulk_jobs.requests(folder / "table.jsonl")
+    if stage in ("hash", "read"):
+        assert run([[request]]).failed == 1  # and the others go on
+    else:
+        with pytest.raises(RuntimeError, match="its own"):
+            run([[request]])
+    (line,) = bulk_jobs.lines(tmp_path)
+    assert (line["id"], line["status"]) == ("r0", "error")
+    assert line["error"] == "RuntimeError: of its own"
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "said"),
+    [
+        ("r1.mp4", "my holidays", "r1.mp4 is there, and no run wrote it"),
+        ("r1.mp4.json", "{}", "r1.mp4.json is in the way"),
+        ("r1.mp4.json", "no json", "r1.mp4.json is in the way"),
+        ("summary.json", '{"made": 1}', "summary.json is in the way"),
+        ("summary-00001.json", "[]", "summary-00001.json is in the way"),
+        ("manifest.jsonl", '{"id": "a"}\n', "manifest.jsonl is in the way"),
+        ("manifest.jsonl", "a list of goods\n", "manifest.jsonl is in the way"),
+        ("manifest-00003.jsonl", "[1]", "manifest-00003.jsonl is in the way"),
+        ("r1.json", "{}", None),
+        ("r11.mp4", "my holidays", None),
+        ("manifest-old.jsonl", '{"id": "a"}\n', None),
+        ("summary-of-all.json", "{}", None),
+    ],
+)
+def test_files_of_the_user_stay(tmp_path, name, text, said):
+    (tmp_path / name).write_text(text)
+    if said is None:
+        bulk.check_folder(str(tmp_path), ["r0", "r1"])
+        bulk.remove_leftovers(str(tmp_path), ["r0", "r1"])
+        bulk.Manifest(tmp_path).compact(["r0", "r1"])
+    else:
+        with pytest.raises(UserError, match=said):
+            bulk.check_folder(str(tmp_path), ["r0", "r1"])
+    assert (tmp_path / name).read_text() == text
+
+
+def test_what_runs_wrote_is_replaced(tmp_path):
+    bulk.check_folder(str(tmp_path / "none"), ["r1"])
+    provenance.write_record(tmp_path / "summary.json", {})
+    (tmp_path / "r1.mp4").touch()  # of a run that was killed before its line
+    provenance.write_record(tmp_path / "r1.mp4.json", {})
+    (tmp_path / "r2.mp4").touch()  # as noted
+    bulk.Manifest(tmp_path).add({"id": "r2", "status": "done", "time": {"finished": 0}})
+    (tmp_path / "r3.mp4").mkdir()
+    bulk.check_folder(str(tmp_path), ["r1", "r2"])
+    with pytest.raises(UserError, match=r"r3\.mp4 is there, and no run wrote it"):
+        bulk.check_folder(str(tmp_path), ["r3"])

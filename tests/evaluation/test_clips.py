@@ -100,9 +100,26 @@ def test_a_list_pins_down_files(folder, tmp_path):
     clips.write_list(tmp_path / "other.jsonl", [changed, gone, *chosen[2:]])
     with pytest.raises(UserError, match=r"2 videos .*gone is not in .*hashes to .* instead of 00"):
         choose(pinned(name="other.jsonl"), data)
-    (tmp_path / "bad.jsonl").write_text('{"name": "a"}\n')
-    with pytest.raises(UserError, match=r"bad\.jsonl, line 1, is no clip"):
-        choose(pinned(name="bad.jsonl"), data)
+    whole = (tmp_path / "clips.jsonl").read_text()
+    for wrong, said in (
+        ('{"name": "a"}\n', r"line 1: is no clip: .* lacks"),
+        (
+            whole + whole.replace('"start": ', '"start": "').replace(', "fps', '", "fps'),
+            "line 5: is",
+        ),
+        (
+            whole.replace('"prompt": ""', '"prompt": false'),
+            r"line 1: is no clip: .*prompt is False",
+        ),
+        (
+            whole.replace('"start": ', '"start": 0, "start": '),
+            "line 1: the key 'start' stands twice",
+        ),
+        (whole + "[]\n", "line 5: a JSON object is needed"),
+    ):
+        (tmp_path / "bad.jsonl").write_text(wrong)
+        with pytest.raises(UserError, match=rf"bad\.jsonl, {said}"):
+            choose(pinned(name="bad.jsonl"), data)
 
 
 def test_the_rule_is_checked_against_a_hash(folder):

@@ -143,6 +143,40 @@ def test_a_folder_of_any_videos(tmp_path):
         open_folder(str(tmp_path))
 
 
+ANIMATED, STILL = b"RIFF\0\0\0\0WEBPVP8X\x0a\0\0\0\x02", b"RIFF\0\0\0\0WEBPVP8 "
+
+
+@pytest.mark.parametrize("files, expected", [
+    (["c/0.png", "c/1.png"], ["c"]),
+    (["c/0.jpg", "c/1.JPEG", "c/Thumbs.db", "c/.DS_Store", "c/a.txt", "c/run.json"], ["c"]),
+    (["c/0.webp", "c/1.webp"], ["c"]),
+    (["c/0.moving.webp", "c/1.webp"], ["c/0.moving", "c/1"]),
+    (["c/d/0.png", "c/a.mp4"], ["c/a", "c/d"]),
+    (["c/a.mp4", "c/a.jpg", "c/b.mp4"], ["c/a", "c/b"]),  # pictures beside videos
+    (["a.mp4", "0.png", "1.png", "2.png"], ["a"]),
+    (["a.webp", "b.apng"], ["a", "b"]),
+    (["c/a.mp4", "c/0.png", "c/1.png"], r"c holds videos, as a\.mp4, and more pictures, as 0\.png"),
+    (["0.png", "1.png"], "if its own pictures are the frames of one, give the folder above"),
+    (["c/.0.png"], "has no videos"),
+])  # fmt: skip
+def test_which_folders_are_videos(tmp_path, files, expected):
+    for name in files:
+        (tmp_path / name).parent.mkdir(exist_ok=True, parents=True)
+        (tmp_path / name).write_bytes(ANIMATED if "moving" in name else STILL)
+    if isinstance(expected, list):
+        assert list(open_folder(str(tmp_path)).names) == expected
+    else:
+        with pytest.raises(UserError, match=expected):
+            open_folder(str(tmp_path))
+
+
+def test_the_caption_of_a_folder_of_frames(tmp_path):
+    (tmp_path / "take.1").mkdir()
+    (tmp_path / "take.1/0.png").write_bytes(b"x")
+    (tmp_path / "take.1.txt").write_text("a caption")
+    assert open_folder(str(tmp_path), captions=True).read(0).caption == "a caption"
+
+
 def test_folders_without_videos_or_pictures_are_refused(tmp_path):
     with pytest.raises(UserError, match="has no videos"):
         open_folder(str(tmp_path))

@@ -214,7 +214,7 @@ def test_settings_come_from_a_config():
         assert settings == ClipSettings(
             320, 512, 16, 2, 3, "stride", 0.0, False, 77, frames=4, ends_share=share
         )
-    config.sampling.num_frames = 8
+    config.sampling.update(num_frames=8)
     with pytest.raises(UserError, match=r"data.frames is 4, .*num_frames = 8 .*video_length = 16"):
         ClipSettings.from_config(config)
 

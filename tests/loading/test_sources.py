@@ -80,16 +80,20 @@ def test_webvid_as_released(tmp_path: Path):
 BAD_TABLES = {
     "video,page_dir,caption\n1,d,dog\n": "has no column videoid and no name: it holds "
     "video, page_dir, caption, where videoid, page_dir, name are needed",
-    "videoid;page_dir;name\n1;d;dog\n": "it holds videoid;page_dir;name, where",
+    "videoid|page_dir|name\n1|d|dog\n": "it holds videoid|page_dir|name, where",
     "\n": "it holds nothing, where",
-    HEADER: "line 1, is the last: there are no rows",
-    HEADER + "\n\n": "line 3, is the last: there are no rows",
-    HEADER + "1,d,dog\n2,d,a dog, a cat\n": "line 3, has 4 columns, where the first line has 3",
-    HEADER + '1,d,"x\ny"\n2,d\n': "line 4, has 2 columns",
-    HEADER + '1,d,"dog\n2,d,cat\n': "is not CSV: unexpected end",
-    HEADER + ",d,dog\n": "line 2, has no videoid",
-    HEADER + "../1,d,dog\n": "line 2, names 'd/../1.mp4', which is not a file inside",
-    HEADER + "1,d,dog\n1,../../d,dog\n": "line 3, names '../../d/1.mp4'",
+    HEADER: "has no rows after its header",
+    HEADER + "\n , \n": "has no rows after its header",
+    HEADER + "1,d,dog\n2,d,a dog, a cat\n": "line 3: has 4 cells, but the header has 3",
+    HEADER + '1,d,"x\ny"\n2,d\n': "line 4: has 2 cells",
+    HEADER + '1,d,"dog\n2,d,cat\n': "line 2: a double quote is opened here and never closed",
+    HEADER + '1,d,"dog\n2,d,cat"\n': "line 2: a double quote is opened here, and line 3 is within",
+    HEADER + '1,d,"dog" says\n': "line 2: more text follows the double quote that closes a cell",
+    HEADER + "1,d,dog\0\n": "line 2: holds a null character",
+    HEADER + ",d,dog\n": "line 2: has no videoid",
+    HEADER + "../1,d,dog\n": "line 2: names 'd/../1.mp4', which is not a file inside",
+    HEADER + "1,d,dog\n1,../../d,dog\n": "line 3: names '../../d/1.mp4'",
+    "videoid,page_dir,name,name\n": "line 1: the column 'name' stands twice",
     HEADER + "1,/etc,dog\n": "names '/etc/1.mp4'",
 }
 
@@ -103,13 +107,25 @@ def test_bad_tables_are_refused(tmp_path: Path, content: str):
     assert BAD_TABLES[content] in str(caught.value)
 
 
-def test_tables_in_another_encoding_are_refused(tmp_path: Path):
+def test_a_table_in_another_encoding_is_refused(tmp_path: Path):
     path = table(tmp_path, "1,d,dog\n2,d,Füße\n", encoding="latin-1")
-    with pytest.raises(UserError, match=r"line 3, is not UTF-8: byte 0xfc at place 5; save"):
+    with pytest.raises(UserError, match=r"line 3: is not UTF-8: byte 0xfc at place 5; save"):
         open_source(path)
-    path = table(tmp_path, "1,d,dog\n", encoding="utf-16")
-    with pytest.raises(UserError, match="line 1, is not UTF-8"):
-        open_source(path)
+
+
+@pytest.mark.parametrize(
+    ("text", "encoding"),
+    [
+        (HEADER + '1,d,"Füße,\nrot"\n', "utf-16"),
+        ('VideoID, page dir ,Name,\r\n,,,\r\n 1, d, "Füße,\nrot",\r\n', "utf-8"),
+        ('videoid;page_dir;name\n1;d;"Füße,\nrot"\n', "utf-8"),
+        ('videoid\tpage_dir\tname\r1\td\t"Füße,\nrot"\r'.replace("\n", "\r"), "utf-8"),
+    ],
+)
+def test_tables_of_other_programs_are_read(tmp_path: Path, text: str, encoding: str):
+    source = open_source(table(tmp_path, text, "", encoding))
+    place = f"{tmp_path}/videos/d/1.mp4"
+    assert all_of(source) == worker_sees(source) == [Video("d/1.mp4", "Füße,\nrot", place)]
 
 
 def test_missing_things_are_said(tmp_path: Path):
@@ -127,7 +143,7 @@ def test_missing_things_are_said(tmp_path: Path):
         with pytest.raises(UserError, match=message):
             open_source(source)
     put(tmp_path / "empty.csv")
-    with pytest.raises(UserError, match=r"empty\.csv, line 1, has no column"):
+    with pytest.raises(UserError, match=r"empty\.csv, line 1: has no column"):
         open_source(f"{tmp_path}/empty.csv")
 
 
@@ -196,11 +212,14 @@ def test_folder_with_a_table_of_captions(tmp_path: Path):
 
 
 BAD_JSONL: dict[str, tuple[str | bytes, str]] = {
-    "encoding": ('{"file": "a.mp4", "text": "Fuß"}'.encode("latin-1"), "line 1, is not UTF-8"),
-    "json": ('\n{"file": "a.mp4"', "line 2, is not JSON: "),
-    "list": ('["a.mp4"]', 'line 1, is not as {"file": "a.mp4", "caption": "..."}'),
-    "no file": ('{"video": "a.mp4"}', "line 1, is not as"),
-    "number": ('{"file": "a.mp4", "caption": 3}', "line 1, has the caption 3: put text between"),
+    "encoding": ('{"file": "a.mp4", "text": "Fuß"}'.encode("latin-1"), "line 1: is not UTF-8"),
+    "json": ('\n{"file": "a.mp4"', "line 2: is not JSON: "),
+    "list": ('["a.mp4"]', "line 1: a JSON object is needed"),
+    "no file": ('{"video": "a.mp4"}', 'line 1: is not as {"file": "a.mp4", "caption": "..."}'),
+    "twice": ('{"file": "a.mp4", "file": "b.mp4"}', "line 1: the key 'file' stands twice"),
+    "false": ('{"file": "a.mp4", "caption": false}', "line 1: has the caption False"),
+    "endless": ('{"file": "a.mp4", "fps": Infinity}', "line 1: Infinity is no number of JSON"),
+    "number": ('{"file": "a.mp4", "caption": 3}', "line 1: has the caption 3: put text between"),
     "outside": ('{"file": "b/../../a.mp4"}', "names 'b/../../a.mp4', which is not a file inside"),
     "absolute": ('{"file": "/a.mp4"}', "names '/a.mp4'"),
     "nothing": ('{"file": ""}', "names ''"),

@@ -126,6 +126,56 @@ GREY_16[0, :6] = [65535, 25700, 128, 129, 32768, 257]
 GREY_16_AS_8 = [255, 100, 0, 1, 128, 1]  # v / 257, rounded
 
 
+def png_of(kind: int, depth: int, pixels: np.ndarray, key: tuple[int, ...] = ()) -> bytes:
+    """A PNG by its specification, which Pillow does not write: any depth, any transparent colour.
+
+    Args:
+        kind: Grey is 0, RGB 2, and with alpha 4 and 6.
+        depth: Bits of a number.
+        pixels: (h, w, c); of up to 8 numbers a byte, rows must fill bytes.
+        key: The transparent colour.
+    """
+    h, w, _ = pixels.shape
+    if depth < 8:
+        bits = np.unpackbits(pixels.astype(np.uint8), axis=-1)[..., -depth:]
+        rows = np.packbits(bits.reshape(h, -1), axis=-1)
+    else:
+        rows = pixels.astype(f">u{depth // 8}").reshape(h, -1).view(np.uint8)
+    header = struct.pack(">IIBBBBB", w, h, depth, kind, 0, 0, 0)
+    chunks = [(b"IHDR", header), (b"IDAT", zlib.compress(np.pad(rows, ((0, 0), (1, 0))).tobytes()))]
+    if key:
+        chunks.insert(1, (b"tRNS", struct.pack(f">{len(key)}H", *key)))
+    return b"\x89PNG\r\n\x1a\n" + b"".join(
+        struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data))
+        for name, data in [*chunks, (b"IEND", b"")]
+    )
+
+
+@pytest.mark.parametrize("kind, depth, left, right, key, expected", [
+    (0, 1, [0], [1], (0,), (255, 255)),
+    (0, 1, [0], [1], (1,), (0, 255)),
+    (0, 2, [1], [2], (1,), (255, 170)),
+    (0, 4, [7], [3], (7,), (255, 51)),
+    (0, 8, [77], [78], (77,), (255, 78)),
+    (0, 16, [257 * 40], [257 * 40 + 1], (257 * 40,), (255, 40)),
+    (2, 8, [5, 5, 5], [5, 5, 6], (5, 5, 5), (255, (5, 5, 6))),
+    (2, 16, [0x0520] * 3, [0x0520, 0x0520, 0x0620], (0x0520,) * 3, (255, (5, 5, 6))),
+    # 0.2 of the colour and 0.8 of white
+    (4, 16, [257 * 100, 257 * 51], [257 * 100, 65535], (), (224, 100)),
+    (6, 16, [51400, 25700, 0, 13107], [51400, 25700, 0, 65535], (),
+     ((244, 224, 204), (200, 100, 0))),
+])  # fmt: skip
+def test_transparency_of_any_depth(
+    tmp_path: Path, kind: int, depth: int, left: list, right: list, key: tuple, expected: tuple
+):
+    pixels = np.empty((20, 24, len(left)), np.uint16)
+    pixels[:, :8], pixels[:, 8:] = left, right
+    (tmp_path / "a.png").write_bytes(png_of(kind, depth, pixels, key))
+    read = media.read_picture(tmp_path / "a.png")
+    np.testing.assert_array_equal(read[:, :8], np.broadcast_to(expected[0], (20, 8, 3)))
+    np.testing.assert_array_equal(read[:, 8:], np.broadcast_to(expected[1], (20, 16, 3)))
+
+
 def test_16_bit_grey(tmp_path: Path):
     big_endian = Image.frombytes("I;16B", SIZE, GREY_16.astype(">u2").tobytes())
     for name, picture, mode in (
@@ -231,7 +281,7 @@ EPS = b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 100 100\n%%EndComments\nshow
 @pytest.mark.parametrize("data, message", [
     (b"", r"is empty \(0 bytes\)"),
     (b"no picture at all", "not a picture of a known format: convert it to PNG or JPEG"),
-    (b"<svg xmlns='http://www.w3.org/2000/svg'/>", "not a picture of a known format"),
+    (b"<svg xmlns='http://www.w3.org/2000/svg'/>", r"is a vector drawing \(SVG\)"),
     (png(noise(64, 64, 3))[:5000], "is truncated or damaged"),
     (jpeg(noise(64, 64, 3))[:2000], "is truncated or damaged"),
     (png(noise(1, 1, 3)), "too small, 1 x 1 pixels: give a picture of 16 pixels or more"),

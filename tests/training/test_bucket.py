@@ -85,8 +85,6 @@ def test_a_run_in_a_bucket(bucket: Bucket):
     claim_workdir(WORKDIR, config)
     stored = bucket.objects["lab", "runs/first/config.json"].data
     assert json.loads(stored) == config.to_dict()
-    with pytest.raises(UserError, match=r"train\.seed 1 -> 2"):
-        claim_workdir(WORKDIR, ConfigDict({"train": {"steps": 10, "seed": 2}}))
 
     frozen = {"vae": jnp.arange(6.0)}
     with Checkpoints(WORKDIR, keep_last=2, keep_every=3) as opened:
@@ -114,6 +112,8 @@ def test_a_run_in_a_bucket(bucket: Bucket):
         assert_same(again.restore(abstract(make_state(3)), step=3), make_state(3))
         shapes = {"vae": jax.ShapeDtypeStruct((6,), jnp.float32, sharding=frozen["vae"].sharding)}
         np.testing.assert_array_equal(again.restore_frozen(shapes)["vae"], frozen["vae"])
+    with pytest.raises(UserError, match=r"train\.seed 1 -> 2"):
+        claim_workdir(WORKDIR, ConfigDict({"train": {"steps": 10, "seed": 2}}))
 
 
 def test_an_unfinished_step_in_a_bucket(bucket: Bucket):

@@ -1,6 +1,7 @@
 """What a run shows."""
 
 import io
+import re
 
 import pytest
 
@@ -60,3 +61,11 @@ def test_a_terminal_has_a_bar_with_the_numbers_behind_it():
     assert "\na word\n" in screen.getvalue().replace("\r", "\n")
     last = screen.getvalue().rsplit("\r", 1)[1]
     assert " 7/10 " in last and "loss 0.5000" in last
+
+
+def test_what_takes_long_is_said_before_and_after():
+    screen = io.StringIO()
+    with Console(10, stream=screen) as console, console.timed("compiling the step"):
+        before = screen.getvalue()
+    assert before == "compiling the step: minutes for a large model\n"
+    assert re.fullmatch(r"compiling the step: \d+\.\d s\n", screen.getvalue()[len(before) :])

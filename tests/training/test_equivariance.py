@@ -74,8 +74,8 @@ class Toy(Autoencoder):
 
     error: Any = None
 
-    def encode(self, x: Any) -> Posterior:
-        return Posterior(2 * x, jnp.full_like(x, -30.0))
+    def encode(self, image: Any) -> Posterior:
+        return Posterior(2 * image, jnp.full_like(image, -30.0))
 
     def decode(self, z: Any) -> Any:
         return z / 2 + jnp.asarray(self.error, jnp.float32)[None, ..., None]

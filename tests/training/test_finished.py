@@ -1,53 +1,26 @@
 """From the checkpoints of a run to a converted model."""
 
-import functools
+import dataclasses
+import hashlib
+import shutil
 
+import finished_runs
 import jax
 import numpy as np
 import pytest
 import tiny
 
-from dynamicrafter_jax import convert, sharding
-from dynamicrafter_jax.config import settings_of
+from dynamicrafter_jax import convert
 from dynamicrafter_jax.errors import UserError
-from dynamicrafter_jax.models import abstract_models
-from dynamicrafter_jax.training import run_info
-from dynamicrafter_jax.training.checkpoints import Checkpoints
+from dynamicrafter_jax.training import finished
 from dynamicrafter_jax.training.finished import open_run
-from dynamicrafter_jax.training.optimizer import make_optimizer
-from dynamicrafter_jax.training.settings import TrainSettings
-from dynamicrafter_jax.training.state import abstract_state, create_state
-from dynamicrafter_jax.training.workdir import claim_workdir
-from dynamicrafter_jax.weights import load_pretrained
+from dynamicrafter_jax.weights import load_pretrained, origin
 
 
 @pytest.fixture(scope="module")
 def workdir(tmp_path_factory):
     """A run of the micro model whose temporal layers are frozen, with checkpoints 2 and 4."""
-    root = tmp_path_factory.mktemp("run")
-    model = tiny.micro()
-    config = model.config.copy_and_resolve_references()
-    config.train.update(trainable="temporal_frozen", ema_decay=0.5)
-    settings = settings_of(TrainSettings, "train", config.train)
-    mesh, optimizer = sharding.make_mesh(1), make_optimizer(settings)
-    abstract = abstract_state(abstract_models(model.models), optimizer, settings, mesh)
-    params = jax.tree.map(np.asarray, model.params)
-    state = create_state(
-        abstract,
-        lambda path: functools.reduce(lambda tree, key: tree[key], path.split("/"), params),
-        optimizer,
-    )
-    claim_workdir(root, config)
-    weights = [{"name": "model.ckpt", "sha256": "0" * 64}]
-    run_info.record_session(root, config=config, weights=weights, mesh=mesh)
-    with Checkpoints(root, keep_last=2) as checkpoints:
-        checkpoints.save_frozen(state.frozen)
-        for step in (2, 4):
-            moved = jax.tree.map(lambda leaf, step=step: leaf + step, state.params)
-            averaged = jax.tree.map(lambda leaf, step=step: leaf - step, state.params)
-            step = np.asarray(step, np.int32)
-            checkpoints.save(state._replace(step=jax.device_put(step), params=moved, ema=averaged))
-    return root
+    return finished_runs.make(tmp_path_factory.mktemp("run"))
 
 
 def shift(params):
@@ -77,6 +50,59 @@ def test_a_run_becomes_a_model(workdir, tmp_path):
     config, params = load_pretrained(tmp_path / "model")
     assert config.name == "micro" and shift(params) == -4
     assert summary.parameters == sum(leaf.size for leaf in jax.tree.leaves(params))
+
+
+def unet_alone(monkeypatch):
+    """Makes conversions quick: of one network."""
+
+    def opened(*args, **options):
+        run = open_run(*args, **options)
+        return dataclasses.replace(run, readers={"unet": run.readers["unet"]})
+
+    monkeypatch.setattr(finished, "open_run", opened)
+
+
+@pytest.mark.parametrize(
+    ("given", "step", "parameters", "said"),
+    [
+        ({}, 4, "averaged", "averaged parameters of step 4 (--noaveraged takes the last)"),
+        (
+            {"averaged": False, "step": 2},
+            2,
+            "last",
+            "last parameters of step 2 (--averaged takes the averaged)",
+        ),
+    ],
+)
+def test_what_was_taken_is_said_and_kept(
+    workdir, tmp_path, capsys, monkeypatch, given, step, parameters, said
+):
+    unet_alone(monkeypatch)
+    flags = dict.fromkeys(["config", "dtype", "towers", "step", "averaged", "export_dtype"])
+    flags |= {"input": str(workdir), "output": str(tmp_path / "model")}
+    convert.run(flags | {"overwrite": False, "export": False} | given)
+    (line,) = capsys.readouterr().out.splitlines()
+    assert f"; {said}" in line
+    first, taken = origin(tmp_path / "model")
+    assert first["name"] == "model.ckpt"
+    digest = hashlib.sha256()
+    for leaf in jax.tree.leaves(open_run(workdir, **given).readers["unet"]()):
+        digest.update(np.asarray(leaf).tobytes())
+    assert taken == {
+        "name": workdir.name,
+        "step": step,
+        "parameters": parameters,
+        "sha256": digest.hexdigest(),
+    }
+
+
+def test_a_run_without_averages_gives_its_last_parameters(workdir, tmp_path):
+    shutil.copytree(workdir, tmp_path / "run")
+    shutil.rmtree(tmp_path / "run" / "checkpoints" / "4" / "ema")
+    run = open_run(tmp_path / "run")
+    assert run.taken == "last parameters of step 4 (it keeps no averages)"
+    with pytest.raises(UserError, match="has no averaged parameters: leave out --averaged"):
+        open_run(tmp_path / "run", averaged=True)
 
 
 def test_what_is_not_there_is_named(workdir, tmp_path):

@@ -1,22 +1,27 @@
 import math
+from typing import Any
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
+import release_files
 import tiny
+from flax import traverse_util
 from optax.contrib import scale_by_muon
 
 from dynamicrafter_jax import sharding
 from dynamicrafter_jax.config import settings_of
 from dynamicrafter_jax.errors import UserError
 from dynamicrafter_jax.models import abstract_models
-from dynamicrafter_jax.models.layers import init_params
-from dynamicrafter_jax.training.muon import orthogonalize
+from dynamicrafter_jax.release import release_tensors
+from dynamicrafter_jax.training.muon import _matrix, orthogonalize
 from dynamicrafter_jax.training.optimizer import learning_rate, make_optimizer
 from dynamicrafter_jax.training.settings import TrainSettings
 from dynamicrafter_jax.training.state import abstract_state
+from dynamicrafter_jax.weights import abstract_params
 
 
 def settings(**overrides):
@@ -36,52 +41,109 @@ def test_a_constant_rate_is_constant():
     assert {float(np.asarray(rate(step))) for step in (0, 5, 1000)} == {1e-5}
 
 
-KERNELS = {  # of each kind: its path in the micro model, and how many of its axes are inputs
-    "unet/input_1/res/conv1/kernel": 3,
-    "unet/input_1/spatial/attn2/image_key/kernel": 1,
-    "unet/input_1/spatial/ff/in/kernel": 1,
-    "unet/input_1/temporal/attn1/out/kernel": 2,
-    "text_encoder/block_0/qkv/kernel": 1,
-    "image_encoder/block_0/out/kernel": 2,
-    "projector/attn_0/key_value/kernel": 1,
-    "vae/encoder/mid/attn/query/kernel": 1,
+PARAMS = {
+    "norm": {"scale": (5,)},
+    "text": {"embedding": (7, 4)},
+    "attn2": {"text_value": {"kernel": (6, 2, 5)}, "out": {"kernel": (2, 5, 6)}},
 }
 
 
-def muon_step():
-    """The first step of Muon at a rate of 1, and the gradient that it is made of, by path."""
-    params = init_params(abstract_models(tiny.micro().models), jax.random.key(0))
-    draw = np.random.default_rng(0).standard_normal
-    gradient = jax.tree.map(lambda leaf: 1e-6 * draw(leaf.shape).astype(np.float32), params)
-    chosen = settings(optimizer="muon", learning_rate=1.0, weight_decay=0.0)
+def leaves(seed, scale=1.0) -> Any:
+    draw = np.random.default_rng(seed).standard_normal
+    return jax.tree.map(
+        lambda shape: scale * draw(shape), PARAMS, is_leaf=lambda leaf: isinstance(leaf, tuple)
+    )
+
+
+def stepped(chosen, params, gradients) -> Any:
+    """Parameters after some steps of the optimizer, in its own float32."""
     optimizer = make_optimizer(chosen)
-    with jax.numpy_dtype_promotion("standard"):
-        updates, _ = jax.jit(optimizer.update)(gradient, optimizer.init(params), params)
-
-    def flat(tree):
-        leaves = jax.tree_util.tree_leaves_with_path(tree)
-        return {
-            jax.tree_util.keystr(path, simple=True, separator="/"): np.asarray(leaf)
-            for path, leaf in leaves
-        }
-
-    return flat(updates), flat(gradient)
+    params = jax.tree.map(lambda leaf: jnp.asarray(leaf, jnp.float32), params)
+    state = optimizer.init(params)
+    update = jax.jit(optimizer.update)
+    for gradient in gradients:
+        gradient = jax.tree.map(lambda leaf: jnp.asarray(leaf, jnp.float32), gradient)
+        with jax.numpy_dtype_promotion("standard"):
+            updates, state = update(gradient, state, params)
+        params = optax.apply_updates(params, updates)
+    return params
 
 
-def test_muon_makes_kernels_orthogonal_and_takes_adam_for_the_rest():
-    updates, gradients = muon_step()
-    for path, inputs in KERNELS.items():
-        update = updates[path]
-        matrix = update.reshape(math.prod(update.shape[:inputs]), -1)
-        values = np.linalg.svd(matrix, compute_uv=False)
-        # Newton and Schulz's five iterations leave singular values between about 0.7 and 1.2.
-        assert values.max() < 2.2 * values.min(), path
-        assert 0.1 < np.sqrt(np.mean(update**2)) < 0.3, path
-        assert np.vdot(update, gradients[path]) < 0, path
-    for path in ("unet/input_1/res/norm1/scale", "text_encoder/token_embedding"):
-        # Adam's first step goes against the gradient, each entry about equally far.
-        assert (np.sign(updates[path]) == -np.sign(gradients[path])).all(), path
-        assert np.median(np.abs(updates[path])) == pytest.approx(1.4, abs=0.2), path
+def clipped(gradient, most):
+    norm = math.sqrt(sum(float((leaf**2).sum()) for leaf in jax.tree.leaves(gradient)))
+    return jax.tree.map(lambda leaf: leaf * min(1, most / norm), gradient)
+
+
+def adam(p, gradients, *, rate, beta1, beta2, epsilon, decay, nesterov=False):
+    """Algorithm 2 of arXiv 1711.05101; with Nesterov's momentum, as Dozat's (2016), if asked."""
+    m = v = 0
+    for t, g in enumerate(gradients, start=1):
+        m, v = beta1 * m + (1 - beta1) * g, beta2 * v + (1 - beta2) * g**2
+        ahead = m / (1 - beta1**t)
+        if nesterov:
+            ahead = beta1 * m / (1 - beta1 ** (t + 1)) + (1 - beta1) * g / (1 - beta1**t)
+        p = p - rate * (ahead / (np.sqrt(v / (1 - beta2**t)) + epsilon) + decay * p)
+    return p
+
+
+# Every number is one that no default is near, and matters to the result.
+COMMON = {"learning_rate": 0.1, "beta1": 0.8, "beta2": 0.9, "weight_decay": 0.7, "clip_norm": 0.6}
+
+
+def test_adamw_takes_the_steps_of_its_paper():
+    params, gradients = leaves(0), [leaves(1), leaves(2, 1e-2), leaves(3)]
+    ours = stepped(settings(epsilon=0.05, **COMMON), params, gradients)
+    gradients = [clipped(gradient, 0.6) for gradient in gradients]
+
+    def by_hand(decay):
+        found = {"rate": 0.1, "beta1": 0.8, "beta2": 0.9, "epsilon": 0.05, "decay": decay}
+        return jax.tree.map(lambda p, *gs: adam(p, gs, **found), params, *gradients)
+
+    wanted, without_decay = by_hand(0.7), by_hand(0.0)
+    for a, b, c in zip(*map(jax.tree.leaves, (ours, wanted, without_decay)), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6)
+        assert np.abs(b - c).max() > 0.1
+
+
+def orthogonal(matrix):
+    """Five of Newton and Schulz's iterations, scaled (arXiv 2502.16982, sections 2.1 and 2.2)."""
+    x = matrix / np.linalg.norm(matrix)
+    for _ in range(5):
+        a = x @ x.T
+        x = 3.4445 * x + (-4.7750 * a + 2.0315 * a @ a) @ x
+    return 0.2 * math.sqrt(max(matrix.shape)) * x
+
+
+def test_muon_takes_the_steps_of_its_paper():
+    params, gradients = leaves(0), [leaves(1), leaves(2, 1e-2), leaves(3)]
+    ours = stepped(settings(optimizer="muon", **COMMON), params, gradients)
+    gradients = [clipped(gradient, 0.6) for gradient in gradients]
+    for name, rows in {"text_value": 6, "out": 10}.items():
+        p, m = params["attn2"][name]["kernel"].reshape(rows, -1), 0
+        for gradient in gradients:
+            g = gradient["attn2"][name]["kernel"].reshape(rows, -1)
+            m = 0.8 * m + g
+            p = p - 0.1 * (orthogonal(g + 0.8 * m) + 0.7 * p)
+        kernel = ours["attn2"][name]["kernel"]
+        np.testing.assert_allclose(kernel.reshape(rows, -1), p, rtol=1e-4, atol=1e-5)
+    found = {"rate": 0.1, "beta1": 0.8, "beta2": 0.9, "epsilon": 1e-8, "decay": 0.0}
+    for network, name in (("norm", "scale"), ("text", "embedding")):
+        given = [gradient[network][name] for gradient in gradients]
+        wanted = adam(params[network][name], given, nesterov=True, **found)
+        np.testing.assert_allclose(ours[network][name], wanted, rtol=1e-4, atol=1e-6)
+
+
+def test_every_kernel_is_the_matrix_that_the_release_stores():
+    """The release's linear maps are matrices of outputs and inputs, so they tell which is which."""
+    boxed = abstract_params(release_files.micro())
+    shapes: Any = traverse_util.flatten_dict(nn.meta.unbox(boxed))
+    kernels = [one for one in release_tensors(boxed).values() if one.path[-1] == "kernel"]
+    assert {"text_value", "image_value", "key_value", "qkv"} < {one.path[-2] for one in kernels}
+    for tensor in kernels:
+        keys = tuple(jax.tree_util.DictKey(key) for key in tensor.path)
+        outputs, *inputs = tensor.shape
+        matrix = _matrix(keys, jnp.zeros(shapes[tensor.path].shape))
+        assert matrix.shape == (math.prod(inputs), outputs), tensor.path
 
 
 def test_kernels_made_orthogonal_together_are_as_optax_makes_each():

@@ -89,13 +89,8 @@ from dynamicrafter_jax.training.workdir import claim_workdir
 address, process, workdir = sys.argv[1:]
 jax.config.update("jax_num_cpu_devices", 2)
 jax.distributed.initialize(address, 2, int(process))
-claim_workdir(workdir, ConfigDict({"seed": 1}))
-refusals = []
-for folder, seed in ((workdir, 2 + int(process)), (f"{workdir}/of_process_{process}", 1)):
-    try:
-        claim_workdir(folder, ConfigDict({"seed": seed}))
-    except UserError as error:
-        refusals.append(str(error))
+of_seed = lambda seed: ConfigDict({"train": {"seed": seed}})
+claim_workdir(workdir, of_seed(1))
 mesh = jax.make_mesh((4,), ("data",), (AxisType.Auto,))
 whole, split = (NamedSharding(mesh, PartitionSpec(*names)) for names in ((), ("data",)))
 params = {"kernel": np.arange(24, dtype=np.float32).reshape(8, 3), "scale": np.float32(0)}
@@ -120,6 +115,12 @@ with Checkpoints(workdir, keep_last=2) as checkpoints, Preemption() as preemptio
             checkpoints.save(state, wait=stops)
         if stops:
             break
+refusals = []
+for folder, seed in ((workdir, 2 + int(process)), (f"{workdir}/of_process_{process}", 1)):
+    try:
+        claim_workdir(folder, of_seed(seed))
+    except UserError as error:
+        refusals.append(str(error))
 local = frozen["vae"].addressable_shards[0].data
 said = {"first": first, "stopped": step, "frozen": float(local.sum()), "refusals": refusals}
 print(json.dumps(said), flush=True)
@@ -163,7 +164,7 @@ def test_two_processes_stop_after_the_same_step(tmp_path: Path):
     assert other["stopped"] == step >= 10 and one["first"] is None
     for process, said in enumerate((one, other)):
         another, split = said["refusals"]
-        assert "holds a run of another config: seed 1 -> 2; set that" in another
+        assert "holds a run of another config: train.seed 1 -> 2; set that" in another
         assert f"of_process_{process} is not one folder for all processes (1 can't see" in split
     params = {"kernel": jnp.arange(24.0).reshape(8, 3), "scale": jnp.float32(0)}
     start = TrainState(jnp.int32(0), params, {}, optax.adam(1e-3).init(params), params)

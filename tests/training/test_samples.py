@@ -20,7 +20,7 @@ from dynamicrafter_jax.sampler import Sampler
 from dynamicrafter_jax.tokenizer import tokenize
 from dynamicrafter_jax.training import samples
 from dynamicrafter_jax.training.metrics import MetricWriter
-from dynamicrafter_jax.training.samples import Samples, open_samples
+from dynamicrafter_jax.training.samples import Samples, open_subjects
 from dynamicrafter_jax.training.settings import TrainSettings
 
 QUICK = {"steps": 2, "fps": 24}
@@ -58,9 +58,9 @@ def compiled(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def opened(config: ConfigDict, writer: MetricWriter, workdir: Path, devices: int = 1) -> Samples:
     settings = settings_of(TrainSettings, "train", config.train)
-    found = open_samples(config, settings, sharding.make_mesh(devices), workdir, writer)
-    assert found is not None
-    return found
+    subjects = open_subjects(config, settings, sharding.make_mesh(devices))
+    assert subjects is not None
+    return Samples(subjects, workdir=workdir, writer=writer)
 
 
 def test_samples_are_the_model_s_and_are_written(tmp_path: Path, config, images):
@@ -160,6 +160,29 @@ def test_clips_are_made_again_where_no_images_are_given(tmp_path: Path, config, 
             assert (inputs.last[i].mean() + 1) * 127.5 > level + 1
 
 
+@pytest.mark.parametrize("concat", ["frame", "ends"])
+def test_a_clip_is_made_again_from_its_conditioning_image(tmp_path, config, monkeypatch, concat):
+    def example(index: int) -> dict[str, np.ndarray]:
+        frame = (index + 1) % 3
+        video = np.arange(3, dtype=np.uint8)[:, None, None, None] + np.uint8(10 * index)
+        return {
+            "weight": np.asarray(1, np.float32),
+            "video": np.broadcast_to(video, (3, 16, 24, 3)),
+            "frame": np.asarray(frame, np.int32),
+            "ids": np.full(77, index, np.int32),
+        }
+
+    monkeypatch.setattr(samples, "open_examples", lambda *args, **options: example)
+    config.data.source = "here"
+    config.train.update(sample_clips=3, concat=concat)
+    inputs = opened(config, MetricWriter(tmp_path, enabled=False), tmp_path)._inputs
+    levels = np.round((inputs.first.mean((1, 2, 3)) + 1) * 127.5)
+    assert levels.tolist() == [1, 12, 20] and inputs.ids[:, 0].tolist() == [0, 1, 2]
+    assert (inputs.last is None) == (concat == "frame")
+    if inputs.last is not None:
+        assert np.round((inputs.last.mean((1, 2, 3)) + 1) * 127.5).tolist() == [2, 12, 22]
+
+
 def test_a_held_out_clip_is_preferred(tmp_path: Path, config):
     config.data.source = str(tmp_path / "nowhere")
     config.data.validation = videos_folder(tmp_path / "videos")
@@ -176,8 +199,7 @@ def test_images_loop_in_a_model_that_joins_two(tmp_path: Path, config, images):
 def test_no_samples_where_none_are_wanted(tmp_path: Path, config):
     config.train.sample_every = 0
     settings = settings_of(TrainSettings, "train", config.train)
-    writer = MetricWriter(tmp_path, enabled=False)
-    assert open_samples(config, settings, sharding.make_mesh(1), tmp_path, writer) is None
+    assert open_subjects(config, settings, sharding.make_mesh(1)) is None
 
 
 class CachedExamples:

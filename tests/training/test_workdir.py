@@ -2,6 +2,7 @@
 
 import json
 import os
+import warnings
 from pathlib import Path
 
 import pytest
@@ -10,7 +11,8 @@ from storage import full_disk
 
 from dynamicrafter_jax.config import config_from_json, load_config
 from dynamicrafter_jax.errors import UserError
-from dynamicrafter_jax.training.workdir import CHANGEABLE, FIXED, claim_workdir
+from dynamicrafter_jax.training.checkpoints import saved_steps
+from dynamicrafter_jax.training.workdir import CHANGEABLE, FIXED, check_workdir, claim_workdir
 
 
 def make_config(**changes: object) -> ConfigDict:
@@ -28,6 +30,13 @@ def make_config(**changes: object) -> ConfigDict:
             {name.replace("__", "."): value for name, value in changes.items()}
         )
     return config
+
+
+def claim_and_train(workdir: Path, config: ConfigDict) -> None:
+    """Makes a workdir with a step, whose checkpoint is empty."""
+    claim_workdir(workdir, config)
+    (workdir / "checkpoints" / "5").mkdir(parents=True)
+    assert saved_steps(workdir) == [5]
 
 
 def refusal(workdir: object, config: ConfigDict) -> str:
@@ -52,6 +61,29 @@ def test_the_same_run_goes_on(tmp_path: Path):
     assert (tmp_path / "config.json").stat() == before, "nothing to write"
 
 
+def test_a_check_writes_nothing(tmp_path: Path):
+    check_workdir(tmp_path / "new" / "run", make_config())
+    assert list(tmp_path.iterdir()) == []
+    claim_and_train(tmp_path, make_config())
+    before = (tmp_path / "config.json").stat()
+    check_workdir(tmp_path, make_config(train__steps=20))
+    with pytest.raises(UserError, match=r"train\.learning_rate 0\.0001 -> 1e-05"):
+        check_workdir(tmp_path, make_config(train__learning_rate=1e-5))
+    assert (tmp_path / "config.json").stat() == before
+
+
+def test_a_run_without_a_step_refuses_nobody(tmp_path: Path):
+    """A typo in the first command must not be in the way of the next."""
+    claim_workdir(tmp_path, make_config(data__source="/a/clibs", train__learning_rate=1.0))
+    (tmp_path / "frozen").mkdir()
+    (tmp_path / "checkpoints" / "5.orbax-checkpoint-tmp").mkdir(parents=True)  # cut short
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        claim_workdir(tmp_path, make_config())
+    stored = json.loads((tmp_path / "config.json").read_text())
+    assert config_from_json(stored).to_dict() == make_config().to_dict()
+
+
 def test_a_relative_workdir(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.chdir(tmp_path)
     claim_workdir("run", make_config())
@@ -59,7 +91,7 @@ def test_a_relative_workdir(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
 
 
 def test_another_config_is_refused_field_by_field(tmp_path: Path):
-    claim_workdir(tmp_path, make_config())
+    claim_and_train(tmp_path, make_config())
     before = (tmp_path / "config.json").read_bytes()
     other = make_config(
         train__learning_rate=1e-5, train__betas=(0.9, 0.99), mesh__data=8, sampling__height=32
@@ -78,7 +110,7 @@ def test_another_config_is_refused_field_by_field(tmp_path: Path):
 
 
 def test_what_does_not_change_the_run_may_change(tmp_path: Path):
-    claim_workdir(tmp_path, make_config())
+    claim_and_train(tmp_path, make_config())
     longer = make_config(
         name="renamed", train__steps=20, train__log_every=1, data__workers=0, mesh__data=8,
         sampling__steps=10,
@@ -89,7 +121,7 @@ def test_what_does_not_change_the_run_may_change(tmp_path: Path):
 
 
 def test_moved_data_is_said(tmp_path: Path):
-    claim_workdir(tmp_path, make_config())
+    claim_and_train(tmp_path, make_config())
     with pytest.warns(UserWarning, match='data.source "/a/clips" -> "/b/clips": unless'):
         claim_workdir(tmp_path, make_config(data__source="/b/clips"))
 
@@ -119,7 +151,7 @@ def test_the_list_of_changeable_fields_is_of_real_ones():
 def test_what_makes_another_run_is_refused(tmp_path: Path, field: str, old: object, new: object):
     config = load_config("i2v_512")
     config.train[field] = old
-    claim_workdir(tmp_path, config)
+    claim_and_train(tmp_path, config)
     config.train[field] = new
     assert f"train.{field} {json.dumps(old)} -> {json.dumps(new)}" in refusal(tmp_path, config)
 
@@ -132,13 +164,18 @@ def test_a_half_written_config(tmp_path: Path, content: str):
 
 
 def test_checkpoints_of_nobody_knows_what(tmp_path: Path):
-    (tmp_path / "checkpoints").mkdir()
+    (tmp_path / "checkpoints" / "5").mkdir(parents=True)
     assert "no config.json that says of which config" in refusal(tmp_path, make_config())
 
 
 def test_a_converted_model_is_no_workdir(tmp_path: Path):
     (tmp_path / "config.json").write_text('{"format_version": 1, "config": {}}')
     assert "is a converted model: give another workdir" in refusal(tmp_path, make_config())
+
+
+def test_a_folder_of_something_else_is_no_workdir(tmp_path: Path):
+    (tmp_path / "config.json").write_text('{"model_type": "clip"}')
+    assert "config.json is not of a run: give another workdir" in refusal(tmp_path, make_config())
 
 
 def test_a_file_is_no_workdir(tmp_path: Path):

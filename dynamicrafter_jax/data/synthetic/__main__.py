@@ -13,9 +13,11 @@ import functools
 import time
 from collections.abc import Mapping, Sequence
 
+from dynamicrafter_jax import cli
+
+# isort: split
 from absl import flags
 
-from dynamicrafter_jax import cli
 from dynamicrafter_jax.data.synthetic.clip_sets import ClipSet, write_folder
 from dynamicrafter_jax.data.synthetic.photographs import SPLITS
 from dynamicrafter_jax.errors import UserError

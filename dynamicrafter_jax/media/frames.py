@@ -1,0 +1,93 @@
+"""Folders of frames: which of their files are frames, and in which order."""
+
+import re
+import unicodedata
+from collections.abc import Iterable
+from decimal import Decimal
+from itertools import pairwise
+from pathlib import PurePosixPath
+
+from etils import epath
+
+from dynamicrafter_jax import files
+from dynamicrafter_jax.errors import UserError
+
+EXTENSIONS = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff")
+"""Of the files that are pictures, in small or capital letters."""
+
+_WHOLE = re.compile(r"(\d+)")
+# A number with one point, as of seconds; 1.2.3 is three whole numbers.
+_DECIMAL = re.compile(r"((?<![\d.])\d+\.\d+(?![\d.])|\d+)")
+
+
+def is_picture(name: str) -> bool:
+    """Returns whether a file counts as a picture, by its name. Hidden files do not."""
+    return name.lower().endswith(EXTENSIONS) and not name.startswith(".")
+
+
+def list_frames(folder: epath.PathLike) -> list[epath.Path]:
+    """Returns the pictures of a folder in natural order (`in_natural_order`).
+
+    All other files in it are passed over.
+
+    Args:
+        folder: Local or remote.
+
+    Raises:
+        UserError: There are two pictures of one name but for the extension, or of one number in
+            two series, as `rgb_1.png` and `depth_1.png`.
+    """
+    found = {file.name: file for file in files.as_path(folder).iterdir() if is_picture(file.name)}
+    names = in_natural_order(found)
+    _check_one_series(folder, names)
+    return [found[name] for name in names]
+
+
+def in_natural_order(names: Iterable[str]) -> list[str]:
+    """Sorts names of files so that numbers in them grow: `2.png` comes before `10.png`.
+
+    Extensions are left out, and so are case and zeros in front of numbers, which decide only
+    between names that are otherwise alike. Numbers with one point are decimals, as in `f_0.5s` and
+    `f_0.25s`, unless zeros at their ends show that they count, as in `1.9` and `1.10`.
+    """
+    names = list(names)
+    number = _number_pattern(names)
+    return sorted(names, key=lambda name: (_key(name, number), name))
+
+
+def _key(name: str, number: re.Pattern[str]) -> list[str | Decimal]:
+    """Returns text and numbers by turns, text first."""
+    parts = number.split(unicodedata.normalize("NFKC", _stem(name)).casefold())
+    return [Decimal(part) if i % 2 else part for i, part in enumerate(parts)]
+
+
+def _stem(name: str) -> str:
+    return PurePosixPath(name).stem
+
+
+def _number_pattern(names: Iterable[str]) -> re.Pattern[str]:
+    found = (part for name in names for part in _DECIMAL.findall(_stem(name)))
+    fractions = [part.partition(".")[2] for part in found if "." in part]
+    if len(set(map(len, fractions))) < 2:  # either way gives the same order
+        return _DECIMAL
+    counting = any(len(fraction) > 1 and fraction.endswith("0") for fraction in fractions)
+    return _WHOLE if counting else _DECIMAL
+
+
+def _check_one_series(folder: epath.PathLike, names: list[str]) -> None:
+    for one, other in pairwise(sorted(names, key=_stem)):
+        if _stem(one) == _stem(other):
+            raise UserError(
+                f"{folder} has the frames {one} and {other} of one name: keep one of them"
+            )
+    number = _number_pattern(names)
+    seen: dict[tuple[str | Decimal, ...], tuple[str, str]] = {}
+    for name in names:
+        before, *after = _key(name, number)
+        series = str(before).rstrip(" _-.(")
+        other_series, other = seen.setdefault(tuple(after), (series, name))
+        if after and series != other_series:
+            raise UserError(
+                f"{folder} has frames of two series, as {other} and {name}: "
+                "put each into a folder of its own"
+            )
