@@ -75,6 +75,9 @@ def test_samples_are_the_model_s_and_are_written(tmp_path: Path, config, images)
             alone = model(picture(i), PROMPTS[i], first_index=i, **QUICK)
             np.testing.assert_array_equal(videos[i], alone)
         sample.observe({"video": videos[::-1], "weight": np.ones(3, np.float32)})
+        # Where frames are left out, what is between two of them is no measure.
+        few = {"video": videos[:, ::2] // 2, "weight": np.ones(3, np.float32)}
+        sample.observe(few | {"places": np.array([[0, 2]] * 3, np.int32)})
         found = sample(1000, model.params)
         sample(2000, jax.tree.map(lambda leaf: leaf * 1.1, model.params))
     assert found["motion/ratio"] == pytest.approx(1)
