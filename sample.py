@@ -155,8 +155,9 @@ def sample_table(config: ConfigDict, checkpoint: str, table: str, folder: str) -
     )
     names = [request.name for request in requests]
     bulk.check_folder(folder, names)
-    fps, options = config.sampling.video_fps, {"codec": CODEC.value, "crf": CRF.value}
-    media.check_output(files.as_path(folder) / "video.mp4", fps, **options)
+    options = {"codec": CODEC.value, "crf": CRF.value}
+    for fps in {request.settings.video_fps for request in requests}:
+        media.check_output(files.as_path(folder) / "video.mp4", fps, **options)
     share = bulk.share_of(config)
     batch_size = BATCH_SIZE.value or sharding.batch_multiple(share.mesh)
     batches = bulk.plan_batches(requests, batch_size)[share.part :: share.parts]
@@ -178,9 +179,7 @@ def sample_table(config: ConfigDict, checkpoint: str, table: str, folder: str) -
     length = sampler.models.text_encoder.context_length
     loader = bulk.Loader(manifest, decides, length, together=share.together)
     inspect = bulk.agreed(loader, requests) if share.together else loader.inspect
-    writer = bulk.Writer(
-        manifest, folder, video_fps=fps, **options, made_with=made, details=details
-    )
+    writer = bulk.Writer(manifest, folder, **options, made_with=made, details=details)
     with Preemption() as preemption:
         run = bulk.BulkRun(
             bulk.BatchSampler(sampler, params, batch_size),

@@ -100,6 +100,11 @@ class SamplingSettings:
         return settings_of(cls, "sampling", section, **overrides)
 
     @property
+    def size(self) -> tuple[int, int, int]:
+        """Height, width and number of frames, which decide the compiled programs."""
+        return self.height, self.width, self.num_frames
+
+    @property
     def num_passes(self) -> int:
         """Passes of the U-Net a step: 1 without guidance, 2, or 3 with two scales."""
         if self.image_guidance_scale is not None:

@@ -74,7 +74,6 @@ class Job:
         writer = bulk.Writer(
             manifest,
             str(self.folder),
-            video_fps=8.0,
             codec="libx264",
             crf=18,
             made_with=self.made_from,

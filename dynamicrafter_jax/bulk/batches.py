@@ -5,9 +5,9 @@ from collections.abc import Hashable, Iterable
 from dynamicrafter_jax.bulk.table import Request
 
 
-def bucket(request: Request) -> tuple[int, bool]:
-    """Returns what decides the compiled program: guided passes, and whether the end is given."""
-    return request.settings.num_passes, request.has_end
+def bucket(request: Request) -> tuple[int, bool, int, int, int]:
+    """Returns what decides the compiled program: guided passes, whether the end is given, size."""
+    return request.settings.num_passes, request.has_end, *request.settings.size
 
 
 def plan_batches(requests: Iterable[Request], batch_size: int) -> list[tuple[Request, ...]]:

@@ -50,12 +50,13 @@ class Row(NamedTuple):
     @property
     def image_key(self) -> Hashable:
         """What decides the image: rows with the same show the same."""
-        return self.image_hash, self.request.settings.fit
+        return self.image_hash, self.request.settings.fit, self.request.settings.size
 
     @property
     def end_key(self) -> Hashable:
         """What decides the image to end at, likewise."""
-        return self.end_hash or self.image_hash, self.request.settings.fit
+        settings = self.request.settings
+        return self.end_hash or self.image_hash, settings.fit, settings.size
 
 
 class Recent:
@@ -122,7 +123,7 @@ class Encoder:
         if settings.num_passes > 1:
             negatives = tuple(self._text(row.negative_ids) for row in rows)
             grey = np.zeros_like(rows[0].first)[None]
-            no_image = self._once(self.images, None, grey, **frames)
+            no_image = self._once(self.images, settings.size, grey, **frames)
         fs = np.asarray([row.request.settings.fps for row in rows], np.float32)
         parts = (texts, images, firsts, lasts or None, negatives, no_image)
         fs = sharding.split_batch(fs, self._sampler.mesh)

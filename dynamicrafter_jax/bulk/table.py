@@ -15,12 +15,20 @@ from dynamicrafter_jax import files, tables
 from dynamicrafter_jax.errors import UserError
 from dynamicrafter_jax.sampling import SamplingSettings
 
-_WHOLE = ("steps", "seed")
-_NUMBERS = ("eta", "guidance_scale", "image_guidance_scale", "guidance_rescale", "fps")
+_WHOLE = ("steps", "seed", "height", "width", "num_frames")
+_NUMBERS = (
+    "eta",
+    "guidance_scale",
+    "image_guidance_scale",
+    "guidance_rescale",
+    "fps",
+    "video_fps",
+)
 _TEXTS = ("spacing", "negative_prompt", "fit")
 
 SETTING_COLUMNS = (*_WHOLE, *_NUMBERS, *_TEXTS)
-"""Settings that a row may choose; all are traced, or choose among a few programs."""
+"""Settings that a row may choose. Sizes choose the program, the others are traced or choose among a
+few."""
 
 COLUMNS = ("id", "image", "prompt", "end_image", "loop", "num_samples", *SETTING_COLUMNS)
 

@@ -25,7 +25,6 @@ class Writer:
         manifest: Manifest,
         output_dir: str,
         *,
-        video_fps: float,
         codec: str,
         crf: int,
         made_with: Mapping[str, Any],
@@ -36,7 +35,6 @@ class Writer:
         Args:
             manifest: Gets a line for each.
             output_dir: Folder of the outputs.
-            video_fps: Frames a second.
             codec: Of the videos.
             crf: Of the videos.
             made_with: What each line and the file beside each video say of how it was made.
@@ -44,7 +42,6 @@ class Writer:
         """
         self._manifest = manifest
         self._folder = files.as_path(output_dir)
-        self._fps = video_fps
         self._options: dict[str, Any] = {"codec": codec, "crf": crf}
         self._made_with = dict(made_with)
         self._details = dict(details)
@@ -66,7 +63,8 @@ class Writer:
         said = inspected.facts | self._made_with
         # First, since a video without a record is taken for somebody else's.
         provenance.write_record(provenance.record_beside(output), said | self._details)
-        media.write_video(output, frames, self._fps, **self._options)
+        fps = inspected.request.settings.video_fps
+        media.write_video(output, frames, fps, **self._options)
         whole = {"output": output.name, "bytes": output.stat().length}
         timing = {TIME: {"finished": time.time(), "seconds": round(seconds, 3)}}
         self._manifest.add(said | {"status": DONE} | whole | timing)

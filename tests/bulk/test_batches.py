@@ -19,6 +19,20 @@ def rows() -> list[dict]:
     ]
 
 
+def test_rows_of_other_sizes_share_neither_a_program_nor_what_was_encoded(tmp_path):
+    bulk_jobs.pictures(tmp_path, 1)
+    sizes: list[dict] = [{}, {"height": 24}, {"width": 32}, {"num_frames": 2}, {"video_fps": 4}]
+    table = [{"id": f"r{i}", "image": "0.png"} | size for i, size in enumerate(sizes)]
+    wanted = bulk_jobs.requests(bulk_jobs.table(tmp_path, table))
+    batches = plan_batches(wanted, 5)
+    assert sorted(len(batch) for batch in batches) == [1, 1, 1, 2]  # only the rate of the file
+    found = bulk_jobs.read(wanted, tmp_path)
+    assert [row.first.shape[:2] for row in found[:3]] == [(16, 24), (24, 24), (16, 32)]
+    for key in ("image_key", "end_key"):
+        first, *others, last = (getattr(row, key) for row in found)
+        assert first == last and len({first, *others}) == 4
+
+
 @pytest.mark.parametrize("batch_size", [1, 4, 100])
 def test_each_request_is_in_one_batch_with_its_like(tmp_path, batch_size):
     wanted = bulk_jobs.requests(bulk_jobs.table(tmp_path, rows()))

@@ -101,7 +101,7 @@ def test_draws_follow_from_the_id_and_samples_are_numbered(tmp_path):
         ({"fps": 10**400}, "line 3: sampling.fps is too large"),
         ({"loop": [True]}, "line 3: loop [True] is neither true nor false"),
         ({"image": ""}, "line 3: no 'image'"),
-        ({"height": 64}, "line 3: unknown column height: use id, image"),
+        ({"heights": 64}, "line 3: unknown column heights: use id, image"),
     ],
 )
 def test_what_is_wrong_names_its_line(tmp_path, cells, said):
