@@ -159,7 +159,7 @@ def settings_of(cls: type[T], name: str, section: ConfigDict, **overrides: objec
     kinds = {field.name: get_type_hints(cls)[field.name] for field in dataclasses.fields(cls)}
     if unknown := set(values) - set(kinds):
         raise UserError(
-            f"unknown {name} setting {', '.join(sorted(unknown))}: choose of {list(kinds)}"
+            f"unknown {name} setting {', '.join(sorted(unknown))}: choose from {list(kinds)}"
         )
     needed = {
         field.name for field in dataclasses.fields(cls) if field.default is dataclasses.MISSING
@@ -174,7 +174,7 @@ def _as_kind(name: str, kind: Any, value: Any) -> Any:
     """Returns a setting in the type of its field; whole numbers do for any number."""
     if get_origin(kind) is Literal:
         if value not in get_args(kind):
-            raise UserError(f"{name} is {value!r}: choose of {', '.join(get_args(kind))}")
+            raise UserError(f"{name} is {value!r}: choose from {', '.join(get_args(kind))}")
         return value
     choices = get_args(kind) if get_origin(kind) is UnionType else (kind,)
     if isinstance(value, int) and not isinstance(value, bool) and int not in choices:

@@ -183,7 +183,7 @@ def choose_measures(protocol: Protocol, has_images: bool) -> list[Measure]:
     with_weights = {DREAMSIM: DREAMSIM_FILES.value, CLIP: CLIP_FILE.value}
     wanted = CHOSEN.value or [I3D, *(name for name, file in with_weights.items() if file), FRAMES]
     if unknown := sorted(set(wanted) - set(MEASURES)):
-        raise UserError(f"no measure {', '.join(unknown)}: choose of {', '.join(MEASURES)}")
+        raise UserError(f"no measure {', '.join(unknown)}: choose from {', '.join(MEASURES)}")
     if DREAMSIM in wanted and not has_images:
         raise UserError(
             "PIC compares frames with the image that they were made from: give --images, or a "

@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import orbax.checkpoint  # noqa: F401  # its own flags are then there before the programs'
 import pytest
 from absl import flags
 from ml_collections import ConfigDict

@@ -31,6 +31,17 @@ WITH_CODE = sorted({block.document for block in RUN})
 LINKED = ("sample.py", "train.py", "configs", "dynamicrafter_jax", "tests")
 # Quick enough to be run each time, in this process.
 QUICK = ("tests/golden_weights.py", "-c")
+MODELS = ("model_512", "model_1024", "model_interp")
+RUNS = ("surf", "demo")
+PICTURES = ("picture.png", "a.png", "b.png", "first.png", "last.png")
+# What a command reads is a stand-in, or was written by a command before it.
+READ = (
+    *("checkpoint", "input", "towers", "image", "end_image", "prompts", "noise", "data"),
+    *("config.init.checkpoint", "config.init.towers", "config.data.source"),
+)
+WRITTEN = ("output", "output_dir", "workdir", "save_latents", "save_video")
+# A recipe is run for as many steps as show that it begins, saves and becomes a model.
+FEW_STEPS = ["--config.train.steps=2"]
 # What makes the environment that tests run in already.
 ACTIVATION = ["source", ".venv/bin/activate"]
 
@@ -112,6 +123,25 @@ def _count(blocks: list[Block]) -> int:
     return sum(1 if block.kind == "python" else len(block.commands) for block in blocks)
 
 
+@pytest.mark.parametrize("document", WITH_CODE, ids=lambda path: path.name)
+def test_what_is_read_was_made_before(document: Path):
+    made = {"demo", "batch.csv", *MODELS, *PICTURES, *(f"runs/{name}" for name in RUNS)}
+    for words in (words for block in RUN if block.document == document for words in block.programs):
+        if "dynamicrafter_jax.app" in words:  # reads a model when somebody chooses it
+            continue
+        for name in _values(words, READ):
+            known = name.rstrip("/") in made or Path(name).parts[0] in LINKED
+            assert known, f"{words} reads {name}: mark the block with what it needs"
+        made |= {name.rstrip("/") for name in _values(words, WRITTEN)}
+        made |= {words[2]} if words[0] == "tests/golden_weights.py" else set()
+        made |= set(re.findall(r"save\('(.*?)'", words[1])) if words[0] == "-c" else set()
+
+
+def _values(words: list[str], flags: tuple[str, ...]) -> list[str]:
+    pairs = [word.removeprefix("--").partition("=") for word in words]
+    return [value for flag, _, value in pairs if flag in flags]
+
+
 def test_quick_commands_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     (tmp_path / "tests").symlink_to(ROOT / "tests")
     monkeypatch.chdir(tmp_path)
@@ -136,15 +166,15 @@ def stand_ins(folder: Path) -> None:
         b.text for b in documents.blocks(ROOT / "docs/sampling.md") if "id,image" in b.text
     )
     (folder / "batch.csv").write_text(table + "\n")
-    pictures = {"picture.png", "a.png", "b.png", "first.png", "last.png"}
-    for name in pictures | set(re.findall(r"\w+\.png", table)):
+    for name in set(PICTURES) | set(re.findall(r"\w+\.png", table)):
         Image.fromarray(draw.integers(0, 256, (40, 60, 3)).astype(np.uint8)).save(folder / name)
     np.save(folder / "picture.npy", draw.uniform(-1, 1, (16, 24, 3)).astype(np.float32))
     file = release_files.write(folder / "micro.safetensors", release_files.micro_tensors())
-    convert.convert(file, folder / "model_512", release_files.micro())
-    for name in ("model_1024", "model_interp"):
-        (folder / name).symlink_to("model_512")
-    for name in ("surf", "demo"):
+    first, *others = MODELS
+    convert.convert(file, folder / first, release_files.micro())
+    for name in others:
+        (folder / name).symlink_to(first)
+    for name in RUNS:
         finished_runs.make(folder / "runs" / name)
 
 
@@ -158,7 +188,7 @@ def test_documents_run_from_top_to_bottom(document: Path, tmp_path: Path):
             snippets.append(block.text)
             continue
         for words in block.programs:
-            run(tmp_path, words)
+            run(tmp_path, words + FEW_STEPS * (words[0] == "train.py"))
     if snippets:
         (tmp_path / "snippets.py").write_text("\n".join(snippets))
         run(tmp_path, ["snippets.py"])

@@ -20,6 +20,8 @@ from dynamicrafter_jax.app.catalogue import ModelCatalogue
 from dynamicrafter_jax.errors import UserError
 from dynamicrafter_jax.pretrained import DEMO
 
+_EXTRA = ("fastapi", "gradio", "uvicorn")
+
 
 class Flags(NamedTuple):
     """The flags of the command line, which other entry points must not inherit."""
@@ -66,7 +68,7 @@ def main(given: Flags, _: Sequence[str]) -> None:
     try:
         from dynamicrafter_jax.app import serving
     except ModuleNotFoundError as error:
-        if error.name != "gradio":
+        if error.name not in _EXTRA:
             raise
         raise UserError('the page needs gradio: pip install "dynamicrafter-jax[app]"') from error
     catalogue = ModelCatalogue(

@@ -94,7 +94,7 @@ class ModelCatalogue:
         if name in self.names:
             return
         if not self.allow_any or not isinstance(name, str) or not name:
-            raise UserError(f"this page has no such model: choose of {', '.join(self.names)}")
+            raise UserError(f"this page has no such model: choose from {', '.join(self.names)}")
         _, config = split_config(name)
         # A config file is a program, which a stranger must not be able to upload and run.
         if config is not None and not re.fullmatch(r"\w+", config):

@@ -100,7 +100,7 @@ def lay_out(
     """Puts everything on the page that is being built.
 
     Args:
-        catalogue: The models to choose of.
+        catalogue: The models to choose from.
         own: Settings of the first of them.
         max_upload: Bytes of a picture, to be said to people.
     """

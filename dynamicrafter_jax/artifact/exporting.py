@@ -134,10 +134,12 @@ def check_targets(targets: Sequence[str]) -> None:
         UserError: If not; the message says where they can.
     """
     if not targets:
-        raise UserError(f"no program to export: choose of {', '.join(TARGETS)}")
+        raise UserError(f"no program to export: choose from {', '.join(TARGETS)}")
     for name in targets:
         if name not in TARGETS:
-            raise UserError(f"no program {name!r} can be exported: choose of {', '.join(TARGETS)}")
+            raise UserError(
+                f"no program {name!r} can be exported: choose from {', '.join(TARGETS)}"
+            )
         if name not in possible_targets():
             raise UserError(
                 f"the {name} program can't be exported here: its attention is chosen by the GPU "

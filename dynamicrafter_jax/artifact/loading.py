@@ -227,7 +227,7 @@ class Artifact:
         given = {name: value for name, value in settings.items() if value is not None}
         for name, value in given.items():
             if name not in exported:
-                raise UserError(f"unknown setting {name}: choose of {', '.join(_CHANGEABLE)}")
+                raise UserError(f"unknown setting {name}: choose from {', '.join(_CHANGEABLE)}")
             if name not in _CHANGEABLE and value != exported[name]:
                 raise UserError(
                     f"{name} is {exported[name]} in this exported model and can't be {value}: "

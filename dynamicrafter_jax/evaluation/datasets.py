@@ -275,7 +275,7 @@ def _open_tfds(data: Data, name: str) -> DataSet:
 def _check_prompt(data: Data, known: Sequence[str]) -> None:
     if data.prompt not in known:
         raise UserError(
-            f"{data.set} has no prompts of the kind {data.prompt!r}: choose of {', '.join(known)}"
+            f"{data.set} has no prompts of the kind {data.prompt!r}: choose from {', '.join(known)}"
         )
 
 

@@ -279,7 +279,7 @@ def parse_protocol(said: Any) -> Protocol:
     if said["format"] != VERSION:
         raise UserError(f"its format is {said['format']}, but this version reads {VERSION}")
     if said["pairing"] not in ("names", "none"):
-        raise UserError(f"pairing is {said['pairing']!r}: choose of names, none")
+        raise UserError(f"pairing is {said['pairing']!r}: choose from names, none")
     read: dict[str, Any] = {name: said[name] for name in _PLAIN}
     read |= {name: _section(name, cls, said[name]) for name, cls in _SECTIONS.items()}
     return Protocol(**read)

@@ -54,7 +54,7 @@ def fit_image(
         UserError: As in `load_image`; or there is no such `fit`, or the picture is too narrow.
     """
     if fit not in ("crop", "letterbox"):
-        raise UserError(f"fit is {fit!r}: choose of crop, letterbox")
+        raise UserError(f"fit is {fit!r}: choose from crop, letterbox")
     whole = Window(0, 0, height, width)
     if isinstance(image, Image.Image):
         picture = rgb_of(image)

@@ -58,7 +58,7 @@ def rematerialize(block: type[nn.Module], policy: str) -> type[nn.Module]:
         ValueError: If there is no such policy.
     """
     if policy not in REMAT_POLICIES:
-        raise ValueError(f"no remat policy {policy!r}: choose of {', '.join(REMAT_POLICIES)}")
+        raise ValueError(f"no remat policy {policy!r}: choose from {', '.join(REMAT_POLICIES)}")
     chosen = REMAT_POLICIES[policy]
     return block if chosen is None else nn.remat(block, policy=chosen)
 

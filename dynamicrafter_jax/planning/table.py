@@ -77,7 +77,7 @@ def main(_: Sequence[str]) -> None:
         return
     chosen = list(ROWS) if "all" in ROW.value else ROW.value
     if unknown := set(chosen) - set(ROWS):
-        raise UserError(f"no row {', '.join(sorted(unknown))}: choose of {', '.join(ROWS)}")
+        raise UserError(f"no row {', '.join(sorted(unknown))}: choose from {', '.join(ROWS)}")
     folder, document = epath.Path(PLANS.value), epath.Path(DOCUMENT.value)
     files.check_writable(document)
     for name in chosen:

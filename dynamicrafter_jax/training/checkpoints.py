@@ -310,7 +310,7 @@ def find_step(workdir: epath.PathLike, step: int | None = None) -> epath.Path:
     if step not in steps:
         which = "no checkpoint" if step is None else f"no checkpoint of step {step}"
         here = list_names(str(step) for step in steps) or "none"
-        raise UserError(f"{directory} holds {which}: choose of {here}")
+        raise UserError(f"{directory} holds {which}: choose from {here}")
     return directory / str(step)
 
 

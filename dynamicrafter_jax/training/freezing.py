@@ -46,7 +46,7 @@ def trains(trainable: str | Sequence[str]) -> Callable[[str], bool]:
     if isinstance(trainable, str):
         if trainable not in PRESETS:
             raise UserError(
-                f"train.trainable is {trainable!r}: choose of {', '.join(PRESETS)}, "
+                f"train.trainable is {trainable!r}: choose from {', '.join(PRESETS)}, "
                 "or give a tuple of regular expressions"
             )
         trainable = PRESETS[trainable]

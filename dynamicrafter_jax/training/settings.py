@@ -122,7 +122,9 @@ class TrainSettings:
                 f"{self.accumulation} does not divide"
             )
         if self.remat not in REMAT_POLICIES:
-            raise UserError(f"train.remat is {self.remat!r}: choose of {', '.join(REMAT_POLICIES)}")
+            raise UserError(
+                f"train.remat is {self.remat!r}: choose from {', '.join(REMAT_POLICIES)}"
+            )
         trains(self.trainable)
         if len(self.sample_images) != len(self.sample_prompts):
             raise UserError(

@@ -40,7 +40,7 @@ def test_only_models_that_are_allowed_are_loaded():
     catalogue = ModelCatalogue(["demo", "model_512", "demo"], load=loader)
     assert catalogue.names == ["demo", "model_512"]
     for name in ("/etc/passwd", "../model_512", "owner/name", "", "demo,config=i2v_512"):
-        with pytest.raises(UserError, match="no such model: choose of demo, model_512"):
+        with pytest.raises(UserError, match="no such model: choose from demo, model_512"):
             catalogue.get(name)
     assert loader.asked == []
 

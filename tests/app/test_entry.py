@@ -13,9 +13,9 @@ from dynamicrafter_jax.app import controls
 ROOT = Path(__file__).parents[2]
 DOCUMENT = (ROOT / "docs" / "app.md").read_text()
 
-WITHOUT_GRADIO = """
+WITHOUT_THE_EXTRA = """
 import runpy, sys
-sys.modules["gradio"] = None
+sys.modules |= dict.fromkeys(["fastapi", "gradio", "uvicorn"])
 sys.argv = ["app"]
 runpy.run_module("dynamicrafter_jax.app", run_name="__main__")
 """
@@ -28,8 +28,8 @@ def run(*command: str) -> subprocess.CompletedProcess[str]:
     )
 
 
-def test_without_gradio_one_line_says_what_to_install():
-    done = run("-c", WITHOUT_GRADIO)
+def test_without_the_extra_one_line_says_what_to_install():
+    done = run("-c", WITHOUT_THE_EXTRA)
     assert done.returncode == 2
     (line,) = done.stderr.splitlines()
     assert line == 'error: the page needs gradio: pip install "dynamicrafter-jax[app]"'

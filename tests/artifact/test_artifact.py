@@ -270,7 +270,7 @@ def test_a_program_that_this_jax_can_not_read_says_which_made_it(damaged: Path):
     "options, words",
     [
         ({"steps": 5}, "steps is 3 in this exported model and can't be 5: export another"),
-        ({"stpes": 5}, "unknown setting stpes: choose of guidance_scale"),
+        ({"stpes": 5}, "unknown setting stpes: choose from guidance_scale"),
         ({"seed": -1}, "seed is -1: choose a finite number from 0 to 4294967295"),
         ({"seed": 1.5}, "seed is 1.5: a whole number is needed"),
         ({"fps": "8"}, "fps is '8': a number is needed"),

@@ -57,7 +57,7 @@ def test_hash_is_of_all_that_is_said():
         (lambda p: p["frames"].update(stride="3"), "stride is '3'"),
         (lambda p: p["frames"].update(stride=0), "1 or more"),
         (lambda p: p["clips"].update(videos=1), "2 or more"),
-        (lambda p: p["data"].update(set="ucf"), "choose of ucf101"),
+        (lambda p: p["data"].update(set="ucf"), "choose from ucf101"),
         (lambda p: p.update(frames=3), "frames must be"),
         (lambda p: p.update(clips=None), "clips must be"),
         (lambda p: p.update(pairing="both"), "pairing is 'both'"),

@@ -136,7 +136,7 @@ def test_a_config_names_the_split():
     np.testing.assert_array_equal(whole["video"], found["video"])
     config.data.frames = None
     assert found["ids"].tolist() == tokenize([draw_scene(2, "test").caption], 77)[0].tolist()
-    with pytest.raises(UserError, match="synthetic:new is unknown: choose of synthetic:train, s"):
+    with pytest.raises(UserError, match="synthetic:new is unknown: choose from synthetic:train, s"):
         open_examples(config, "synthetic:new", 0)
     with pytest.raises(UserError, match=r"no videos to train on.*synthetic:train"):
         open_examples(config, None, 0)

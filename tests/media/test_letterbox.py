@@ -122,5 +122,5 @@ def test_pictures_of_one_batch_share_a_window():
 
 
 def test_an_unknown_fit_is_refused():
-    with pytest.raises(UserError, match="fit is 'stretch': choose of crop, letterbox"):
+    with pytest.raises(UserError, match="fit is 'stretch': choose from crop, letterbox"):
         media.fit_image(noise(32, 48, 3), 32, 48, "stretch")

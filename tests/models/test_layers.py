@@ -227,7 +227,7 @@ def test_recomputing_changes_no_gradient():
 
 
 def test_an_unknown_remat_policy_is_refused():
-    with pytest.raises(ValueError, match="'dots': choose of none, products, blocks"):
+    with pytest.raises(ValueError, match="'dots': choose from none, products, blocks"):
         abstract_params(SMALL.clone(remat="dots"), *unet_inputs())
 
 

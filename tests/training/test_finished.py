@@ -106,7 +106,7 @@ def test_a_run_without_averages_gives_its_last_parameters(workdir, tmp_path):
 
 
 def test_what_is_not_there_is_named(workdir, tmp_path):
-    with pytest.raises(UserError, match="no checkpoint of step 3: choose of 2, 4"):
+    with pytest.raises(UserError, match="no checkpoint of step 3: choose from 2, 4"):
         open_run(workdir, step=3)
     with pytest.raises(UserError, match="does not exist"):
         open_run(tmp_path)

@@ -34,7 +34,7 @@ class SyntheticExamples:
             raise UserError(f"train.seed is {seed}: give 0 or more")
         if split not in SPLITS:
             known = ", ".join(f"synthetic:{name}" for name in SPLITS)
-            raise UserError(f"synthetic:{split} is unknown: choose of {known}")
+            raise UserError(f"synthetic:{split} is unknown: choose from {known}")
         if settings.fs == "stride":
             raise UserError(
                 "data.fs is 'stride': drawn clips need frames a second, which set speeds"
