@@ -6,6 +6,7 @@ import importlib.util
 import io
 import re
 import runpy
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -46,18 +47,44 @@ class Program(NamedTuple):
     flags: flags.FlagValues
 
 
+@contextlib.contextmanager
+def _without_other_programs() -> Iterator[None]:
+    """Puts aside the flags of programs that tests have imported, as those of benchmarks."""
+    others = {name: flags.FLAGS[name] for name in flags.FLAGS if not _of_a_library(name)}
+    for name in others:
+        delattr(flags.FLAGS, name)
+    try:
+        yield
+    finally:
+        for name, flag in others.items():
+            flags.FLAGS[name] = flag
+
+
+def _of_a_library(name: str) -> bool:
+    module = flags.FLAGS.find_module_defining_flag(name) or ""
+    if module == "jaxtyping._decorator":  # it calls functions of ours, to check their types
+        return False
+    file = getattr(sys.modules.get(module), "__file__", None) or ""
+    return "site-packages" in Path(file).parts
+
+
 @functools.cache
 def load(file: Path) -> Program:
     """Loads a program whose flags are absl's."""
-    before = set(flags.FLAGS)
-    names = runpy.run_path(str(file), run_name="loaded")
-    main = names["main"]
-    if "define_flags" in names:
-        main = functools.partial(main, names["define_flags"]())
     values = flags.FlagValues()
-    for name in sorted(set(flags.FLAGS) - before):
-        values[name] = flags.FLAGS[name]
-        delattr(flags.FLAGS, name)
+    with _without_other_programs():
+        before = set(flags.FLAGS)
+        try:
+            names = runpy.run_path(str(file), run_name="loaded")
+            main = names["main"]
+            if "define_flags" in names:
+                main = functools.partial(main, names["define_flags"]())
+        finally:
+            # A program may import a library that brings flags of its own, which are to stay.
+            added = set(flags.FLAGS) - before
+            for name in sorted(name for name in added if not _of_a_library(name)):
+                values[name] = flags.FLAGS[name]
+                delattr(flags.FLAGS, name)
     assert len(values), f"{file} defines no flags"
     return Program(names, main, values)
 
@@ -69,7 +96,7 @@ def called(*words: object) -> Iterator[Program]:
     program = load(file)
     program.flags.unparse_flags()
     parsed = flags.FLAGS.is_parsed()
-    with cli.ending_readably():
+    with _without_other_programs(), cli.ending_readably():
         try:
             program.flags([file.name, *cli.collect_settings(arguments, program.flags)])
             for name in program.flags:

@@ -82,7 +82,7 @@ def test_a_job_among_odd_names(place: Path):
     manifest = bulk.Manifest(folder)
     loader = bulk.Loader(manifest, {}, 77)
     loaded = loader.load([loader.inspect(request)])
-    options: dict = {"video_fps": 8.0, "codec": "libx264", "crf": 18}
+    options: dict = {"codec": "libx264", "crf": 18}
     writer = bulk.Writer(manifest, folder, **options, made_with={}, details={})
     for _, one in loaded.wanted:
         writer.video(one, video_files.numbered(3), 1.0)

@@ -137,31 +137,6 @@ def test_a_prompt_is_the_same_alone_in_a_batch_and_on_eight_devices(
 _SETTINGS = ("seed", "guidance_scale", "fps", "steps")
 
 
-@pytest.mark.slow
-def test_rows_of_other_sizes_are_what_they_are_alone(tmp_path, relative_error):
-    bulk_jobs.pictures(tmp_path, 1)
-    sizes: list[dict[str, Any]] = [
-        {"height": 16, "num_frames": 3},
-        {"height": 24, "num_frames": 2, "video_fps": 4},
-    ]
-    table = [{"id": f"r{i}", "image": "0.png", "prompt": "a cat"} | s for i, s in enumerate(sizes)]
-    path = bulk_jobs.table(tmp_path, table)
-    job = bulk_jobs.Job(tmp_path / "videos", 2)
-    assert job(path).made == 2
-    shown = [media.read_video(tmp_path / "videos" / f"r{i}.mp4") for i in range(2)]
-    assert [(video.shape[:3], fps) for video, fps in shown] == [((3, 16, 24), 8), ((2, 24, 24), 4)]
-    for request, size in zip(bulk_jobs.requests(path), sizes, strict=True):
-        latents, _ = latents_and_frames(job, [request], tmp_path)
-        alone = tiny.micro().sample(
-            request.image,
-            request.prompt,
-            first_index=request.sample_index,
-            steps=bulk_jobs.STEPS,
-            **size,
-        )
-        assert relative_error(latents[0], alone.latents[0]) < 1e-5
-
-
 def test_each_text_and_image_is_encoded_once_and_each_bucket_compiled_once(folder, tmp_path):
     model = tiny.micro()
     job = bulk_jobs.Job(tmp_path, 4)
