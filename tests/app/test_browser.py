@@ -114,7 +114,7 @@ def test_upload_generate_play_and_choose_again(server, person):
     assert first["duration"] == pytest.approx(3 / 8, abs=0.01)
     assert first["time"] == pytest.approx(first["duration"], abs=0.1)
     assert (first["width"], first["height"], first["error"]) == (24, 16, None)
-    assert {"--image=coffee.jpg", "--seed=5", "--config.sampling.steps=3"} <= set(person.command)
+    assert {"--image=coffee.jpg", "--seed=5", "--steps=3"} <= set(person.command)
     assert "--prompt=it's a <b>cup</b> & more" in person.command
 
     person.page.click("#made > button")
