@@ -1,4 +1,4 @@
-r"""Fine-tune the demo model on a folder of videos, in five minutes of a laptop.
+r"""Fine-tune the demo model on a folder of videos, in an estimated five minutes of a laptop.
 
     python train.py --config=finetune_demo --workdir=DIR --config.data.source=videos/
 
