@@ -142,7 +142,7 @@ class Checkpoints:
         try:
             if jax.process_index() == 0:
                 for unfinished in _scan(self._directory)[1]:
-                    unfinished.rmtree()
+                    stored.remove_unfinished(unfinished)
             writer.save(path, args=ocp.args.Composite(**items))
         except jax.errors.JaxRuntimeError:  # such as a device that fails, or a process that is gone
             raise

@@ -10,6 +10,7 @@ import json
 import logging
 import os
 import re
+import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -31,6 +32,9 @@ _MOST_PARTS = 16
 
 # The slowest disk that a lab would use must not fail a run.
 _TIMEOUT_SECONDS = 3600
+
+# Between attempts to remove a folder that something still writes into.
+_PAUSES = (0.1, 0.3, 1.0, 3.0)
 
 # Orbax writes into this once more when all is done; nothing is read of it.
 _LAST = ("_CHECKPOINT_METADATA",)
@@ -157,6 +161,19 @@ def remove(path: epath.Path) -> None:
         (path / ocp.path.atomicity.COMMIT_SUCCESS_FILE).unlink(missing_ok=True)
     else:
         path = path.rename(unfinished_path(path))
+    path.rmtree(missing_ok=True)
+
+
+def remove_unfinished(path: epath.Path) -> None:
+    """Removes what was never finished, though a save that failed may still be writing into it.
+
+    Raises:
+        OSError: If it can't be removed, or is written into for seconds.
+    """
+    for seconds in _PAUSES:
+        with contextlib.suppress(OSError):
+            return path.rmtree(missing_ok=True)
+        time.sleep(seconds)
     path.rmtree(missing_ok=True)
 
 

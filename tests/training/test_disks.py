@@ -1,7 +1,9 @@
 """A disk that refuses, a process that dies, and the parameters that are written once."""
 
+import errno
 import gc
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -56,6 +58,24 @@ def test_a_disk_that_fills_keeps_the_last_good_step(
         later = next_state._replace(step=next_state.step + 1)
         assert opened.save(later, wait=True), "there is room again"
         assert_same(opened.restore(abstract(later)), later)
+
+
+def test_what_a_failed_save_still_writes_stops_no_later_one(
+    checkpoints: Checkpoints, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    unfinished = tmp_path / "checkpoints/1.orbax-checkpoint-tmp"
+    (unfinished / "params").mkdir(parents=True)
+    remove, left = shutil.rmtree, [OSError(errno.ENOTEMPTY, "Directory not empty")] * 2
+
+    def remove_unless_written_into(path: str) -> None:
+        if left:
+            raise left.pop()
+        remove(path)
+
+    monkeypatch.setattr(shutil, "rmtree", remove_unless_written_into)
+    checkpoints.save(make_state(2), wait=True)
+    assert not left
+    assert steps_in(tmp_path) == ["2"]
 
 
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
