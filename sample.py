@@ -27,20 +27,19 @@ from absl import flags
 from etils import epath
 from ml_collections import ConfigDict
 
-from dynamicrafter_jax import bulk, files, media, provenance, sharding
-from dynamicrafter_jax.config import config_to_json
+from dynamicrafter_jax import media, sharding
+from dynamicrafter_jax.cli.setting_flags import define_setting_flags, set_given
+from dynamicrafter_jax.config import config_to_json, deciding_sections
 from dynamicrafter_jax.errors import UserError
-from dynamicrafter_jax.models import Models
-from dynamicrafter_jax.noise import read_noise
 from dynamicrafter_jax.pipeline import Clips, ImageToVideo
-from dynamicrafter_jax.pretrained import find_model
-from dynamicrafter_jax.progress import ProgressBar
-from dynamicrafter_jax.sampler import Sampler
-from dynamicrafter_jax.sampling import SamplingSettings
-from dynamicrafter_jax.setting_flags import define_setting_flags, set_given
-from dynamicrafter_jax.training import distributed
-from dynamicrafter_jax.training.preemption import Preemption
-from dynamicrafter_jax.weights import abstract_params, load_pretrained, origin
+from dynamicrafter_jax.runtime import distributed, files, preemption, provenance
+from dynamicrafter_jax.sampling import bulk
+from dynamicrafter_jax.sampling.noise import read_noise
+from dynamicrafter_jax.sampling.progress import ProgressBar
+from dynamicrafter_jax.sampling.sampler import load_sampler
+from dynamicrafter_jax.sampling.settings import SamplingSettings
+from dynamicrafter_jax.weights.load import origin
+from dynamicrafter_jax.weights.names import find_model
 
 CONFIG = cli.define_config()
 CHECKPOINT = flags.DEFINE_string(
@@ -64,15 +63,7 @@ NOISE = flags.DEFINE_string("noise", None, "Replay the draws of another run, fro
 SAVE_LATENTS = flags.DEFINE_string("save_latents", None, "Also write the final latents, a .npy.")
 SAVE_VIDEO = flags.DEFINE_string("save_video", None, "Also write the unclipped frames, a .npy.")
 SETTINGS = define_setting_flags()
-MULTIHOST = flags.DEFINE_bool("multihost", False, "Find the other processes of a TPU pod.")
-COORDINATOR = flags.DEFINE_string("coordinator_address", None, "Process 0, as host:port.")
-NUM_PROCESSES = flags.DEFINE_integer("num_processes", None, "Processes that share the work.")
-PROCESS_ID = flags.DEFINE_integer("process_id", None, "Which of them this is, from 0.")
-
-# Config sections beside the networks' that decide what a request becomes.
-_DECIDING = ("diffusion", "precision")
-# The exit status of a process that SIGTERM ends, by which schedulers know to start it again.
-_STOPPED = 143
+PROCESSES = cli.define_processes()
 
 
 def main(_: Sequence[str]) -> None:
@@ -104,10 +95,7 @@ def joined() -> Iterator[tuple[ConfigDict, str]]:
     if checkpoint is None:
         raise UserError("no --checkpoint: give demo, a converted directory, a file, or a Hub id")
     config = choose_config(checkpoint)
-    distributed.initialize(
-        COORDINATOR.value, NUM_PROCESSES.value, PROCESS_ID.value, multihost=MULTIHOST.value
-    )
-    with distributed.leaving_at_once():
+    with PROCESSES.joined():
         yield config, checkpoint
 
 
@@ -164,28 +152,25 @@ def sample_table(config: ConfigDict, checkpoint: str, table: str, folder: str) -
 
     # Model
     model, towers = find_models(checkpoint)
-    config, params = load_pretrained(model, config=config, towers=towers)
-    sampler = Sampler(config, share.mesh)
-    where = sharding.parameter_shardings(abstract_params(config), share.mesh)
-    params = jax.tree.map(sharding.place, params, where)
+    sampler, params = load_sampler(model, share.mesh, config=config, towers=towers)
 
     # Run
     if jax.process_index() == 0:
         bulk.remove_leftovers(folder, names)
     manifest = bulk.Manifest(folder, jax.process_index())
     made, details = made_with(checkpoint, model, towers), describe(config)
-    decides = {name: details["config"][name] for name in (*Models._fields, *_DECIDING)}
+    decides = deciding_sections(config)
     decides |= {"weights": made["weights"], "towers": made["towers"], **options}
     length = sampler.models.text_encoder.context_length
     loader = bulk.Loader(manifest, decides, length, together=share.together)
     inspect = bulk.agreed(loader, requests) if share.together else loader.inspect
     writer = bulk.Writer(manifest, folder, **options, made_with=made, details=details)
-    with Preemption() as preemption:
+    with preemption.Preemption() as watched:
         run = bulk.BulkRun(
             bulk.BatchSampler(sampler, params, batch_size),
             lambda batch: loader.load([inspect(request) for request in batch]),
             writer if share.writes else None,
-            preemption.requested,
+            watched.requested,
             lambda one, seconds: print(f"{folder}/{one.request.name}.mp4: {seconds:.1f} s"),
         )
         summary = run(batches)
@@ -208,7 +193,7 @@ def conclude(
     print(summary if alone else f"process {process}: {summary}", flush=True)
     if summary.stopped:
         sys.stderr.write("stopped as asked: the same command goes on from here\n")
-        return _STOPPED
+        return preemption.EXIT_STATUS
     noted = bulk.read_manifest(folder)
     failed = sum(noted[name]["status"] == "error" for name in names if name in noted)
     if failed:

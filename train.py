@@ -25,8 +25,9 @@ from dynamicrafter_jax.data.loader import batches
 from dynamicrafter_jax.data.opening import open_examples
 from dynamicrafter_jax.diffusion.schedule import make_schedule
 from dynamicrafter_jax.errors import UserError
-from dynamicrafter_jax.training import distributed, run_info
-from dynamicrafter_jax.training.checkpoints import Checkpoints
+from dynamicrafter_jax.runtime import distributed
+from dynamicrafter_jax.runtime.preemption import EXIT_STATUS, Preemption
+from dynamicrafter_jax.training.checkpoints import Checkpoints, start_or_restore
 from dynamicrafter_jax.training.console import Console
 from dynamicrafter_jax.training.feed import Feed
 from dynamicrafter_jax.training.history import History
@@ -34,29 +35,22 @@ from dynamicrafter_jax.training.keys import parameter_key, step_key, validation_
 from dynamicrafter_jax.training.metrics import MetricWriter
 from dynamicrafter_jax.training.objectives import make_objective
 from dynamicrafter_jax.training.optimizer import learning_rate, make_optimizer
-from dynamicrafter_jax.training.preemption import Preemption
 from dynamicrafter_jax.training.profiling import Profiler
-from dynamicrafter_jax.training.restoring import start_or_restore
 from dynamicrafter_jax.training.samples import Samples, open_subjects
 from dynamicrafter_jax.training.settings import TrainSettings
 from dynamicrafter_jax.training.state import abstract_state
 from dynamicrafter_jax.training.step import compile_step, make_train_step
 from dynamicrafter_jax.training.throughput import Throughput
 from dynamicrafter_jax.training.validation import open_validation
-from dynamicrafter_jax.training.workdir import check_workdir, claim_workdir
-from dynamicrafter_jax.weights import abstract_params, origin
+from dynamicrafter_jax.training.workdir import check_workdir, claim_workdir, record_session
+from dynamicrafter_jax.weights.load import abstract_params, origin
 
 CONFIG = cli.define_config()
 WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run: checkpoints, logs, samples.")
-MULTIHOST = flags.DEFINE_bool("multihost", False, "Find the other processes of a TPU pod.")
-COORDINATOR = flags.DEFINE_string("coordinator_address", None, "Process 0, as host:port.")
-NUM_PROCESSES = flags.DEFINE_integer("num_processes", None, "Processes of the run.")
-PROCESS_ID = flags.DEFINE_integer("process_id", None, "Which of them this is, from 0.")
+PROCESSES = cli.define_processes()
 
 # Steps at the start of which each is told, so that one sees that it goes on, and how fast.
 _TOLD = 10
-# The exit status of a process that SIGTERM ends, by which schedulers know to start it again.
-_STOPPED = 143
 
 
 def main(_: Sequence[str]) -> None:
@@ -65,13 +59,10 @@ def main(_: Sequence[str]) -> None:
     if config is None or workdir is None:
         raise UserError("--config and --workdir are needed: what to train, and where to keep it")
     settings = settings_of(TrainSettings, "train", config.train)
-    distributed.initialize(
-        COORDINATOR.value, NUM_PROCESSES.value, PROCESS_ID.value, multihost=MULTIHOST.value
-    )
-    with distributed.leaving_at_once(), contextlib.ExitStack() as stack:
+    with PROCESSES.joined(), contextlib.ExitStack() as stack:
         finished = train(config, settings, workdir, stack)
     if not finished:
-        sys.exit(_STOPPED)
+        sys.exit(EXIT_STATUS)
 
 
 def train(
@@ -124,9 +115,7 @@ def train(
     if writes:
         paths = {source.path for source in start.sources.values()} if start else ()
         weights = [entry for path in sorted(paths, key=str) for entry in origin(path)]
-        run_info.record_session(
-            workdir, config=config, weights=weights, mesh=mesh, first_step=first
-        )
+        record_session(workdir, config=config, weights=weights, mesh=mesh, first_step=first)
     writer = stack.enter_context(MetricWriter(workdir, enabled=writes, first_step=first + 1))
     samples = subjects and Samples(subjects, workdir=workdir, writer=writer)
     bar = None if jax.process_count() == 1 else False

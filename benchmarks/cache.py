@@ -39,9 +39,9 @@ from timing import made_with, say
 
 from dynamicrafter_jax import conditioning, sharding
 from dynamicrafter_jax.config import load_config, networks_of, settings_of
-from dynamicrafter_jax.data.cache_format import DTYPES, FORMAT_VERSION, NETWORKS, Recipe, finish
-from dynamicrafter_jax.data.cache_writer import prepare, write_shards
-from dynamicrafter_jax.data.cached_clips import CachedExamples
+from dynamicrafter_jax.data.cache.clips import CachedExamples
+from dynamicrafter_jax.data.cache.format import DTYPES, FORMAT_VERSION, NETWORKS, Recipe, finish
+from dynamicrafter_jax.data.cache.writer import prepare, write_shards
 from dynamicrafter_jax.data.clips import VideoExamples
 from dynamicrafter_jax.data.draws import ClipSettings
 from dynamicrafter_jax.data.sources import open_source
@@ -54,7 +54,7 @@ from dynamicrafter_jax.training.settings import TrainSettings
 from dynamicrafter_jax.training.state import abstract_state
 from dynamicrafter_jax.training.step import make_train_step
 from dynamicrafter_jax.training.throughput import product_flops
-from dynamicrafter_jax.weights import abstract_params
+from dynamicrafter_jax.weights.load import abstract_params
 
 SHAPES = {"moments": (40, 64, 8), "text": (77, 1024), "vision": (257, 1280)}
 VIDEOS = 4

@@ -20,15 +20,15 @@ from ml_collections import ConfigDict
 from numpy.typing import ArrayLike
 from tqdm import tqdm
 
-from dynamicrafter_jax import provenance
 from dynamicrafter_jax.config import load_config, networks_of
 from dynamicrafter_jax.diffusion.schedule import make_schedule, spaced_timesteps
 from dynamicrafter_jax.diffusion.solver import ddim_coefficients
 from dynamicrafter_jax.models import Models, abstract_models
 from dynamicrafter_jax.models.clip import preprocess
 from dynamicrafter_jax.pipeline import Clips, ImageToVideo
-from dynamicrafter_jax.release import release_tensors
+from dynamicrafter_jax.runtime import provenance
 from dynamicrafter_jax.tokenizer import tokenize
+from dynamicrafter_jax.weights.release import release_tensors
 
 RELEASES = ("256", "512", "1024")
 NETWORKS = ("U-Net", "VAE encoder", "VAE decoder", "text tower", "vision tower", "projector")
@@ -84,7 +84,7 @@ def host_rows() -> Iterator[Row]:
         ]
         yield _worst_of(f"DDIM {column}, {len(pairs)} tables", pairs, target)
 
-    tokens = json.loads((tiny.DATA / "tokens.json").read_text())
+    tokens = json.loads((tiny.GOLDEN / "tokens.json").read_text())
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # two of the texts are meant to be cut
         pairs = list(zip(tokenize(tokens["texts"]), tokens["ids"], strict=True))
@@ -127,7 +127,7 @@ def full_network_rows() -> Iterator[Row]:
 
 def run_rows() -> Iterator[Row]:
     """Replays whole runs of the release from its noise, in float32 and in bfloat16."""
-    for path in sorted(tiny.DATA.glob("sample_*.npz")):
+    for path in sorted(tiny.GOLDEN.glob("sample_*.npz")):
         golden = tiny.golden(path.stem)
         settings = json.loads(str(golden["settings"]))
         exact, rough = (_replay(golden, settings, dtype) for dtype in DTYPES)
@@ -221,7 +221,7 @@ def _config(model: str) -> ConfigDict:
 @functools.cache
 def _params(model: str, section: str) -> PyTree:
     """Rebuilds a network's weights from the names in a manifest, one tensor at a time."""
-    manifest = json.loads((tiny.DATA / f"manifest_{model}.json").read_text())
+    manifest = json.loads((tiny.GOLDEN / f"manifest_{model}.json").read_text())
     places = release_tensors({section: abstract_models(networks_of(_config(model)))[section]})
     params = {}
     for name, place in tqdm(

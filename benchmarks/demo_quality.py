@@ -7,7 +7,7 @@ r"""Says how well a model does what it is told, on held-out drawn clips, and wha
 
 Clips are the first of the test split of `data/synthetic`, whose numbers and photographs no
 training sees. Each is sampled from its first frame, under its caption and its frames a second.
-What moved is found by drawing the known scene again (`data/synthetic/tracking.py`), without the
+What moved is found by drawing the known scene again (`tracking.py`), without the
 caption. A clip is right if every motion that its caption names goes the right way, at least --share
 of the way that it goes in a real clip of this speed, and nothing else goes so far.
 """
@@ -33,10 +33,10 @@ from drawn_clips import (
     reconstruct,
     simple_features,
 )
+from tracking import Change, made, shows
 
 from dynamicrafter_jax import cli
 from dynamicrafter_jax.data.synthetic import MOTIONS
-from dynamicrafter_jax.data.synthetic.tracking import Change, made, shows
 from dynamicrafter_jax.errors import UserError
 from dynamicrafter_jax.metrics.fvd import Moments, frechet_distance
 from dynamicrafter_jax.pipeline import ImageToVideo

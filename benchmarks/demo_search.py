@@ -21,14 +21,15 @@ from absl import flags
 from drawn_clips import Drawn, draw, psnr, reconstruct
 from jaxtyping import Array, Float, Int, PyTree, UInt8
 
-from dynamicrafter_jax import cli, conditioning, sampling
+from dynamicrafter_jax import cli, conditioning
 from dynamicrafter_jax.conditioning import Conditioning
 from dynamicrafter_jax.diffusion.prediction import add_noise, per_sample, to_x0_and_eps
 from dynamicrafter_jax.diffusion.schedule import Schedule, make_schedule
 from dynamicrafter_jax.errors import UserError
 from dynamicrafter_jax.models import Models
 from dynamicrafter_jax.pipeline import ImageToVideo
-from dynamicrafter_jax.sampler import shown_frames
+from dynamicrafter_jax.sampling import stages
+from dynamicrafter_jax.sampling.sampler import shown_frames
 from dynamicrafter_jax.tokenizer import tokenize
 from dynamicrafter_jax.training.inputs import pixels
 
@@ -98,7 +99,7 @@ def clean_clips(
     latents = (models.vae.scale_factor * posterior.mean).reshape(b, t, *posterior.mean.shape[1:])
     condition = Conditioning(
         text=conditioning.text_context(models, params, ids),
-        image=conditioning.image_context(models, params, frames[:, 0], t),
+        image=conditioning.image_context(models, params, frames[:, 0]),
         concat=conditioning.concat_latents(latents[:, 0], t),
         fs=fs,
     )
@@ -115,7 +116,7 @@ def clean_clips(
     noisy = add_noise(per_sample(scale, latents) * latents, noise, signal_level, noise_level)
     predicted = denoiser(noisy, timesteps, condition)
     x0, _ = to_x0_and_eps(schedule.parameterization, noisy, predicted, alpha_bar)
-    return sampling.decode(
+    return stages.decode(
         models,
         params,
         x0 / per_sample(scale, x0),

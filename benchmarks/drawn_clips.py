@@ -9,16 +9,17 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float64, UInt8
+from tracking import Change, find_change
 
-from dynamicrafter_jax import sampling, sharding
+from dynamicrafter_jax import sharding
 from dynamicrafter_jax.conditioning import Conditioning
 from dynamicrafter_jax.data.synthetic import Renderer, Scene, Split, draw_scene, trajectory
-from dynamicrafter_jax.data.synthetic.tracking import Change, find_change
-from dynamicrafter_jax.noise import KeyedNoise
 from dynamicrafter_jax.pipeline import ImageToVideo
-from dynamicrafter_jax.program import Program
-from dynamicrafter_jax.sampler import shown_frames
-from dynamicrafter_jax.sampling import SamplingSettings
+from dynamicrafter_jax.runtime.program import Program
+from dynamicrafter_jax.sampling import stages
+from dynamicrafter_jax.sampling.noise import KeyedNoise
+from dynamicrafter_jax.sampling.sampler import shown_frames
+from dynamicrafter_jax.sampling.settings import SamplingSettings
 from dynamicrafter_jax.tokenizer import tokenize
 
 Video = UInt8[np.ndarray, "t h w 3"]
@@ -56,7 +57,7 @@ class Generator:
         """Binds a model; `settings` are any of `SamplingSettings`, in place of the config's."""
         self._animate, self._batch_size = animate, batch_size
         self._settings = SamplingSettings.from_config(animate.config.sampling, **settings)
-        encode = functools.partial(sampling.encode, animate.models)
+        encode = functools.partial(stages.encode, animate.models)
         self._encode = Program(functools.partial(_encode_without, encode))
 
     def __call__(
@@ -104,7 +105,7 @@ class Generator:
                 negative,
                 fs,
                 draws,
-                shape=sampling.latent_shape(self._animate.models, self._settings),
+                shape=stages.latent_shape(self._animate.models, self._settings),
                 num_passes=self._settings.num_passes,
                 without=without,
             )

@@ -31,7 +31,7 @@ import numpy as np
 from av.video.reformatter import Interpolation, VideoReformatter
 from PIL import Image
 
-from dynamicrafter_jax.data import decoding
+from dynamicrafter_jax.data.videos import decoding
 from dynamicrafter_jax.media import read_picture
 from dynamicrafter_jax.media.cropping import cover
 
@@ -73,7 +73,7 @@ FILES = (
 
 
 def ours() -> Reader:
-    """`dynamicrafter_jax.data.decoding`."""
+    """`dynamicrafter_jax.data.videos.decoding`."""
 
     def read(path: str, indices: Sequence[int]) -> np.ndarray:
         with decoding.open_video(path, path) as video:

@@ -29,7 +29,7 @@ from PIL import Image
 
 def main() -> int:
     found = dict(similarities()) | dict(clip_numbers()) | dict(dreamsim_numbers())
-    np.savez_compressed(names.DATA / "picture_metrics.npz", allow_pickle=False, **found)
+    np.savez_compressed(names.GOLDEN / "picture_metrics.npz", allow_pickle=False, **found)
     return 0
 
 

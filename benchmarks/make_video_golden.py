@@ -1,7 +1,7 @@
 """Pins what another build of ffmpeg shows of the videos in `tests/video_twists.py`.
 
     pip install imageio-ffmpeg==0.8.1
-    python benchmarks/make_video_golden.py tests/data/videos.json
+    python benchmarks/make_video_golden.py tests/golden/videos.json
 
 The build is the one in that package, run as a program: it decodes and turns the frames, and says at
 which times they are shown. The tests compare the reader of this package, which uses the libraries

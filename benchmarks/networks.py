@@ -36,8 +36,9 @@ from dynamicrafter_jax import sharding
 from dynamicrafter_jax.attention import choose_attention
 from dynamicrafter_jax.config import load_config, matmul_precision, networks_of
 from dynamicrafter_jax.models import attention, layers, unet
-from dynamicrafter_jax.program import Program
-from dynamicrafter_jax.sampling import SamplingSettings, latent_shape
+from dynamicrafter_jax.runtime.program import Program
+from dynamicrafter_jax.sampling.settings import SamplingSettings
+from dynamicrafter_jax.sampling.stages import latent_shape
 
 TINY = Path(__file__).parent.parent / "tests" / "configs" / "tiny_v.py"
 

@@ -21,15 +21,16 @@ import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
-from dynamicrafter_jax import checkpoint, cli
+from dynamicrafter_jax import cli
 from dynamicrafter_jax.config import load_config, networks_of
-from dynamicrafter_jax.data.decoding import open_video
 from dynamicrafter_jax.data.synthetic import Renderer, Scene, draw_scene, trajectory
+from dynamicrafter_jax.data.videos.decoding import open_video
 from dynamicrafter_jax.media import write_video
 from dynamicrafter_jax.models.layers import init_params
 from dynamicrafter_jax.pipeline import ImageToVideo
-from dynamicrafter_jax.training.finished import open_run
-from dynamicrafter_jax.weights import abstract_params
+from dynamicrafter_jax.training.workdir import open_run
+from dynamicrafter_jax.weights import converted
+from dynamicrafter_jax.weights.load import abstract_params
 
 ROOT = Path(__file__).parent.parent
 CURVE = ROOT / "docs" / "images" / "overfit.svg"
@@ -143,8 +144,8 @@ def make_start(config: ConfigDict, clips: list[np.ndarray], folder: Path) -> Non
     bias[:channels] = (np.asarray(quant["bias"])[:channels] - center) * scale
     params["vae"]["quant"] = {"kernel": jnp.asarray(kernel), "bias": jnp.asarray(bias)}
     for name, tree in params.items():
-        checkpoint.save_tree(checkpoint.section_path(folder, name), tree)
-    checkpoint.write_description(folder, config, [])
+        converted.save_tree(converted.section_path(folder, name), tree)
+    converted.write_description(folder, config, [])
 
 
 def psnr(workdir: Path, step: int, clips: list[np.ndarray], prompts: list[str]) -> list[float]:

@@ -27,8 +27,8 @@ from comparisons import full_network_rows, host_rows, run_rows, small_network_ro
 from measures import Row
 from timing import made_with
 
-from dynamicrafter_jax import files
 from dynamicrafter_jax.errors import UserError
+from dynamicrafter_jax.runtime import files
 
 DOCUMENT = Path(__file__).parent.parent / "docs" / "parity.md"
 

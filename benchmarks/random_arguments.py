@@ -10,7 +10,8 @@ from ml_collections import ConfigDict
 
 from dynamicrafter_jax.config import networks_of
 from dynamicrafter_jax.models.layers import Parameter
-from dynamicrafter_jax.sampling import SamplingSettings, latent_shape
+from dynamicrafter_jax.sampling.settings import SamplingSettings
+from dynamicrafter_jax.sampling.stages import latent_shape
 
 # A prime, so that the rows of no matrix are alike.
 _PERIOD = 1_000_003

@@ -39,8 +39,8 @@ from dynamicrafter_jax.config import networks_of
 from dynamicrafter_jax.errors import UserError
 from dynamicrafter_jax.models import abstract_models
 from dynamicrafter_jax.pipeline import ImageToVideo
-from dynamicrafter_jax.provenance import peak_memory
-from dynamicrafter_jax.sampling import SamplingSettings
+from dynamicrafter_jax.runtime.provenance import peak_memory
+from dynamicrafter_jax.sampling.settings import SamplingSettings
 from dynamicrafter_jax.training.throughput import product_flops
 
 CONFIG = cli.define_config()
@@ -115,7 +115,7 @@ def measure(config: ConfigDict, clips: int, repeats: int) -> dict[str, Any]:
     """Samples and returns what was measured."""
     animate = random_model(config)
     settings = SamplingSettings.from_config(config.sampling)
-    image, steps = picture(config), len(animate.sampler.timesteps(settings))
+    image, steps = picture(config), animate.sampler.num_steps(settings)
     sample = functools.partial(animate.sample, image, PROMPT, num_samples=clips)
 
     compiled = timing.seconds(sample)

@@ -16,8 +16,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from dynamicrafter_jax import files, provenance
 from dynamicrafter_jax.errors import UserError
+from dynamicrafter_jax.runtime import files, provenance
 from dynamicrafter_jax.training.throughput import peak_flops
 
 DOCUMENT = Path(__file__).parent.parent / "docs" / "performance.md"

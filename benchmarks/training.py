@@ -26,7 +26,7 @@ from dynamicrafter_jax import cli, sharding
 from dynamicrafter_jax.config import matmul_precision, networks_of, settings_of
 from dynamicrafter_jax.diffusion.schedule import make_schedule
 from dynamicrafter_jax.errors import UserError
-from dynamicrafter_jax.provenance import peak_memory
+from dynamicrafter_jax.runtime.provenance import peak_memory
 from dynamicrafter_jax.training.inputs import Batch
 from dynamicrafter_jax.training.objectives import make_objective
 from dynamicrafter_jax.training.optimizer import make_optimizer
@@ -34,7 +34,7 @@ from dynamicrafter_jax.training.settings import TrainSettings
 from dynamicrafter_jax.training.state import TrainState, abstract_state, create_state
 from dynamicrafter_jax.training.step import TrainStep, compile_step, make_train_step
 from dynamicrafter_jax.training.throughput import product_flops
-from dynamicrafter_jax.weights import abstract_params
+from dynamicrafter_jax.weights.load import abstract_params
 
 CONFIG = cli.define_config()
 CACHED = flags.DEFINE_bool("cached", False, "Train from latents and tokens, not from frames.")

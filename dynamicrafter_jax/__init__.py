@@ -2,7 +2,7 @@
 
 from typing import TYPE_CHECKING
 
-from dynamicrafter_jax.quiet import quiet_libraries
+from dynamicrafter_jax.runtime.quiet import quiet_libraries
 
 if TYPE_CHECKING:
     from dynamicrafter_jax.pipeline import ImageToVideo

@@ -1,11 +1,55 @@
-"""Lists the commands of the package."""
+"""Lists the commands of the package, and runs those of an installation: `dynamicrafter-sample`.
 
+Each of these runs a module of the package as `python -m` does. `sample.py` and `train.py` lie at
+the top of the repository, where they are read, and are modules of the package by a link, as
+`configs/` is.
+"""
+
+import ast
+import functools
+import importlib.util
+import runpy
 import sys
+from pathlib import Path
 
-from dynamicrafter_jax import commands
+INSTALLED = ("sample", "train", "convert", "evaluate", "plan", "app")
+"""Modules that have a command of their own, `dynamicrafter-NAME`."""
+
+OTHERS = ("demo", "artifact", "data.cache", "data.prepare", "data.synthetic")
+"""Modules that are commands by `python -m dynamicrafter_jax.NAME` only."""
+
+
+def run(name: str) -> None:
+    """Runs the module of a command as the main program, with the process's arguments."""
+    runpy.run_module(f"dynamicrafter_jax.{name}", run_name="__main__", alter_sys=True)
+
+
+sample, train, convert, evaluate, plan, app = (functools.partial(run, name) for name in INSTALLED)
+
+
+def listed() -> str:
+    """Returns the commands, each with a line that says what it does."""
+    commands = {f"dynamicrafter-{name}": name for name in INSTALLED}
+    commands |= {f"python -m dynamicrafter_jax.{name}": name for name in OTHERS}
+    width = max(map(len, commands))
+    lines = [f"{command:{width}}  {_purpose(name)}" for command, name in commands.items()]
+    return "\n".join([*lines, "", "Each takes --help."])
+
+
+def _purpose(name: str) -> str:
+    """The first line of a command's docstring, without importing what it needs."""
+    spec = importlib.util.find_spec(f"dynamicrafter_jax.{name}")
+    assert spec is not None and spec.origin is not None
+    file = Path(spec.origin)
+    if file.name == "__init__.py":
+        file = file.with_name("__main__.py")
+    text = ast.get_docstring(ast.parse(file.read_text(encoding="utf-8")))
+    assert text is not None
+    return text.partition("\n")[0]
+
 
 if __name__ == "__main__":
-    print(commands.listed())
+    print(listed())
     if set(sys.argv[1:]) - {"--help", "-h"}:
         sys.stderr.write(
             f"error: unexpected argument {sys.argv[1]!r}: the first word of a line above runs it\n"

@@ -14,6 +14,7 @@ from jaxtyping import Array, Float, Int, Key, Num, PyTree
 
 from dynamicrafter_jax.models import Models
 from dynamicrafter_jax.models.clip import preprocess
+from dynamicrafter_jax.models.resampler import Projector
 
 
 class Conditioning(NamedTuple):
@@ -21,15 +22,26 @@ class Conditioning(NamedTuple):
 
     Attributes:
         text: States of the text tokens.
-        image: Context tokens of the image: of each frame, (b, t, n, d), or for all, (b, n, d).
+        image: Context tokens of the image, by the projector's groups of queries. Which of them a
+            frame reads is chosen where a pass is made (`frame_context`).
         concat: Scaled image latents to concatenate, zero where a frame is free.
         fs: Frame stride (256) or FPS (512, 1024).
+        queries: The group of each frame; None for the projector's rule for clips of this length.
     """
 
     text: Float[Array, "b l d"]
-    image: Float[Array, "b *frames n d"]
+    image: Float[Array, "b q m d"]
     concat: Float[Array, "b t h w z"]
     fs: Num[Array, " b"]
+    queries: Int[Array, "b t"] | None = None
+
+    def of_frames(self, frames: slice | Int[Array, " k"]) -> "Conditioning":
+        """Returns what some frames of a clip are told, as a clip of their own.
+
+        Where `queries` does not say what they read, they read what a clip of their number does.
+        """
+        queries = None if self.queries is None else self.queries[:, frames]
+        return self._replace(concat=self.concat[:, frames], queries=queries)
 
 
 def nearest_queries(num_frames: int, video_length: int) -> Int[np.ndarray, " t"]:
@@ -51,13 +63,13 @@ def text_context(models: Models, params: PyTree, ids: Int[Array, "b l"]) -> Floa
 
 
 def image_context(
-    models: Models, params: PyTree, image: Float[Array, "b h w 3"], num_frames: int
-) -> Float[Array, "b *frames n d"]:
-    """Returns the context tokens that `num_frames` frames read of an image in [-1, 1].
+    models: Models, params: PyTree, image: Float[Array, "b h w 3"]
+) -> Float[Array, "b q m d"]:
+    """Returns the context tokens of an image in [-1, 1], by groups of queries.
 
-    A zero image gives the unconditional context; for the shape see `project_tokens`.
+    A zero image gives the unconditional context.
     """
-    return project_tokens(models, params, image_tokens(models, params, image), num_frames)
+    return project_tokens(models, params, image_tokens(models, params, image))
 
 
 def image_tokens(
@@ -69,35 +81,35 @@ def image_tokens(
 
 
 def project_tokens(
-    models: Models,
-    params: PyTree,
-    tokens: Float[Array, "b n e"],
-    num_frames: int,
-    frames: Int[Array, "b k"] | None = None,
+    models: Models, params: PyTree, tokens: Float[Array, "b n e"]
+) -> Float[Array, "b q m d"]:
+    """Returns the context tokens of all of the vision tower's tokens, by groups of queries."""
+    return models.apply("projector", params, tokens)
+
+
+def frame_context(
+    projector: Projector, condition: Conditioning, num_frames: int
 ) -> Float[Array, "b *frames m d"]:
-    """Returns the context that a clip's frames read of the vision tower's tokens.
+    """Returns the image's context that the frames of one pass read.
 
     In a clip of the projector's `video_length` each frame reads the tokens of its own queries,
-    (b, t, m, d). In any other the release lets every frame read all tokens, (b, m, d); the
+    (b, t, m, d). In any other the release lets every frame read all tokens, (b, q m, d); the
     projector's `other_lengths` may choose the nearest queries instead, (b, t, m, d).
 
     Args:
-        models: The networks.
-        params: Their parameters.
-        tokens: All tokens of the vision tower.
-        num_frames: Frames of the clip.
-        frames: Which of them are wanted where each has tokens of its own; None for all.
+        projector: Of the model.
+        condition: Its `queries`, if there are some, go before that rule.
+        num_frames: Frames of the pass.
     """
-    projector = models.projector
-    context = models.apply("projector", params, tokens)
-    if num_frames != projector.video_length:
-        if projector.other_lengths != "nearest":
-            b, t, n, d = context.shape
-            return context.reshape(b, t * n, d)
-        context = context[:, nearest_queries(num_frames, projector.video_length)]
-    if frames is None:
-        return context
-    return jax.vmap(lambda clip, chosen: clip[chosen])(context, frames)
+    image = condition.image
+    if condition.queries is not None:
+        return jax.vmap(lambda clip, chosen: clip[chosen])(image, condition.queries)
+    if num_frames == projector.video_length:
+        return image
+    if projector.other_lengths == "nearest":
+        return image[:, nearest_queries(num_frames, projector.video_length)]
+    b, q, m, d = image.shape
+    return image.reshape(b, q * m, d)
 
 
 def concat_latents(
@@ -135,7 +147,8 @@ def conditioned_unet(
         x: Float[Array, "b t h w z"], timestep: Num[Array, " b"], condition: Conditioning
     ) -> Float[Array, "b t h w z"]:
         x = jnp.concatenate([x, condition.concat.astype(x.dtype)], axis=-1)
-        text, image, fs = condition.text, condition.image, condition.fs
+        image = frame_context(models.projector, condition, x.shape[1])
+        text, fs = condition.text, condition.fs
         return models.apply("unet", params, x, timestep, text, image, fs, dropout_keys)
 
     return predict

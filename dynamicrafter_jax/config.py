@@ -101,6 +101,15 @@ def _restore(values: dict[str, Any], like: ConfigDict) -> dict[str, Any]:
     return restored
 
 
+def deciding_sections(config: ConfigDict) -> dict[str, Any]:
+    """Returns, as plain JSON types, the sections that decide what a request becomes.
+
+    What else decides, such as the settings of sampling, differs from request to request.
+    """
+    described = config_to_json(config)
+    return {name: described[name] for name in (*Models._fields, "diffusion", "precision")}
+
+
 def networks_of(
     config: ConfigDict,
     kernels: tuple[AttentionFn, TemporalAttentionFn] = (plain_attention, plain_temporal_attention),

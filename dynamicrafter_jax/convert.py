@@ -26,14 +26,15 @@ from etils import epath
 from jaxtyping import PyTree
 from ml_collections import ConfigDict
 
-from dynamicrafter_jax import checkpoint, files
 from dynamicrafter_jax.config import DTYPES, load_config
 from dynamicrafter_jax.errors import UserError
-from dynamicrafter_jax.export import EXPORT_DTYPES, export
-from dynamicrafter_jax.files import as_path, atomic, check_writable
-from dynamicrafter_jax.pretrained import find_model, known_config
-from dynamicrafter_jax.tensors import StoredTensor, layout_of, write_tensors
-from dynamicrafter_jax.weights import Summary, open_release, origin
+from dynamicrafter_jax.runtime import files
+from dynamicrafter_jax.runtime.files import as_path, atomic, check_writable
+from dynamicrafter_jax.weights import converted
+from dynamicrafter_jax.weights.load import open_release, origin
+from dynamicrafter_jax.weights.names import find_model, known_config
+from dynamicrafter_jax.weights.tensors import StoredTensor, layout_of, write_tensors
+from dynamicrafter_jax.weights.write_release import EXPORT_DTYPES, Summary, export
 
 # What a training run's folder is known by.
 RUN_FOLDER = "checkpoints"
@@ -88,7 +89,7 @@ def convert_run(
     Raises:
         UserError: If there is no such checkpoint, it is damaged, or the directory can't be written.
     """
-    from dynamicrafter_jax.training.finished import open_run
+    from dynamicrafter_jax.training.workdir import open_run
 
     place = as_path(directory)
     _check_free(place, overwrite)
@@ -121,12 +122,12 @@ def _write(
     with atomic(place) as temporary:
         sizes: list[int] = []
         for section, read in readers.items():
-            sizes += _save_section(checkpoint.section_path(temporary, section), read)
+            sizes += _save_section(converted.section_path(temporary, section), read)
         if carried:
-            with (temporary / checkpoint.CARRIED_FILE).open("wb") as file:
+            with (temporary / converted.CARRIED_FILE).open("wb") as file:
                 layout = layout_of(carried)
                 write_tensors(file, layout, ((name, carried[name].read()) for name in layout))
-        checkpoint.write_description(temporary, config, sources)
+        converted.write_description(temporary, config, sources)
         if overwrite and place.exists():
             retired = place.rename(files.beside(place))
     if retired is not None:
@@ -140,14 +141,14 @@ def _check_free(place: epath.Path, overwrite: bool) -> None:
         check_writable(place, folder=True)
     elif not overwrite:
         raise UserError(f"{place} exists: give another path, or say to overwrite it")
-    elif not (place / checkpoint.CONFIG_FILE).exists():
+    elif not (place / converted.CONFIG_FILE).exists():
         raise UserError(f"{place} is no converted model, and so is not overwritten")
 
 
 def _save_section(place: epath.Path, read: Callable[[], PyTree]) -> list[int]:
     """Saves the parameters of a network and forgets them; returns the size of each."""
     tree = read()
-    checkpoint.save_tree(place, tree)
+    converted.save_tree(place, tree)
     return [leaf.size for leaf in jax.tree.leaves(tree)]
 
 
@@ -220,7 +221,7 @@ def run(given: Mapping[str, Any]) -> None:
             config = load_config(name)
         model = find_model(source)
         if model.is_dir():
-            checkpoint.read_description(model)  # which says of other folders what they are
+            converted.read_description(model)  # which says of other folders what they are
             raise UserError(f"{source} is a directory: --export makes a file of it")
         if config is None:
             raise UserError("no --config: the config of the model in the file, such as i2v_1024")

@@ -20,11 +20,12 @@ from absl import flags
 from etils import epath
 from jaxtyping import UInt8
 
-from dynamicrafter_jax import media, provenance
+from dynamicrafter_jax import media
 from dynamicrafter_jax.data.synthetic import Renderer, draw_scene, trajectory
 from dynamicrafter_jax.pipeline import ImageToVideo
-from dynamicrafter_jax.pretrained import DEMO
-from dynamicrafter_jax.progress import ProgressBar
+from dynamicrafter_jax.runtime import provenance
+from dynamicrafter_jax.sampling.progress import ProgressBar
+from dynamicrafter_jax.weights.names import DEMO
 
 _PHOTOGRAPH, _PROMPT = "coffee.jpg", "the camera zooms in"
 _CLIP = 4  # of the test split, which no training sees

@@ -25,8 +25,8 @@ import jax
 from absl import flags
 from etils import epath
 
-from dynamicrafter_jax import bulk, files, media, provenance, sharding
-from dynamicrafter_jax.config import config_to_json
+from dynamicrafter_jax import media, sharding
+from dynamicrafter_jax.config import config_to_json, deciding_sections
 from dynamicrafter_jax.errors import UserError
 from dynamicrafter_jax.evaluation import run
 from dynamicrafter_jax.evaluation.datasets import open_folder, open_images
@@ -48,12 +48,12 @@ from dynamicrafter_jax.evaluation.reference import Reference, pair
 from dynamicrafter_jax.evaluation.report import PAGE, scores_table
 from dynamicrafter_jax.evaluation.store import Store
 from dynamicrafter_jax.evaluation.zero_shot import Generator, ThroughMp4, write_inputs
-from dynamicrafter_jax.models import Models
-from dynamicrafter_jax.pretrained import find_model
-from dynamicrafter_jax.progress import ProgressBar
-from dynamicrafter_jax.sampler import Sampler
-from dynamicrafter_jax.training import distributed
-from dynamicrafter_jax.weights import abstract_params, load_pretrained, origin
+from dynamicrafter_jax.runtime import files, provenance
+from dynamicrafter_jax.sampling import bulk
+from dynamicrafter_jax.sampling.progress import ProgressBar
+from dynamicrafter_jax.sampling.sampler import load_sampler
+from dynamicrafter_jax.weights.load import origin
+from dynamicrafter_jax.weights.names import find_model
 
 CONFIG = cli.define_config()
 PROTOCOL = flags.DEFINE_string(
@@ -86,13 +86,7 @@ PART_SIZE = flags.DEFINE_integer("part_size", 32, "Clips whose features are writ
 CLIPS_PER_DEVICE = flags.DEFINE_integer(
     "clips_per_device", 1, "Clips that a device measures at once.", 1
 )
-MULTIHOST = flags.DEFINE_bool("multihost", False, "Find the other processes of a TPU pod.")
-COORDINATOR = flags.DEFINE_string("coordinator_address", None, "Process 0, as host:port.")
-NUM_PROCESSES = flags.DEFINE_integer("num_processes", None, "Processes that share the work.")
-PROCESS_ID = flags.DEFINE_integer("process_id", None, "Which of them this is, from 0.")
-
-# Config sections beside the networks' that decide what is generated.
-_DECIDING = ("diffusion", "precision")
+PROCESSES = cli.define_processes()
 
 
 def main(_: Sequence[str]) -> None:
@@ -106,10 +100,7 @@ def main(_: Sequence[str]) -> None:
     if (protocol.data is None) == (DATA.value is not None):
         kind = "a folder of videos, --reference" if protocol.data is None else "its own, --data"
         raise UserError(f"the protocol {protocol.name} compares with {kind}")
-    distributed.initialize(
-        COORDINATOR.value, NUM_PROCESSES.value, PROCESS_ID.value, multihost=MULTIHOST.value
-    )
-    with distributed.leaving_at_once():
+    with PROCESSES.joined():
         if INPUTS.value is None:
             evaluate(protocol, place)
         else:
@@ -238,7 +229,7 @@ def generated(
     made_with = {
         "weights": origin(model),
         "towers": None if towers is None else origin(towers),
-        **{name: described[name] for name in (*Models._fields, *_DECIDING)},
+        **deciding_sections(config),
     }
     about |= {"config": described, "weights": made_with["weights"], "towers": made_with["towers"]}
     generator = Generator(protocol, config, reference, made_with)
@@ -249,10 +240,7 @@ def generated(
         name = f"{run.THROUGH_MP4}_{CODEC.value}_{CRF.value}"  # others lie beside
         sets[name] = ThroughMp4(fps, **options)
 
-    config, params = load_pretrained(model, config=config, towers=towers)
-    sampler = Sampler(config, share.mesh)
-    where = sharding.parameter_shardings(abstract_params(config), share.mesh)
-    params = jax.tree.map(sharding.place, params, where)
+    sampler, params = load_sampler(model, share.mesh, config=config, towers=towers)
     batch_size = BATCH_SIZE.value or sharding.batch_multiple(share.mesh)
     sample = bulk.BatchSampler(sampler, params, batch_size)
     produce = functools.partial(generator.produce, sample=sample, batch_size=batch_size)

@@ -9,13 +9,14 @@ from etils import epath
 from jaxtyping import PyTree, UInt8
 from ml_collections import ConfigDict
 
-from dynamicrafter_jax import sampling, sharding
+from dynamicrafter_jax import sharding
 from dynamicrafter_jax.config import load_config, networks_of
 from dynamicrafter_jax.models import abstract_models
 from dynamicrafter_jax.models.layers import init_params
-from dynamicrafter_jax.noise import KeyedNoise, replay
-from dynamicrafter_jax.sampler import Clips, ImageLike, Progress, Sampler
-from dynamicrafter_jax.sampling import SamplingSettings
+from dynamicrafter_jax.sampling import stages
+from dynamicrafter_jax.sampling.noise import KeyedNoise, replay
+from dynamicrafter_jax.sampling.sampler import Clips, ImageLike, Progress, Sampler, load_sampler
+from dynamicrafter_jax.sampling.settings import SamplingSettings
 
 __all__ = ["Clips", "ImageToVideo", "Progress"]
 
@@ -43,11 +44,14 @@ class ImageToVideo:
         Raises:
             UserError: If the config is refused.
         """
-        self.config = config
-        self.sampler = Sampler(config, sharding.mesh_of(config))
-        self.models = self.sampler.models
-        where = sharding.parameter_shardings(abstract_models(self.models), self.sampler.mesh)
-        self.params = jax.tree.map(sharding.place, params, where)
+        sampler = Sampler(config, sharding.mesh_of(config))
+        self._bind(sampler, sampler.place(params))
+
+    def _bind(self, sampler: Sampler, params: PyTree) -> None:
+        self.config = sampler.config
+        self.sampler = sampler
+        self.models = sampler.models
+        self.params = params
 
     @classmethod
     def from_pretrained(
@@ -74,11 +78,10 @@ class ImageToVideo:
             UserError: If the source is missing, broken, or does not fit the config, or can't be
                 downloaded.
         """
-        # Orbax and its storage take seconds to import, which sampling itself does not need.
-        from dynamicrafter_jax.weights import load_pretrained
-
         loaded = None if config is None else load_config(config)
-        return cls(*load_pretrained(source, config=loaded, towers=towers))
+        animate = cls.__new__(cls)
+        animate._bind(*load_sampler(source, config=loaded, towers=towers))
+        return animate
 
     @classmethod
     def from_random(cls, config: ConfigDict | str, seed: int = 0) -> "ImageToVideo":
@@ -145,7 +148,7 @@ class ImageToVideo:
             indices = range(first_index, first_index + inputs.count)
             draws = KeyedNoise.from_seed(chosen.seed, indices)
         else:
-            steps = len(self.sampler.timesteps(chosen))
-            shape = sampling.latent_shape(self.models, chosen)
+            steps = self.sampler.num_steps(chosen)
+            shape = stages.latent_shape(self.models, chosen)
             draws = replay(dict(noise), inputs.count, steps, shape)
         return self.sampler(self.params, inputs, chosen, draws, progress)

@@ -28,6 +28,7 @@ from ml_collections import ConfigDict
 
 from dynamicrafter_jax.config import settings_of
 from dynamicrafter_jax.errors import UserError
+from dynamicrafter_jax.models import partitioning
 from dynamicrafter_jax.models.layers import Names, Parameter
 
 AXES = ("data", "fsdp", "sequence", "tensor")
@@ -143,10 +144,11 @@ def use_mesh(mesh: Mesh) -> Iterator[None]:
         yield
 
 
-def partition_spec(names: Names) -> PartitionSpec:
-    """Returns how an array is split whose axes have these logical names."""
-    axes: dict[str | None, str | tuple[str, ...]] = dict(LOGICAL_AXES)
-    return PartitionSpec(*(axes.get(name) for name in names))
+def split_axes(
+    shape: tuple[int, ...], names: Names, mesh: Mesh
+) -> tuple[PartitionSpec, tuple[int, ...]]:
+    """Returns how an array's leading axes are split over a mesh, and in how many parts each is."""
+    return partitioning.split_axes(shape, names, mesh.shape, LOGICAL_AXES)
 
 
 def replicated(mesh: Mesh) -> NamedSharding:
@@ -173,8 +175,8 @@ def parameter_shardings(boxed: PyTree, mesh: Mesh) -> PyTree:
     def place(box: Parameter) -> NamedSharding:
         shape = box.value.shape
         spec: list = [
-            axis if axis and mesh.shape[axis] > 1 and size % mesh.shape[axis] == 0 else None
-            for axis, size in zip(partition_spec(box.names), shape, strict=True)
+            axis if parts > 1 and size % parts == 0 else None
+            for axis, parts, size in zip(*split_axes(shape, box.names, mesh), shape, strict=True)
         ]
         free = [
             axis
@@ -214,6 +216,28 @@ def place(array: Array | np.ndarray, where: Sharding) -> Array:
         return jax.random.wrap_key_data(numbers, impl=jax.random.key_impl(array))
     values = np.asarray(array)
     return jax.make_array_from_callback(values.shape, where, lambda index: values[index])
+
+
+def place_parameters(params: PyTree, where: PyTree) -> PyTree[Array]:
+    """Places parameters that every process has whole.
+
+    A parameter may be stored as several arrays, such as whole numbers and their scales. They have
+    its axes, and an axis of one entry stays whole.
+
+    Args:
+        params: For each leaf of `where`, an array or a pytree of arrays.
+        where: From `parameter_shardings`.
+    """
+
+    def put(sharding: NamedSharding, parameter: PyTree) -> PyTree[Array]:
+        def part(array: Array | np.ndarray) -> Array:
+            axes = zip(sharding.spec, array.shape, strict=False)
+            spec = PartitionSpec(*(axis if size > 1 else None for axis, size in axes))
+            return place(array, NamedSharding(sharding.mesh, spec))
+
+        return jax.tree.map(part, parameter)
+
+    return jax.tree.map(put, where, params)
 
 
 def batch_multiple(mesh: Mesh, passes: int = 1) -> int:

@@ -21,7 +21,7 @@ from tokenizers import Encoding, Tokenizer
 from tokenizers.pre_tokenizers import ByteLevel
 
 from dynamicrafter_jax.errors import UserError
-from dynamicrafter_jax.placeholders import refuse_placeholder
+from dynamicrafter_jax.runtime.placeholders import refuse_placeholder
 
 VOCABULARY_SIZE = 49408
 START = 49406

@@ -14,12 +14,12 @@ import tiny
 from PIL import Image
 from safetensors.numpy import save_file
 
-from dynamicrafter_jax import bulk
-from dynamicrafter_jax.bulk.encoder import Row
 from dynamicrafter_jax.config import load_config
-from dynamicrafter_jax.release import release_tensors
-from dynamicrafter_jax.sampler import Sampler
-from dynamicrafter_jax.weights import abstract_params
+from dynamicrafter_jax.sampling import bulk
+from dynamicrafter_jax.sampling.bulk.encoder import Row
+from dynamicrafter_jax.sampling.sampler import Sampler
+from dynamicrafter_jax.weights.load import abstract_params
+from dynamicrafter_jax.weights.release import release_tensors
 
 ROOT = Path(__file__).parent.parent
 CASES = ROOT / "tests/cases"

@@ -10,11 +10,12 @@ import numpy as np
 import video_files
 from etils import epath
 
-from dynamicrafter_jax.data.cache_format import DTYPES, FORMAT_VERSION, Recipe, finish
-from dynamicrafter_jax.data.cache_writer import missing_shards, prepare, write_shards
+from dynamicrafter_jax.data.cache.format import DTYPES, FORMAT_VERSION, Recipe, finish
+from dynamicrafter_jax.data.cache.writer import missing_shards, prepare, write_shards
 from dynamicrafter_jax.data.clips import prompt_ids
 from dynamicrafter_jax.data.draws import ClipSettings
-from dynamicrafter_jax.data.sources import VideoSource, open_source
+from dynamicrafter_jax.data.sources import open_source
+from dynamicrafter_jax.data.videos import VideoSource
 
 HEIGHT, WIDTH = 16, 24
 SHAPES = {"moments": (2, 3, 8), "text": (77, 2), "vision": (5, 4)}

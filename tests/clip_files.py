@@ -10,7 +10,7 @@ import numpy as np
 from dynamicrafter_jax.metrics.clip_embedding import ClipEmbedding
 from dynamicrafter_jax.models.clip import ImageEncoder, TextEncoder
 
-DATA = Path(__file__).parent / "data"
+GOLDEN = Path(__file__).parent / "golden"
 
 EMBEDDING = 32
 VISION: dict[str, Any] = {
@@ -37,7 +37,7 @@ def model() -> ClipEmbedding:
 
 def token_ids() -> np.ndarray:
     """Ids of some texts."""
-    return np.asarray(json.loads((DATA / "tokens.json").read_text())["ids"][:4], np.int32)
+    return np.asarray(json.loads((GOLDEN / "tokens.json").read_text())["ids"][:4], np.int32)
 
 
 def shapes() -> dict[str, tuple[int, ...]]:

@@ -37,7 +37,7 @@ install_import_hook("dynamicrafter_jax", "beartype.beartype")
 @pytest.fixture(scope="session")
 def golden() -> Path:
     """The folder of golden files: numbers computed by the PyTorch release."""
-    return Path(__file__).parent / "data"
+    return Path(__file__).parent / "golden"
 
 
 @pytest.fixture(scope="session")

@@ -13,7 +13,7 @@ import golden_weights
 import numpy as np
 import safetensors.numpy
 
-DATA = Path(__file__).parent / "data"
+GOLDEN = Path(__file__).parent / "golden"
 
 PATCH, TOKENS, RANK, HEAD = 16, 197, 16, 64
 KINDS = {"ensemble": ("dino", "clip", "open_clip"), "dino_vitb16": ("dino",)}
@@ -52,7 +52,7 @@ ADAPTER_CONFIG = {
 @functools.cache
 def golden() -> dict[str, np.ndarray]:
     """The golden numbers."""
-    with np.load(DATA / "picture_metrics.npz") as arrays:
+    with np.load(GOLDEN / "picture_metrics.npz") as arrays:
         return dict(arrays)
 
 

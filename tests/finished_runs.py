@@ -10,12 +10,11 @@ import tiny
 from dynamicrafter_jax import sharding
 from dynamicrafter_jax.config import settings_of
 from dynamicrafter_jax.models import abstract_models
-from dynamicrafter_jax.training import run_info
 from dynamicrafter_jax.training.checkpoints import Checkpoints
 from dynamicrafter_jax.training.optimizer import make_optimizer
 from dynamicrafter_jax.training.settings import TrainSettings
 from dynamicrafter_jax.training.state import abstract_state, create_state
-from dynamicrafter_jax.training.workdir import claim_workdir
+from dynamicrafter_jax.training.workdir import claim_workdir, record_session
 
 
 def make(root: Path) -> Path:
@@ -34,7 +33,7 @@ def make(root: Path) -> Path:
     )
     claim_workdir(root, config)
     weights = [{"name": "model.ckpt", "sha256": "0" * 64}]
-    run_info.record_session(root, config=config, weights=weights, mesh=mesh)
+    record_session(root, config=config, weights=weights, mesh=mesh)
     with Checkpoints(root, keep_last=2) as checkpoints:
         checkpoints.save_frozen(state.frozen)
         for step in (2, 4):

@@ -7,13 +7,13 @@ from pathlib import Path
 import golden_weights
 import numpy as np
 
-DATA = Path(__file__).parent / "data"
+GOLDEN = Path(__file__).parent / "golden"
 
 
 @functools.cache
 def weights() -> dict[str, np.ndarray]:
     """All tensors but the counters."""
-    manifest = json.loads((DATA / "manifest_i3d.json").read_text())
+    manifest = json.loads((GOLDEN / "manifest_i3d.json").read_text())
     return {
         name: values * np.float32(1.6) if name.endswith("conv3d.weight") else values
         for name, values in golden_weights.build(manifest).items()
@@ -23,7 +23,7 @@ def weights() -> dict[str, np.ndarray]:
 @functools.cache
 def golden() -> dict[str, np.ndarray]:
     """The golden numbers."""
-    with np.load(DATA / "video_metrics.npz") as arrays:
+    with np.load(GOLDEN / "video_metrics.npz") as arrays:
         return dict(arrays)
 
 

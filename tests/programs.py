@@ -17,8 +17,8 @@ from absl import flags
 from ml_collections import ConfigDict
 
 from dynamicrafter_jax import cli
+from dynamicrafter_jax.cli.overrides import set_fields
 from dynamicrafter_jax.config import load_config
-from dynamicrafter_jax.overrides import set_fields
 
 ROOT = Path(__file__).parent.parent
 

@@ -11,16 +11,16 @@ import safetensors.numpy
 from ml_collections import ConfigDict
 
 from dynamicrafter_jax.config import load_config
-from dynamicrafter_jax.release import release_tensors, unused_tensors
-from dynamicrafter_jax.weights import abstract_params
+from dynamicrafter_jax.weights.load import abstract_params
+from dynamicrafter_jax.weights.release import release_tensors, unused_tensors
 
-DATA = Path(__file__).parent / "data"
+GOLDEN = Path(__file__).parent / "golden"
 FROZEN = ("first_stage_model.", "cond_stage_model.", "embedder.")
 
 
 def manifest(kind: str) -> dict[str, tuple[int, ...]]:
     """The shape of every tensor of a release, by name."""
-    text = (DATA / f"manifest_{kind}.json").read_text()
+    text = (GOLDEN / f"manifest_{kind}.json").read_text()
     return {name: tuple(shape) for name, (shape, _) in json.loads(text).items()}
 
 

@@ -9,11 +9,11 @@ import pytest
 from flax import traverse_util
 from release_files import micro
 
-from dynamicrafter_jax import weights
 from dynamicrafter_jax.errors import UserError
 from dynamicrafter_jax.models.layers import init_params
-from dynamicrafter_jax.release import release_tensors, unused_tensors
-from dynamicrafter_jax.warm_start import open_start
+from dynamicrafter_jax.weights import load
+from dynamicrafter_jax.weights.release import release_tensors, unused_tensors
+from dynamicrafter_jax.weights.warm_start import open_start
 
 UNET, VAE = "model.diffusion_model.", "first_stage_model."
 TEXT, VISION = "cond_stage_model.model.", "embedder.model.visual."
@@ -33,7 +33,7 @@ def small():
 
 @functools.cache
 def places():
-    return release_tensors(weights.abstract_params(small()))
+    return release_tensors(load.abstract_params(small()))
 
 
 @functools.cache
@@ -60,7 +60,7 @@ def expected(*sections):
 @functools.cache
 def drawn():
     """The parameters of a model that is wholly fresh, by path."""
-    fresh = traverse_util.flatten_dict(init_params(weights.abstract_params(small()), KEY), sep="/")
+    fresh = traverse_util.flatten_dict(init_params(load.abstract_params(small()), KEY), sep="/")
     return {path: np.asarray(values) for path, values in fresh.items()}
 
 

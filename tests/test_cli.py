@@ -9,8 +9,10 @@ import jax
 import programs
 import pytest
 
-from dynamicrafter_jax import cli, commands, quiet
+from dynamicrafter_jax import __main__ as commands
+from dynamicrafter_jax import cli
 from dynamicrafter_jax.errors import UserError
+from dynamicrafter_jax.runtime import quiet
 
 ROOT = Path(__file__).parent.parent
 PHOTOGRAPH = ROOT / "dynamicrafter_jax" / "assets" / "rocket.jpg"

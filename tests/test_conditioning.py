@@ -1,11 +1,17 @@
-import functools
-
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 import tiny
 
-from dynamicrafter_jax.conditioning import concat_latents, nearest_queries, project_tokens
+from dynamicrafter_jax.conditioning import (
+    Conditioning,
+    concat_latents,
+    conditioned_unet,
+    frame_context,
+    nearest_queries,
+    project_tokens,
+)
 from dynamicrafter_jax.config import networks_of
 from dynamicrafter_jax.errors import UserError
 
@@ -19,15 +25,47 @@ def test_what_frames_read_of_the_projector(rule):
     model = tiny.micro()  # three frames, 16 queries each
     models = model.models._replace(projector=model.models.projector.clone(other_lengths=rule))
     tokens = jnp.asarray(np.random.default_rng(0).standard_normal((2, 5, 16)), jnp.float32)
-    project = functools.partial(project_tokens, models, model.params, tokens)
-    own = np.asarray(project(3))
+    context = project_tokens(models, model.params, tokens)
+
+    def read(num_frames: int, queries: jax.Array | None = None) -> np.ndarray:
+        """What the frames of a pass read."""
+        concat = jnp.zeros((2, num_frames, 1, 1, 4))
+        condition = Conditioning(jnp.zeros((2, 1, 16)), context, concat, jnp.zeros(2), queries)
+        return np.asarray(frame_context(models.projector, condition, num_frames))
+
+    own = read(3)
     assert own.shape == (2, 3, 16, 16) and not np.allclose(own[:, 0], own[:, 1])
     if rule == "all":
-        assert np.array_equal(project(2), own.reshape(2, 48, 16))
-        assert np.array_equal(project(1), project(5))
+        assert np.array_equal(read(2), own.reshape(2, 48, 16))
+        assert np.array_equal(read(1), read(5))
     else:
-        assert np.array_equal(project(2), own[:, [0, 2]])
-        assert np.array_equal(project(5), own[:, [0, 1, 1, 2, 2]])
+        assert np.array_equal(read(2), own[:, [0, 2]])
+        assert np.array_equal(read(5), own[:, [0, 1, 1, 2, 2]])
+    chosen = jnp.asarray([[2, 0], [1, 1]])
+    assert np.array_equal(read(2, chosen), [own[0, [2, 0]], own[1, [1, 1]]])
+
+
+def test_a_window_of_a_long_clip_is_a_clip_of_its_own():
+    """Windows over a clip of 7 frames, for a projector that has queries for 3."""
+    model = tiny.micro()
+    random = np.random.default_rng(0)
+    tokens = jnp.asarray(random.standard_normal((2, 5, 16)), jnp.float32)
+    concat = jnp.asarray(random.standard_normal((2, 7, 2, 3, 4)), jnp.float32)
+    context = project_tokens(model.models, model.params, tokens)
+    whole = Conditioning(jnp.zeros((2, 1, 16)), context, concat, jnp.ones(2))
+    window = whole.of_frames(slice(2, 5))
+    assert np.array_equal(window.concat, concat[:, 2:5])
+    read = frame_context(model.models.projector, window, 3)
+    assert np.array_equal(read, context), "each frame has queries of its own again"
+    # Or frames keep what is nearest to their place in the whole clip.
+    places = jnp.broadcast_to(nearest_queries(7, 3), (2, 7))
+    kept = whole._replace(queries=places).of_frames(jnp.asarray([0, 3, 6]))
+    assert kept.queries is not None and np.array_equal(kept.queries, [[0, 1, 2], [0, 1, 2]])
+    unet = conditioned_unet(model.models, model.params)
+    x = jnp.asarray(random.standard_normal(window.concat.shape), jnp.float32)
+    predicted = unet(x, jnp.asarray([10, 500]), window)
+    same = unet(x, jnp.asarray([10, 500]), kept._replace(concat=window.concat))
+    assert predicted.shape == x.shape and np.allclose(predicted, same, atol=1e-6)
 
 
 def test_an_unknown_rule_is_refused():

@@ -20,11 +20,12 @@ from release_files import (
     write,
 )
 
-from dynamicrafter_jax import checkpoint, convert, weights
+from dynamicrafter_jax import convert
 from dynamicrafter_jax.config import config_to_json
 from dynamicrafter_jax.errors import UserError
-from dynamicrafter_jax.export import export
-from dynamicrafter_jax.release import release_tensors, unused_tensors
+from dynamicrafter_jax.weights import converted, load
+from dynamicrafter_jax.weights.release import release_tensors, unused_tensors
+from dynamicrafter_jax.weights.write_release import export
 
 ROOT = Path(__file__).parent.parent
 
@@ -35,7 +36,7 @@ def release_file(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def converted(tmp_path_factory, release_file):
+def converted_model(tmp_path_factory, release_file):
     directory = tmp_path_factory.mktemp("converted") / "micro"
     convert.convert(release_file, directory, micro())
     return directory
@@ -55,7 +56,7 @@ def test_a_release_file_comes_back_bit_for_bit(tmp_path, golden, kind):
     steps = "--config.sampling.steps=7"
     done = run_command(f"--config={config}", steps, f"--input={path}", f"--output={directory}")
     assert (done.returncode, done.stderr) == (0, "")
-    assert checkpoint.read_config(directory).sampling.steps == 7
+    assert converted.read_config(directory).sampling.steps == 7
     done = run_command("--export", f"--input={directory}", f"--output={again}")
     assert (done.returncode, done.stderr) == (0, "")
     assert done.stdout.startswith(f"{again}: ")
@@ -69,14 +70,14 @@ def test_a_release_file_comes_back_bit_for_bit(tmp_path, golden, kind):
         assert same_bits(ours["alphas_cumprod"], tables[f"alphas_cumprod_{release}"])
 
 
-def test_the_directory_says_what_it_is(release_file, converted):
-    description = checkpoint.read_description(converted)
+def test_the_directory_says_what_it_is(release_file, converted_model):
+    description = converted.read_description(converted_model)
     digest = hashlib.sha256(release_file.read_bytes()).hexdigest()
     assert description["sources"] == [{"name": "micro.safetensors", "sha256": digest}]
     assert description["dtype"] == "float32"
-    assert checkpoint.read_config(converted) == micro()
+    assert converted.read_config(converted_model) == micro()
     sections = {"unet", "vae", "text_encoder", "image_encoder", "projector"}
-    assert {path.name for path in (converted / "params").iterdir()} == sections
+    assert {path.name for path in (converted_model / "params").iterdir()} == sections
 
 
 def test_a_file_without_towers_is_completed(tmp_path, release_file):
@@ -85,20 +86,18 @@ def test_a_file_without_towers_is_completed(tmp_path, release_file):
     export(tmp_path / "model", tmp_path / "whole.safetensors")
     ours = safetensors.numpy.load_file(tmp_path / "whole.safetensors")
     assert different(ours, micro_tensors()) == []
-    names = [
-        source["name"] for source in checkpoint.read_description(tmp_path / "model")["sources"]
-    ]
+    names = [source["name"] for source in converted.read_description(tmp_path / "model")["sources"]]
     assert names == ["unet.safetensors", "micro.safetensors"]
 
 
-def test_what_exists_is_not_overwritten(tmp_path, release_file, converted):
+def test_what_exists_is_not_overwritten(tmp_path, release_file, converted_model):
     with pytest.raises(UserError, match="exists: give another path"):
-        convert.convert(release_file, converted, micro())
+        convert.convert(release_file, converted_model, micro())
     (tmp_path / "again.safetensors").write_bytes(b"precious")
     with pytest.raises(UserError, match="exists: give another path"):
-        export(converted, tmp_path / "again.safetensors")
+        export(converted_model, tmp_path / "again.safetensors")
     with pytest.raises(UserError, match=r"is a \.safetensors file"):
-        export(converted, tmp_path / "again.ckpt")
+        export(converted_model, tmp_path / "again.ckpt")
     (tmp_path / "photos").mkdir()
     (tmp_path / "photos" / "a.jpg").write_bytes(b"precious")
     with pytest.raises(UserError, match="is no converted model, and so is not overwritten"):
@@ -115,7 +114,7 @@ def test_overwriting_replaces_all_of_it(tmp_path, release_file):
     config = micro()
     config.precision.param_dtype = "bfloat16"
     convert.convert(release_file, directory, config, overwrite=True)
-    assert checkpoint.read_config(directory) == config
+    assert converted.read_config(directory) == config
     assert not (directory / "stray").exists()
     path.write_bytes(b"old")
     export(directory, path, overwrite=True)
@@ -137,8 +136,8 @@ def test_a_failure_halfway_leaves_nothing_behind(tmp_path, release_file, monkeyp
             raise OSError(28, "No space left on device")
         save_tree(place, tree)
 
-    save_tree = checkpoint.save_tree
-    monkeypatch.setattr(checkpoint, "save_tree", fail_at_third)
+    save_tree = converted.save_tree
+    monkeypatch.setattr(converted_model, "save_tree", fail_at_third)
     with pytest.raises(UserError, match="No space left on device"):
         convert.convert(release_file, directory, micro(), overwrite=overwrite)
     assert len(saved) == 3 and saved[0].parent.exists() is False
@@ -160,13 +159,13 @@ def run_with(**given):
     convert.run({name: given.get(name) for name in (*names, "export", "export_dtype")})
 
 
-def test_flags_are_checked(tmp_path, release_file, converted):
+def test_flags_are_checked(tmp_path, release_file, converted_model):
     there = {"output": str(tmp_path / "new"), "overwrite": False}
     for given, message in [
         ({**there}, "no --input"),
         ({"input": str(release_file)}, "no --output"),
         ({**there, "input": str(release_file)}, "no --config"),
-        ({**there, "input": str(converted), "config": micro()}, "is a directory: --export"),
+        ({**there, "input": str(converted_model), "config": micro()}, "is a directory: --export"),
         ({**there, "input": "x", "export": True, "towers": "y"}, "--towers does not go with"),
         ({**there, "input": "x", "export": True, "dtype": "bfloat16"}, "--dtype does not go with"),
         ({**there, "input": "x", "export_dtype": "float16"}, "--export_dtype needs --export"),
@@ -188,7 +187,7 @@ def test_the_summary_is_one_line(tmp_path, release_file, capsys):
     assert len(lines) == 2
     assert lines[0].startswith(f"{directory}: {counts}") and lines[0].endswith(" s")
     assert lines[1].startswith(f"{path}: {counts}")
-    assert checkpoint.read_description(directory)["dtype"] == "bfloat16"
+    assert converted.read_description(directory)["dtype"] == "bfloat16"
 
 
 def test_a_mistake_is_one_line_and_status_2(tmp_path):
@@ -210,19 +209,20 @@ def held():
         return next(int(line.split()[1]) * 1024 for line in status if line.startswith("RssAnon"))
 
 import jax
-from dynamicrafter_jax import convert, export, weights
+from dynamicrafter_jax import convert
 from dynamicrafter_jax.config import config_from_json
+from dynamicrafter_jax.weights import load, write_release
 
 source, directory, target, config = sys.argv[1:]
 config = config_from_json(json.loads(config))
-boxed = weights.abstract_params(config)
+boxed = load.abstract_params(config)
 sizes = {
     name: sum(4 * leaf.size for leaf in jax.tree.leaves(tree)) for name, tree in boxed.items()
 }
 report = {"sections": sizes}
 for stage, work in {
     "convert": lambda: convert.convert(source, directory, config),
-    "export": lambda: export.export(directory, target),
+    "export": lambda: write_release.export(directory, target),
 }.items():
     before, peak, done = held(), [0], threading.Event()
 
@@ -248,7 +248,7 @@ def test_no_more_than_a_section_is_held(tmp_path):
     config.vae.update(ch=128, ch_mult=(1, 2, 4, 4), num_res_blocks=2)
     config.text_encoder.update(width=512, heads=8, layers=14)
     config.unet.context_dim = config.projector.output_dim = 512
-    boxed = weights.abstract_params(config)
+    boxed = load.abstract_params(config)
     shapes = {name: tensor.shape for name, tensor in release_tensors(boxed).items()}
     constant = {name: np.full(shape, 0.5, np.float32) for name, shape in shapes.items()}
     path = write(tmp_path / "model.safetensors", constant)

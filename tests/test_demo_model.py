@@ -7,12 +7,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from dynamicrafter_jax import conditioning, pretrained
+from dynamicrafter_jax import conditioning
 from dynamicrafter_jax.data.synthetic import Renderer, draw_scene, trajectory
 from dynamicrafter_jax.pipeline import ImageToVideo
 from dynamicrafter_jax.tokenizer import tokenize
 from dynamicrafter_jax.training import inputs
 from dynamicrafter_jax.training.inputs import Batch
+from dynamicrafter_jax.weights import names
 
 PANS = (4, 40, 43, 45)  # clips of the test split in which the camera goes left or right
 OPPOSITE = {"left": "right", "right": "left"}
@@ -29,7 +30,7 @@ def video(number: int) -> np.ndarray:
 
 
 def test_it_is_small():
-    assert pretrained.find_model("demo").stat().length <= 25e6
+    assert names.find_model("demo").stat().length <= 25e6
 
 
 def test_its_vae_reconstructs(demo):

@@ -16,8 +16,8 @@ from ml_collections import ConfigDict
 from dynamicrafter_jax.conditioning import nearest_queries
 from dynamicrafter_jax.config import load_config
 from dynamicrafter_jax.pipeline import ImageToVideo
-from dynamicrafter_jax.release import PREFIXES, unused_tensors
-from dynamicrafter_jax.sampling import SamplingSettings
+from dynamicrafter_jax.sampling.settings import SamplingSettings
+from dynamicrafter_jax.weights.release import PREFIXES, unused_tensors
 
 ROOT = Path(__file__).parent.parent
 FOLDERS = "dynamicrafter_jax|configs|tests|docs|benchmarks|requirements"

@@ -11,18 +11,22 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import video_files
+from data.listed import Listed
 from etils import epath
-from loading.listed import Listed
 from PIL import Image
 
-from dynamicrafter_jax import bulk, checkpoint, cli, files, media, provenance, tensors
-from dynamicrafter_jax.data.decoding import open_video
-from dynamicrafter_jax.data.sources import Video, open_source
-from dynamicrafter_jax.data.tfds_builder import prepare
-from dynamicrafter_jax.data.tfds_source import open_tfds
+from dynamicrafter_jax import cli, media
+from dynamicrafter_jax.data.sources import open_source
+from dynamicrafter_jax.data.tfds.builder import prepare
+from dynamicrafter_jax.data.tfds.source import open_tfds
+from dynamicrafter_jax.data.videos import Video
+from dynamicrafter_jax.data.videos.decoding import open_video
 from dynamicrafter_jax.errors import UserError
 from dynamicrafter_jax.evaluation import clips, footage
 from dynamicrafter_jax.evaluation.datasets import open_folder
+from dynamicrafter_jax.runtime import files, provenance
+from dynamicrafter_jax.sampling import bulk
+from dynamicrafter_jax.weights import converted, tensors
 
 ODD = os.fsdecode(b"caf\xe9")  # in Latin-1, which is not UTF-8
 LONG = "狗" * 80  # three bytes each
@@ -104,8 +108,8 @@ def test_a_table_may_lie_among_odd_names(place: Path):
 
 def test_models_among_odd_names(place: Path):
     tree = {"a": {"b": jnp.arange(3.0)}}
-    checkpoint.save_tree(place / "new" / ODD / "params", tree)
-    found = checkpoint.restore_tree(place / "new" / ODD / "params", jax.eval_shape(lambda: tree))
+    converted.save_tree(place / "new" / ODD / "params", tree)
+    found = converted.restore_tree(place / "new" / ODD / "params", jax.eval_shape(lambda: tree))
     np.testing.assert_array_equal(found["a"]["b"], [0, 1, 2])
     torch = pytest.importorskip("torch")
     with (place / f"{ODD}.ckpt").open("wb") as file:

@@ -12,7 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from dynamicrafter_jax import commands, media
+from dynamicrafter_jax import __main__ as commands
+from dynamicrafter_jax import media
 
 ROOT = Path(__file__).parent.parent
 SOURCES = ("dynamicrafter_jax", "configs", "tests", "benchmarks")

@@ -12,7 +12,7 @@ from PIL import Image
 from dynamicrafter_jax.config import load_config, networks_of
 from dynamicrafter_jax.errors import UserError
 from dynamicrafter_jax.pipeline import Clips, ImageToVideo
-from dynamicrafter_jax.sampling import SamplingSettings
+from dynamicrafter_jax.sampling.settings import SamplingSettings
 
 SIZE = (16, 24)
 QUICK: dict[str, Any] = {"steps": 2, "fps": 24}

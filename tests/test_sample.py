@@ -39,7 +39,7 @@ def checkpoints(tmp_path_factory) -> dict[str, Path]:
     files = {}
     for kind in ("v", "eps"):
         files[kind] = folder / f"{kind}.safetensors"
-        manifest = json.loads((tiny.DATA / f"manifest_tiny_{kind}.json").read_text())
+        manifest = json.loads((tiny.GOLDEN / f"manifest_tiny_{kind}.json").read_text())
         save_file(golden_weights.build(manifest), files[kind])
     return files
 
@@ -75,7 +75,7 @@ def test_a_run_of_the_release_is_reproduced(tmp_path, checkpoints, relative_erro
         f"--image={tmp_path / 'first.npy'}",
         f"--prompt={settings['prompts'][0]}",
         f"--output={tmp_path / 'out.mp4'}",
-        f"--noise={tiny.DATA / f'sample_{name}.npz'}",
+        f"--noise={tiny.GOLDEN / f'sample_{name}.npz'}",
         f"--save_latents={tmp_path / 'latents.npy'}",
         f"--save_video={tmp_path / 'frames.npy'}",
         *(f"--config.sampling.{key}={value}" for key, value in sampling.items()),
@@ -200,7 +200,7 @@ def spoil(tensors, how):
     ],
 )
 def test_a_wrong_checkpoint_is_named(tmp_path, photograph, how, said):
-    manifest = json.loads((tiny.DATA / "manifest_tiny_v.json").read_text())
+    manifest = json.loads((tiny.GOLDEN / "manifest_tiny_v.json").read_text())
     save_file(spoil(golden_weights.build(manifest), how), tmp_path / "model.safetensors")
     refused(
         tmp_path,

@@ -15,9 +15,9 @@ from ml_collections import ConfigDict
 from dynamicrafter_jax.config import load_config
 from dynamicrafter_jax.models import Models, abstract_models, build_models
 from dynamicrafter_jax.pipeline import ImageToVideo
-from dynamicrafter_jax.release import release_tensors
+from dynamicrafter_jax.weights.release import release_tensors
 
-DATA = Path(__file__).parent / "data"
+GOLDEN = Path(__file__).parent / "golden"
 
 
 def config(kind: str) -> ConfigDict:
@@ -69,7 +69,7 @@ def micro() -> ImageToVideo:
 @functools.cache
 def golden(name: str) -> dict[str, np.ndarray]:
     """The arrays of a golden file."""
-    with np.load(DATA / f"{name}.npz") as arrays:
+    with np.load(GOLDEN / f"{name}.npz") as arrays:
         return dict(arrays)
 
 
@@ -81,4 +81,4 @@ def pictures() -> np.ndarray:
 
 def token_ids() -> np.ndarray:
     """All golden token ids."""
-    return np.asarray(json.loads((DATA / "tokens.json").read_text())["ids"], np.int32)
+    return np.asarray(json.loads((GOLDEN / "tokens.json").read_text())["ids"], np.int32)

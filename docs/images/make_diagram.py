@@ -14,7 +14,8 @@ from drawing import THEMES, Drawing, Theme
 from dynamicrafter_jax.config import load_config, networks_of
 from dynamicrafter_jax.media import read_picture
 from dynamicrafter_jax.media.cropping import cover
-from dynamicrafter_jax.sampling import SamplingSettings, latent_shape
+from dynamicrafter_jax.sampling.settings import SamplingSettings
+from dynamicrafter_jax.sampling.stages import latent_shape
 
 FOLDER = Path(__file__).parent
 PHOTOGRAPH = "rocket.jpg"

@@ -18,7 +18,7 @@ from absl import flags
 
 from dynamicrafter_jax.app.catalogue import ModelCatalogue
 from dynamicrafter_jax.errors import UserError
-from dynamicrafter_jax.pretrained import DEMO
+from dynamicrafter_jax.weights.names import DEMO
 
 _EXTRA = ("fastapi", "gradio", "uvicorn")
 

@@ -6,11 +6,11 @@ import threading
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
 
+from dynamicrafter_jax.cli.overrides import set_fields
 from dynamicrafter_jax.config import load_config
 from dynamicrafter_jax.errors import UserError
-from dynamicrafter_jax.overrides import set_fields
 from dynamicrafter_jax.pipeline import ImageToVideo
-from dynamicrafter_jax.pretrained import config_for
+from dynamicrafter_jax.weights.names import config_for
 
 _CONFIG = ",config="
 

@@ -9,7 +9,7 @@ from ml_collections import ConfigDict
 from dynamicrafter_jax.app import controls
 from dynamicrafter_jax.app.catalogue import split_config
 from dynamicrafter_jax.app.request import Request
-from dynamicrafter_jax.setting_flags import SETTING_FLAGS
+from dynamicrafter_jax.cli.setting_flags import SETTING_FLAGS
 
 
 def sample_command(request: Request, config: ConfigDict, overrides: Sequence[str] = ()) -> str:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from dynamicrafter_jax.errors import UserError
-from dynamicrafter_jax.sampling import SamplingSettings
+from dynamicrafter_jax.sampling.settings import SamplingSettings
 
 IMAGE_TO_VIDEO = "Image to video"
 INTERPOLATION = "Interpolation"

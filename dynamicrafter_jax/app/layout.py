@@ -10,7 +10,7 @@ from gradio.components import Component
 from dynamicrafter_jax.app import controls
 from dynamicrafter_jax.app.catalogue import ModelCatalogue
 from dynamicrafter_jax.app.controls import Control
-from dynamicrafter_jax.sampling import SamplingSettings
+from dynamicrafter_jax.sampling.settings import SamplingSettings
 
 EXAMPLES = (
     ("rocket.jpg", controls.IMAGE_TO_VIDEO, "the camera zooms in"),

@@ -16,7 +16,7 @@ from dynamicrafter_jax.app.progress import Show, Watch, format_seconds
 from dynamicrafter_jax.app.request import Request
 from dynamicrafter_jax.app.results import ResultStore, Stored
 from dynamicrafter_jax.pipeline import ImageToVideo, Progress
-from dynamicrafter_jax.sampling import SamplingSettings
+from dynamicrafter_jax.sampling.settings import SamplingSettings
 
 
 @dataclass(frozen=True)

@@ -16,10 +16,10 @@ from absl import flags
 
 from dynamicrafter_jax.artifact.exporting import check_targets, export_artifact, possible_targets
 from dynamicrafter_jax.errors import UserError
-from dynamicrafter_jax.files import check_writable
-from dynamicrafter_jax.pretrained import find_model
-from dynamicrafter_jax.sampling import SamplingSettings
-from dynamicrafter_jax.weights import load_pretrained, origin
+from dynamicrafter_jax.runtime.files import check_writable
+from dynamicrafter_jax.sampling.settings import SamplingSettings
+from dynamicrafter_jax.weights.load import load_pretrained, origin
+from dynamicrafter_jax.weights.names import find_model
 
 CONFIG = cli.define_config()
 CHECKPOINT = flags.DEFINE_string(

@@ -15,7 +15,7 @@ from jax import export
 from jaxtyping import Array, Float, PyTree, UInt8
 from ml_collections import ConfigDict
 
-from dynamicrafter_jax import sampling, sharding
+from dynamicrafter_jax import sharding
 from dynamicrafter_jax.artifact.layout import (
     RANDOM_IMPLEMENTATION,
     TABLES_FILE,
@@ -25,16 +25,16 @@ from dynamicrafter_jax.artifact.layout import (
 )
 from dynamicrafter_jax.attention import choose_attention
 from dynamicrafter_jax.config import config_to_json, matmul_precision, networks_of
-from dynamicrafter_jax.diffusion.loop import initial_state
-from dynamicrafter_jax.diffusion.schedule import make_schedule, spaced_timesteps
-from dynamicrafter_jax.diffusion.solver import DDIM, DDIMCoefficients, ddim_coefficients
+from dynamicrafter_jax.diffusion.schedule import make_schedule
+from dynamicrafter_jax.diffusion.solver import Coefficients
 from dynamicrafter_jax.errors import UserError
-from dynamicrafter_jax.files import atomic
 from dynamicrafter_jax.models import Models
-from dynamicrafter_jax.noise import KeyedNoise
-from dynamicrafter_jax.provenance import environment
-from dynamicrafter_jax.sampling import GuidanceScales, SamplingSettings
-from dynamicrafter_jax.tensors import write_tensors
+from dynamicrafter_jax.runtime.files import atomic
+from dynamicrafter_jax.runtime.provenance import environment
+from dynamicrafter_jax.sampling import stages
+from dynamicrafter_jax.sampling.noise import KeyedNoise
+from dynamicrafter_jax.sampling.settings import GuidanceScales, SamplingSettings
+from dynamicrafter_jax.weights.tensors import write_tensors
 
 Arrays = dict[str, Array]
 
@@ -151,9 +151,8 @@ def check_targets(targets: Sequence[str]) -> None:
 def make_tables(config: ConfigDict, settings: SamplingSettings) -> dict[str, np.ndarray]:
     """Returns the solver's coefficients by name, a row for each step."""
     schedule = make_schedule(**config.diffusion.to_dict())
-    timesteps = spaced_timesteps(settings.spacing, settings.steps, len(schedule.alpha_bar))
-    coefficients = ddim_coefficients(schedule, timesteps, settings.eta)
-    return {name: np.asarray(table) for name, table in coefficients._asdict().items()}
+    _, coefficients = stages.make_solver(schedule, settings)
+    return {name: np.asarray(table) for name, table in _named(coefficients).items()}
 
 
 def input_shapes(
@@ -212,14 +211,16 @@ def sampling_function(
     mesh = sharding.make_mesh(devices=jax.local_devices()[:1])
     models = networks_of(config, choose_attention(mesh, kernel))
     settings = SamplingSettings.from_config(config.sampling)
-    parameterization = make_schedule(**config.diffusion.to_dict()).parameterization
-    shape = sampling.latent_shape(models, settings)
+    solver, own = stages.make_solver(make_schedule(**config.diffusion.to_dict()), settings)
+    shape = stages.latent_shape(models, settings)
 
     def sample(weights: Arrays, tables: Arrays, inputs: Arrays) -> Arrays:
         params = traverse_util.unflatten_dict(weights, sep="/")
-        coefficients = DDIMCoefficients(**tables)
+        coefficients = jax.tree.unflatten(
+            jax.tree.structure(own), [tables[name] for name in _named(own)]
+        )
         noise = KeyedNoise(jax.random.wrap_key_data(inputs["keys"], impl=RANDOM_IMPLEMENTATION))
-        conditions = sampling.encode(
+        conditions = stages.encode(
             models,
             params,
             inputs["image"],
@@ -234,22 +235,21 @@ def sampling_function(
         scales = GuidanceScales(
             inputs["guidance_scale"], inputs["image_guidance_scale"], inputs["guidance_rescale"]
         )
-        solver = DDIM(parameterization)
         steps = len(coefficients.timestep)
-        state = sampling.denoise(
+        state = stages.denoise(
             models,
             params,
             conditions,
             coefficients,
             scales,
-            initial_state(solver, noise.initial(shape)),
+            stages.start(solver, noise, shape=shape),
             noise,
             jnp.int32(0),
             jnp.int32(steps),
             solver=solver,
             sequential=settings.sequential_guidance,
         )
-        video = sampling.decode(
+        video = stages.decode(
             models,
             params,
             state.x,
@@ -260,6 +260,12 @@ def sampling_function(
         return {"latents": state.x, "frames": _shown(video)}
 
     return sample
+
+
+def _named(coefficients: Coefficients) -> dict[str, Any]:
+    """Tables by their names, in the order of the tree's leaves."""
+    leaves = jax.tree_util.tree_leaves_with_path(coefficients)
+    return {jax.tree_util.keystr(path, simple=True, separator="."): leaf for path, leaf in leaves}
 
 
 def _shown(video: Float[Array, "b t h w 3"]) -> UInt8[Array, "b t h w 3"]:

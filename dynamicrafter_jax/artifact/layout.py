@@ -14,9 +14,9 @@ from typing import Any
 from etils import epath
 
 from dynamicrafter_jax.errors import UserError
-from dynamicrafter_jax.files import as_path, read_bytes, write_json
-from dynamicrafter_jax.placeholders import refuse_placeholder
-from dynamicrafter_jax.provenance import sha256_of
+from dynamicrafter_jax.runtime.files import as_path, read_bytes, write_json
+from dynamicrafter_jax.runtime.placeholders import refuse_placeholder
+from dynamicrafter_jax.runtime.provenance import sha256_of
 
 DESCRIPTION_FILE = "artifact.json"
 WEIGHTS_FILE = "weights.safetensors"

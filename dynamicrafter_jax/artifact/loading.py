@@ -24,12 +24,12 @@ from dynamicrafter_jax.artifact.layout import (
     read_description,
 )
 from dynamicrafter_jax.errors import UserError
-from dynamicrafter_jax.files import as_path, read_bytes
 from dynamicrafter_jax.media import Window, fit_images
 from dynamicrafter_jax.media.pictures import ImageInput
-from dynamicrafter_jax.noise import KeyedNoise
-from dynamicrafter_jax.tensors import open_tensors
+from dynamicrafter_jax.runtime.files import as_path, read_bytes
+from dynamicrafter_jax.sampling.noise import KeyedNoise
 from dynamicrafter_jax.tokenizer import tokenize
+from dynamicrafter_jax.weights.tensors import open_tensors
 
 # Settings that a call may change, with the numbers that they may be.
 _RANGES = {

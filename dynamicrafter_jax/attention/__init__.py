@@ -11,13 +11,12 @@ What a platform's kernel does not take runs in the portable form, `chunked`.
 
 import dataclasses
 import functools
-import math
 from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jax.sharding import Mesh
+from jax.sharding import Mesh, PartitionSpec
 from jaxtyping import Array, Bool, Float
 
 from dynamicrafter_jax import sharding
@@ -104,31 +103,26 @@ class SplitAttention:
             return local(query, key, value, mask)
         split = [self._axes(names, x) for x in (query, key, value)]
         arrays = [
-            jnp.pad(x, [(0, -size % by) for size, by in zip(x.shape, spec.counts, strict=True)])
-            for x, spec in zip((query, key, value), split, strict=True)
+            jnp.pad(x, [(0, -size % by) for size, by in zip(x.shape, parts, strict=True)])
+            for x, (_, parts) in zip((query, key, value), split, strict=True)
         ]
-        specs = [axes.spec for axes in split]
+        specs = [spec for spec, _ in split]
         run: Callable[..., Array] = functools.partial(local, mask=None)
         if mask is not None:
             run = local
             arrays.append(mask)
-            specs.append(sharding.partition_spec((None, None)))
+            specs.append(PartitionSpec())
         y = jax.shard_map(
             run, mesh=self.mesh, in_specs=tuple(specs), out_specs=specs[0], check_vma=False
         )(*arrays)
         return y[tuple(slice(size) for size in query.shape)]
 
-    def _axes(self, names: Names, x: Array) -> "_Split":
+    def _axes(self, names: Names, x: Array) -> tuple[PartitionSpec, tuple[int, ...]]:
         """How an array is split, whose trailing axes are tokens, heads and width."""
         # What splits frames over all devices leaves none to heads.
         heads = None if "frames_everywhere" in names else "heads"
         logical = (*names[: x.ndim - 3], None, heads, None)
-        # As everywhere in the models, an axis of one entry stays whole.
-        logical = tuple(
-            name if size > 1 else None for name, size in zip(logical, x.shape, strict=True)
-        )
-        spec = sharding.partition_spec(logical)
-        return _Split(spec, tuple(_devices(self.mesh, axis) for axis in spec))
+        return sharding.split_axes(x.shape, logical, self.mesh)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -151,19 +145,6 @@ class TemporalAttention:
         if self.kernel == "splash" and query.shape[1] < _MANY_FRAMES:
             return elementwise_temporal_attention(query, key, value)
         return batched_temporal_attention(query, key, value)
-
-
-class _Split(NamedTuple):
-    """How an array is split, and over how many devices each axis is."""
-
-    spec: jax.sharding.PartitionSpec
-    counts: tuple[int, ...]
-
-
-def _devices(mesh: Mesh, axes: str | tuple[str, ...] | None) -> int:
-    """How many devices an array's axis is split over."""
-    sizes = (axes,) if isinstance(axes, str) else axes or ()
-    return math.prod(mesh.shape[axis] for axis in sizes)
 
 
 def _attend(

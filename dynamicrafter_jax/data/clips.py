@@ -6,9 +6,9 @@ import numpy as np
 from av.error import FFmpegError
 from jaxtyping import Int32
 
-from dynamicrafter_jax.data.decoding import open_video
 from dynamicrafter_jax.data.draws import ClipSettings, Draw, check_length, draw_clip, video_of
-from dynamicrafter_jax.data.sources import Video, VideoSource
+from dynamicrafter_jax.data.videos import Video, VideoSource
+from dynamicrafter_jax.data.videos.decoding import open_video
 from dynamicrafter_jax.errors import UserError
 from dynamicrafter_jax.tokenizer import tokenize
 

@@ -8,10 +8,10 @@ from typing import Any
 
 from etils import epath
 
-from dynamicrafter_jax import files, tables
 from dynamicrafter_jax.data.texts import Texts, safe_name
 from dynamicrafter_jax.errors import UserError
 from dynamicrafter_jax.media.frames import is_picture
+from dynamicrafter_jax.runtime import files, tables
 
 EXTENSIONS = (
     *(".avi", ".flv", ".gif", ".m2ts", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".ogv"),

@@ -4,8 +4,8 @@ import dataclasses
 
 from ml_collections import ConfigDict
 
-from dynamicrafter_jax.data.cache_format import check_networks, is_cache
-from dynamicrafter_jax.data.cached_clips import CachedExamples
+from dynamicrafter_jax.data.cache.clips import CachedExamples
+from dynamicrafter_jax.data.cache.format import check_networks, is_cache
 from dynamicrafter_jax.data.clips import VideoExamples
 from dynamicrafter_jax.data.draws import ClipSettings
 from dynamicrafter_jax.data.sources import open_source

@@ -42,13 +42,13 @@ def run(source: str | None, videos: str | None, data_dir: str | None, name: str 
     Args:
         source: See `sources.open_source`.
         videos: See `sources.open_source`.
-        data_dir: See `tfds_builder.prepare`.
-        name: See `tfds_builder.prepare`.
+        data_dir: See `builder.prepare`.
+        name: See `builder.prepare`.
 
     Raises:
         UserError: An argument is missing, or as in `open_source` and `prepare`.
     """
-    from dynamicrafter_jax.data import tfds_builder  # slow to import
+    from dynamicrafter_jax.data.tfds import builder  # slow to import
 
     started = time.perf_counter()
     for flag, value in (("source", source), ("data_dir", data_dir), ("name", name)):
@@ -56,7 +56,7 @@ def run(source: str | None, videos: str | None, data_dir: str | None, name: str 
             raise UserError(f"no --{flag}: see --help")
     assert source is not None and data_dir is not None and name is not None
     opened = open_source(source, videos=videos)
-    folder = tfds_builder.prepare(opened, name, data_dir, progress=True)
+    folder = builder.prepare(opened, name, data_dir, progress=True)
     print(f"{folder}: {len(opened):,} videos, {time.perf_counter() - started:.1f} s")
 
 

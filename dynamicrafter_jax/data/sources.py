@@ -1,41 +1,14 @@
 """Where videos and captions come from: a table, a folder or a data set, all read alike."""
 
 import os
-from typing import NamedTuple, Protocol, runtime_checkable
 
-from dynamicrafter_jax import files
 from dynamicrafter_jax.data.folders import VideoFolder
+from dynamicrafter_jax.data.videos import Video, VideoSource
 from dynamicrafter_jax.data.webvid import WebVidTable
 from dynamicrafter_jax.errors import UserError
+from dynamicrafter_jax.runtime import files
 
 _KINDS = "a WebVid .csv, a folder of videos, tfds:NAME or synthetic:train"
-
-
-class Video(NamedTuple):
-    """One video of a source.
-
-    Attributes:
-        name: What logs and messages call it.
-        caption: Its prompt, or "".
-        file: A path, local or remote, or the bytes of a file.
-    """
-
-    name: str
-    caption: str
-    file: str | bytes
-
-
-@runtime_checkable
-class VideoSource(Protocol):
-    """Videos by number, in a fixed order. Worker processes get it by pickle."""
-
-    def __len__(self) -> int:
-        """Returns how many videos there are."""
-        ...
-
-    def __getitem__(self, index: int) -> Video:
-        """Returns a video by its number, from 0; the file may be missing or broken."""
-        ...
 
 
 class _ListedVideos:
@@ -70,7 +43,7 @@ def open_source(source: str, *, videos: str | None = None, split: str = "train")
     if not source:
         raise UserError(f"no videos are named: set data.source to {_KINDS}")
     if source.startswith("tfds:"):
-        from dynamicrafter_jax.data.tfds_source import open_tfds  # slow to import
+        from dynamicrafter_jax.data.tfds.source import open_tfds  # slow to import
 
         return open_tfds(source.removeprefix("tfds:"), split)
     if source.startswith("synthetic:"):

@@ -7,9 +7,9 @@ from collections.abc import Iterable, Iterator
 
 from etils import epath
 
-from dynamicrafter_jax import files, tables
 from dynamicrafter_jax.data.texts import safe_name
 from dynamicrafter_jax.errors import UserError
+from dynamicrafter_jax.runtime import files, tables
 
 COLUMNS = ("videoid", "page_dir", "name")
 """Those that the table must have; `name` is the caption, and others are passed over."""

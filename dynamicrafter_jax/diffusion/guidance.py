@@ -18,11 +18,11 @@ from dynamicrafter_jax.diffusion.prediction import PerSample, float32, per_sampl
 Condition = Any
 """A pytree of arrays that lead with the batch axis."""
 
-ConditionalDenoiser = Callable[[Array, Array, Condition, Carry], tuple[Array, Carry]]
-"""(x (b, ...), timestep (b,), condition, carry) -> (prediction (b, ...), carry)."""
+ConditionalDenoiser = Callable[[Array, Array, Array, Condition, Carry], tuple[Array, Carry]]
+"""(x (b, ...), timestep (b,), index (), condition, carry) -> (prediction (b, ...), carry)."""
 
-Passes = Callable[[Array, Array, Carry], tuple[Array, Carry]]
-"""(x (b, ...), timestep (b,), carry) -> (predictions (k, b, ...), carry)."""
+Passes = Callable[[Array, Array, Array, Carry], tuple[Array, Carry]]
+"""(x (b, ...), timestep (b,), index (), carry) -> (predictions (k, b, ...), carry)."""
 
 
 def guide(
@@ -91,9 +91,9 @@ def guided_denoiser(
 ) -> Denoiser:
     """Bind conditions to a denoiser and guide it.
 
-    With k conditions, the leaves of the denoiser's carry must lead with an axis of k b, the
-    passes of one sample side by side. Both ways of running keep to that, so a carry made for
-    one serves the other.
+    With k conditions, the leaves of the denoiser's carry lead with an axis of k b, the passes of
+    one sample side by side; or are scalars, which all passes share and change alike. Both ways of
+    running keep to that, so a carry made for one serves the other.
 
     Args:
         denoiser: one pass.
@@ -112,13 +112,13 @@ def guided_denoiser(
         raise ValueError(f"guidance takes 1, 2 or 3 conditions, not {len(conditions)}")
     if len(conditions) == 1:
         (condition,) = conditions
-        return lambda x, timestep, carry: denoiser(x, timestep, condition, carry)
+        return lambda x, timestep, index, carry: denoiser(x, timestep, index, condition, carry)
     if len(conditions) == 3 and image_guidance_scale is None:
         raise ValueError("guidance under three conditions needs an image_guidance_scale")
     passes = (_sequential_passes if sequential else _batched_passes)(denoiser, conditions)
 
-    def guided_pass(x: Array, timestep: Array, carry: Carry) -> tuple[Array, Carry]:
-        predictions, carry = passes(x, timestep, carry)
+    def guided_pass(x: Array, timestep: Array, index: Array, carry: Carry) -> tuple[Array, Carry]:
+        predictions, carry = passes(x, timestep, index, carry)
         conditional, unconditional = predictions[0], predictions[-1]
         if image_guidance_scale is None or len(conditions) == 2:
             guided = guide(conditional, unconditional, guidance_scale)
@@ -136,9 +136,9 @@ def _batched_passes(denoiser: ConditionalDenoiser, conditions: Sequence[Conditio
     k = len(conditions)
     stacked = jax.tree.map(lambda *leaves: _merge(jnp.stack(leaves)), *conditions)
 
-    def run(x: Array, timestep: Array, carry: Carry) -> tuple[Array, Carry]:
+    def run(x: Array, timestep: Array, index: Array, carry: Carry) -> tuple[Array, Carry]:
         prediction, carry = denoiser(
-            jnp.repeat(x, k, 0), jnp.repeat(timestep, k, 0), stacked, carry
+            jnp.repeat(x, k, 0), jnp.repeat(timestep, k, 0), index, stacked, carry
         )
         return _split(prediction, k), carry
 
@@ -150,13 +150,18 @@ def _sequential_passes(denoiser: ConditionalDenoiser, conditions: Sequence[Condi
     k = len(conditions)
     stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves), *conditions)
 
-    def run(x: Array, timestep: Array, carry: Carry) -> tuple[Array, Carry]:
-        carries = jax.tree.map(lambda leaf: _split(leaf, k), carry)
+    def run(x: Array, timestep: Array, index: Array, carry: Carry) -> tuple[Array, Carry]:
+        carries = jax.tree.map(
+            lambda leaf: _split(leaf, k) if jnp.ndim(leaf) else jnp.broadcast_to(leaf, k), carry
+        )
         predictions, carries = jax.lax.map(
-            lambda condition_and_carry: denoiser(x, timestep, *condition_and_carry),
+            lambda condition_and_carry: denoiser(x, timestep, index, *condition_and_carry),
             (stacked, carries),
         )
-        return predictions, jax.tree.map(_merge, carries)
+        merged = jax.tree.map(
+            lambda leaf, before: _merge(leaf) if jnp.ndim(before) else leaf[-1], carries, carry
+        )
+        return predictions, merged
 
     return run
 

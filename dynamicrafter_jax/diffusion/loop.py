@@ -1,7 +1,7 @@
 """All the steps of a sampler, as one compiled loop."""
 
 from collections.abc import Callable
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -9,15 +9,15 @@ from jax import Array
 from jaxtyping import Float, Float32, Int
 
 from dynamicrafter_jax.diffusion.prediction import float32
-from dynamicrafter_jax.diffusion.solver import Coefficients, Solver, State
+from dynamicrafter_jax.diffusion.solver import CoefficientsT, Solver, State
 
 Carry = Any
 """What a denoiser remembers from one step to the next: any pytree, () for nothing."""
 
-Denoiser = Callable[[Array, Array, Carry], tuple[Array, Carry]]
-"""(x (b, ...), timestep (b,), carry) -> (prediction (b, ...), carry)."""
+Denoiser = Callable[[Array, Array, Array, Carry], tuple[Array, Carry]]
+"""(x (b, ...), timestep (b,), index (), carry) -> (prediction (b, ...), carry).
 
-CoefficientsT = TypeVar("CoefficientsT", bound=Coefficients)
+The index is that of the step, 0 for the highest timestep."""
 
 
 class LoopState(NamedTuple):
@@ -55,7 +55,8 @@ def run_steps(
     how far it has come or to save what there is.
 
     Args:
-        denoiser: conditions bound; it is compiled once, whatever the number of steps.
+        denoiser: conditions bound; it is compiled once, whatever the number of steps. What it
+            returns as its carry it gets at the next step.
         solver: takes one step.
         state: from `initial_state` or an earlier call.
         coefficients: the solver's tables, in sampling order; pass them to the compiled function
@@ -69,27 +70,8 @@ def run_steps(
     def step(index: Array, state: LoopState) -> LoopState:
         at_step = jax.tree.map(lambda table: jnp.asarray(table)[index], coefficients)
         timestep = jnp.broadcast_to(at_step.timestep, state.x.shape[:1])
-        prediction, carry = denoiser(state.x, timestep, state.carry)
+        prediction, carry = denoiser(state.x, timestep, index, state.carry)
         x, solver_state = solver.step(state.solver, state.x, prediction, at_step, noise(index))
         return LoopState(x, solver_state, carry)
 
     return jax.lax.fori_loop(start, stop, step, state)
-
-
-def sample(
-    denoiser: Denoiser,
-    solver: Solver[CoefficientsT],
-    x: Float[Array, "b *shape"],
-    coefficients: CoefficientsT,
-    noise: Callable[[Array], Array],
-    *,
-    carry: Carry = (),
-) -> tuple[Float32[Array, "b *shape"], Carry]:
-    """Runs all steps from noise `x`, and returns the sample and the denoiser's carry.
-
-    Arguments are those of `initial_state` and `run_steps`.
-    """
-    state = initial_state(solver, x, carry)
-    steps = jnp.shape(coefficients.timestep)[0]
-    state = run_steps(denoiser, solver, state, coefficients, noise, 0, steps)
-    return state.x, state.carry

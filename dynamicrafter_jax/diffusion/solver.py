@@ -1,6 +1,6 @@
 """One step from a noisier sample to a cleaner one.
 
-A solver is two things: coefficients, a pytree of tables computed on the host, and a step, a pure
+A solver makes coefficients, a pytree of tables computed on the host, and takes steps, each a pure
 function of one row of them. The tables are arguments of the compiled loop, so a change of eta, or
 of timesteps when their number stays, does not recompile it.
 """
@@ -34,12 +34,23 @@ class Coefficients(Protocol):
         ...
 
 
-CoefficientsT_contra = TypeVar("CoefficientsT_contra", bound=Coefficients, contravariant=True)
+CoefficientsT = TypeVar("CoefficientsT", bound=Coefficients)
 
 
 @runtime_checkable
-class Solver(Protocol[CoefficientsT_contra]):
+class Solver(Protocol[CoefficientsT]):
     """Takes steps; frozen and hashable, so that it can be a static argument of `jax.jit`."""
+
+    def coefficients(
+        self, schedule: Schedule, timesteps: Int[np.ndarray, "steps"], eta: float
+    ) -> CoefficientsT:
+        """Tables for the timesteps to visit, ascending, and a share `eta` of fresh noise.
+
+        Raises:
+            UserError: eta is not in [0, 1].
+            ValueError: timesteps are not strictly ascending or not in the schedule.
+        """
+        ...
 
     def init(self, x: Float32[Array, "b *shape"]) -> State:
         """State before the first step from `x`."""
@@ -50,7 +61,7 @@ class Solver(Protocol[CoefficientsT_contra]):
         state: State,
         x: Float32[Array, "b *shape"],
         prediction: Float[Array, "b *shape"],
-        coefficients: CoefficientsT_contra,
+        coefficients: CoefficientsT,
         noise: Float[Array, "b *shape"],
     ) -> tuple[Float32[Array, "b *shape"], State]:
         """The next sample and state, from the denoiser's prediction at `x` and one row."""
@@ -133,6 +144,12 @@ class DDIM:
     """
 
     parameterization: Parameterization
+
+    def coefficients(
+        self, schedule: Schedule, timesteps: Int[np.ndarray, "steps"], eta: float
+    ) -> DDIMCoefficients:
+        """See `ddim_coefficients`."""
+        return ddim_coefficients(schedule, timesteps, eta)
 
     def init(self, x: Float32[Array, "b *shape"]) -> State:
         """No state."""

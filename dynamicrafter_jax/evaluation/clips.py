@@ -13,13 +13,13 @@ from etils import epath
 from jaxtyping import UInt8
 from ml_collections import ConfigDict
 
-from dynamicrafter_jax import files, tables
-from dynamicrafter_jax.bulk.loading import map_ahead
 from dynamicrafter_jax.config import settings_of
 from dynamicrafter_jax.errors import UserError
 from dynamicrafter_jax.evaluation.datasets import DataSet
 from dynamicrafter_jax.evaluation.footage import inspect, read_frames
 from dynamicrafter_jax.evaluation.protocol import Frames, Picture, Protocol
+from dynamicrafter_jax.runtime import files, tables
+from dynamicrafter_jax.runtime.map_ahead import map_ahead
 
 READERS = 4
 """Threads that read videos."""

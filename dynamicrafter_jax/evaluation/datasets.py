@@ -9,15 +9,15 @@ from typing import Any
 
 from etils import epath
 
-from dynamicrafter_jax import files, tables
-from dynamicrafter_jax.data.sources import Video
+from dynamicrafter_jax.data.videos import Video
 from dynamicrafter_jax.errors import UserError
 from dynamicrafter_jax.evaluation.footage import EXTENSIONS
 from dynamicrafter_jax.evaluation.protocol import Data
-from dynamicrafter_jax.files import as_path
 from dynamicrafter_jax.media.frames import EXTENSIONS as PICTURES
 from dynamicrafter_jax.media.frames import is_picture
-from dynamicrafter_jax.placeholders import refuse_placeholder
+from dynamicrafter_jax.runtime import files, tables
+from dynamicrafter_jax.runtime.files import as_path
+from dynamicrafter_jax.runtime.placeholders import refuse_placeholder
 
 _TFDS = "tfds:"
 _UCF_LISTS = "ucfTrainTestlist"
@@ -181,7 +181,7 @@ def _walk(root: str) -> Iterator[tuple[str, list[str]]]:
 
 def _open_ucf101(data: Data, root: epath.Path) -> DataSet:
     """`UCF-101/CLASS/v_CLASS_g01_c01.avi`, and `ucfTrainTestlist/` for splits."""
-    from dynamicrafter_jax.data.tfds_source import words  # slow to import
+    from dynamicrafter_jax.data.tfds.source import words  # slow to import
 
     videos = root / "UCF-101" if (root / "UCF-101").is_dir() else root
     if data.split == "all":
@@ -251,7 +251,7 @@ def _open_msrvtt(data: Data, root: epath.Path) -> DataSet:
 
 def _open_tfds(data: Data, name: str) -> DataSet:
     """Videos are named by their split and number, since TFDS keeps no file names."""
-    from dynamicrafter_jax.data.tfds_source import open_tfds  # slow to import
+    from dynamicrafter_jax.data.tfds.source import open_tfds  # slow to import
 
     split = data.split
     if data.set == "ucf101":

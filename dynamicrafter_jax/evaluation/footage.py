@@ -11,9 +11,8 @@ import numpy as np
 from jaxtyping import UInt8
 from PIL import Image
 
-from dynamicrafter_jax import files
-from dynamicrafter_jax.data.decoding import open_video
 from dynamicrafter_jax.data.folders import EXTENSIONS as DECODED
+from dynamicrafter_jax.data.videos.decoding import open_video
 from dynamicrafter_jax.errors import UserError
 from dynamicrafter_jax.media import frames as frame_folders
 from dynamicrafter_jax.media.cropping import cover
@@ -25,6 +24,7 @@ from dynamicrafter_jax.media.pillow import (
     read_picture,
     size_of_picture,
 )
+from dynamicrafter_jax.runtime import files
 
 _ANIMATIONS = (".webp", ".apng")
 

@@ -9,12 +9,12 @@ from typing import NamedTuple
 
 import numpy as np
 
-from dynamicrafter_jax.bulk.loading import map_ahead
 from dynamicrafter_jax.errors import UserError
 from dynamicrafter_jax.evaluation.clips import READERS, Problem, stop_for
 from dynamicrafter_jax.evaluation.measures import Measure, Seen
 from dynamicrafter_jax.evaluation.store import Store, key_of
-from dynamicrafter_jax.sampler import Progress
+from dynamicrafter_jax.runtime.map_ahead import map_ahead
+from dynamicrafter_jax.sampling.sampler import Progress
 
 Look = Callable[[Seen], Seen]
 

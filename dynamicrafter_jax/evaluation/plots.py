@@ -6,11 +6,11 @@ from collections.abc import Callable, Sequence
 import numpy as np
 from etils import epath
 
-from dynamicrafter_jax import files
 from dynamicrafter_jax.errors import UserError
 from dynamicrafter_jax.evaluation.measures import PIC
 from dynamicrafter_jax.evaluation.scoring import Measured, Scores
-from dynamicrafter_jax.files import as_path
+from dynamicrafter_jax.runtime import files
+from dynamicrafter_jax.runtime.files import as_path
 
 try:
     from matplotlib.figure import Figure

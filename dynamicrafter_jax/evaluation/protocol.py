@@ -12,10 +12,10 @@ from typing import Any, Literal, TypeVar
 from etils import epath
 from ml_collections import ConfigDict
 
-from dynamicrafter_jax import files, tables
-from dynamicrafter_jax.bulk.manifest import fingerprint
 from dynamicrafter_jax.config import settings_of
 from dynamicrafter_jax.errors import UserError
+from dynamicrafter_jax.runtime import files, tables
+from dynamicrafter_jax.sampling.bulk.manifest import fingerprint
 
 T = TypeVar("T")
 

@@ -7,7 +7,6 @@ from collections.abc import Callable, Sequence
 import numpy as np
 from jaxtyping import UInt8
 
-from dynamicrafter_jax.bulk.manifest import fingerprint
 from dynamicrafter_jax.errors import UserError
 from dynamicrafter_jax.evaluation.clips import (
     Clip,
@@ -23,7 +22,8 @@ from dynamicrafter_jax.evaluation.footage import inspect, read_frames
 from dynamicrafter_jax.evaluation.measures import Seen
 from dynamicrafter_jax.evaluation.measuring import Item
 from dynamicrafter_jax.evaluation.protocol import Frames, Protocol
-from dynamicrafter_jax.tensors import list_names
+from dynamicrafter_jax.sampling.bulk.manifest import fingerprint
+from dynamicrafter_jax.weights.tensors import list_names
 
 Picture = UInt8[np.ndarray, "h w 3"]
 

@@ -8,11 +8,11 @@ from typing import Any
 
 from etils import epath
 
-from dynamicrafter_jax import files
 from dynamicrafter_jax.evaluation.measures import PIC
 from dynamicrafter_jax.evaluation.protocol import Protocol
 from dynamicrafter_jax.evaluation.scoring import FVD, KVD, Measured, Score, Scores
-from dynamicrafter_jax.files import as_path
+from dynamicrafter_jax.runtime import files
+from dynamicrafter_jax.runtime.files import as_path
 
 FILE, PAGE = "report.json", "report.md"
 

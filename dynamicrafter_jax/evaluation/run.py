@@ -15,8 +15,8 @@ from dynamicrafter_jax.evaluation.protocol import Protocol
 from dynamicrafter_jax.evaluation.reference import Reference
 from dynamicrafter_jax.evaluation.report import write_clips, write_report
 from dynamicrafter_jax.evaluation.scoring import Measured, Scores, measured, score
-from dynamicrafter_jax.files import as_path
-from dynamicrafter_jax.training import distributed
+from dynamicrafter_jax.runtime import distributed
+from dynamicrafter_jax.runtime.files import as_path
 
 CLIPS, FEATURES = "clips.jsonl", "features"
 """What lies in the folder of a run beside the report."""

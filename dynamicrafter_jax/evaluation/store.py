@@ -7,11 +7,11 @@ import numpy as np
 from etils import epath
 from jaxtyping import Shaped
 
-from dynamicrafter_jax.bulk.manifest import fingerprint
 from dynamicrafter_jax.errors import UserError
 from dynamicrafter_jax.evaluation.measures import Measure
-from dynamicrafter_jax.files import as_path
 from dynamicrafter_jax.metrics.features import Features, check_same_settings, merge_features
+from dynamicrafter_jax.runtime.files import as_path
+from dynamicrafter_jax.sampling.bulk.manifest import fingerprint
 
 _DIGITS = 16
 

@@ -12,12 +12,6 @@ import numpy as np
 from jaxtyping import UInt8
 from ml_collections import ConfigDict
 
-from dynamicrafter_jax import files
-from dynamicrafter_jax.bulk.batch_sampler import BatchSampler
-from dynamicrafter_jax.bulk.encoder import Row
-from dynamicrafter_jax.bulk.loading import map_ahead
-from dynamicrafter_jax.bulk.manifest import fingerprint
-from dynamicrafter_jax.bulk.table import Request
 from dynamicrafter_jax.data.clips import prompt_ids
 from dynamicrafter_jax.errors import UserError
 from dynamicrafter_jax.evaluation.clips import READERS, Clip, Problem
@@ -27,8 +21,14 @@ from dynamicrafter_jax.evaluation.measuring import Item
 from dynamicrafter_jax.evaluation.protocol import Protocol
 from dynamicrafter_jax.evaluation.reference import Reference
 from dynamicrafter_jax.media import Window, fit_image, write_png, write_video
-from dynamicrafter_jax.sampler import shown_frames
-from dynamicrafter_jax.sampling import SamplingSettings
+from dynamicrafter_jax.runtime import files
+from dynamicrafter_jax.runtime.map_ahead import map_ahead
+from dynamicrafter_jax.sampling.bulk.batches import BatchSampler
+from dynamicrafter_jax.sampling.bulk.encoder import Row
+from dynamicrafter_jax.sampling.bulk.manifest import fingerprint
+from dynamicrafter_jax.sampling.bulk.table import Request
+from dynamicrafter_jax.sampling.sampler import shown_frames
+from dynamicrafter_jax.sampling.settings import SamplingSettings
 
 # Settings that change no number but in rounding.
 _MEMORY = ("sequential_guidance", "vae_frames", "video_fps")

@@ -9,8 +9,8 @@ from pathlib import PurePosixPath
 
 from etils import epath
 
-from dynamicrafter_jax import files
 from dynamicrafter_jax.errors import UserError
+from dynamicrafter_jax.runtime import files
 
 EXTENSIONS = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff")
 """Of the files that are pictures, in small or capital letters."""

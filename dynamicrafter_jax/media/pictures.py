@@ -7,10 +7,10 @@ import numpy as np
 from jaxtyping import Float32, UInt8
 from PIL import Image
 
-from dynamicrafter_jax import files
 from dynamicrafter_jax.errors import UserError
 from dynamicrafter_jax.media.cropping import Window, cover_and_crop, letterbox
 from dynamicrafter_jax.media.pillow import check_sides, read_picture, rgb_of
+from dynamicrafter_jax.runtime import files
 
 ImageInput = str | os.PathLike[str] | Image.Image | np.ndarray
 """What `load_image` takes."""

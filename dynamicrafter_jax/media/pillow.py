@@ -13,10 +13,10 @@ from etils import epath
 from jaxtyping import UInt8
 from PIL import Image, ImageFile, ImageSequence, UnidentifiedImageError
 
-from dynamicrafter_jax import files
 from dynamicrafter_jax.errors import UserError
 from dynamicrafter_jax.media.metadata import without_metadata
-from dynamicrafter_jax.placeholders import refuse_placeholder
+from dynamicrafter_jax.runtime import files
+from dynamicrafter_jax.runtime.placeholders import refuse_placeholder
 
 T = TypeVar("T")
 

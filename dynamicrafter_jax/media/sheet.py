@@ -8,9 +8,9 @@ from etils import epath
 from jaxtyping import UInt8
 from PIL import Image, ImageDraw, ImageFont
 
-from dynamicrafter_jax import files
 from dynamicrafter_jax.errors import UserError
 from dynamicrafter_jax.media.cropping import cover
+from dynamicrafter_jax.runtime import files
 
 _GAP = 4  # pixels around each frame of a sheet
 

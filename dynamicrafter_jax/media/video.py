@@ -14,12 +14,12 @@ from etils import epath
 from jaxtyping import UInt8
 from PIL import Image
 
-from dynamicrafter_jax import files
 from dynamicrafter_jax.errors import UserError
 from dynamicrafter_jax.media.orientation import of_frame
 from dynamicrafter_jax.media.rates import frame_rate
 from dynamicrafter_jax.media.sheet import encode_png
-from dynamicrafter_jax.placeholders import refuse_placeholder
+from dynamicrafter_jax.runtime import files
+from dynamicrafter_jax.runtime.placeholders import refuse_placeholder
 
 CODECS = {"libx264": 51, "libx265": 51, "libvpx-vp9": 63}
 """Encoders for `.mp4` (H.264, H.265, VP9), each with the largest `crf` it takes."""

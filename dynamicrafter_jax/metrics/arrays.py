@@ -8,9 +8,9 @@ import numpy as np
 from etils import epath
 from jaxtyping import Shaped
 
-from dynamicrafter_jax import files
 from dynamicrafter_jax.errors import UserError
-from dynamicrafter_jax.placeholders import refuse_placeholder
+from dynamicrafter_jax.runtime import files
+from dynamicrafter_jax.runtime.placeholders import refuse_placeholder
 
 
 def write_arrays(path: epath.PathLike, **arrays: Shaped[np.ndarray, "..."]) -> None:

@@ -16,13 +16,13 @@ from flax import traverse_util
 from jaxtyping import Array, Float, Int, PyTree, UInt8
 
 from dynamicrafter_jax.errors import UserError
-from dynamicrafter_jax.files import as_path
 from dynamicrafter_jax.metrics.resizing import resize
 from dynamicrafter_jax.models.clip import PIXEL_MEAN, PIXEL_STD, ImageEncoder, TextEncoder
 from dynamicrafter_jax.models.layers import LayerNorm, Module, abstract_params
-from dynamicrafter_jax.provenance import sha256_of
-from dynamicrafter_jax.release import RELEASE, Naming, ReleaseTensor, Table, release_tensors
-from dynamicrafter_jax.tensors import StoredTensor, describe_mismatch, open_tensors
+from dynamicrafter_jax.runtime.files import as_path
+from dynamicrafter_jax.runtime.provenance import sha256_of
+from dynamicrafter_jax.weights.release import RELEASE, Naming, ReleaseTensor, Table, release_tensors
+from dynamicrafter_jax.weights.tensors import StoredTensor, describe_mismatch, open_tensors
 
 _ENDS: Table = {
     "text_projection": ("text_projection", {}),

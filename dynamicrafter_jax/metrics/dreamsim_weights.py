@@ -15,15 +15,15 @@ from etils import epath
 from flax import traverse_util
 from jaxtyping import Array, Float, PyTree
 
-from dynamicrafter_jax import files
 from dynamicrafter_jax.errors import UserError
-from dynamicrafter_jax.files import as_path
 from dynamicrafter_jax.metrics.dreamsim import BRANCHES, IMAGE_SIZE, DreamSim
 from dynamicrafter_jax.models.layers import abstract_params
-from dynamicrafter_jax.placeholders import refuse_placeholder
-from dynamicrafter_jax.provenance import sha256_of
-from dynamicrafter_jax.release import Naming, ReleaseTensor, Table, release_tensors
-from dynamicrafter_jax.tensors import (
+from dynamicrafter_jax.runtime import files
+from dynamicrafter_jax.runtime.files import as_path
+from dynamicrafter_jax.runtime.placeholders import refuse_placeholder
+from dynamicrafter_jax.runtime.provenance import sha256_of
+from dynamicrafter_jax.weights.release import Naming, ReleaseTensor, Table, release_tensors
+from dynamicrafter_jax.weights.tensors import (
     StoredTensor,
     describe_mismatch,
     layout_of,

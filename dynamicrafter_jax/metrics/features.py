@@ -18,10 +18,10 @@ from jaxtyping import Array, Float, Float32, PyTree, Shaped
 
 from dynamicrafter_jax import sharding
 from dynamicrafter_jax.errors import UserError
-from dynamicrafter_jax.files import as_path
 from dynamicrafter_jax.metrics.arrays import read_arrays, write_arrays
-from dynamicrafter_jax.program import Program
-from dynamicrafter_jax.tensors import list_names
+from dynamicrafter_jax.runtime.files import as_path
+from dynamicrafter_jax.runtime.program import Program
+from dynamicrafter_jax.weights.tensors import list_names
 
 Network = Callable[[PyTree, Array], Array]
 """Takes parameters and a batch of clips; each row of its result depends on its clip alone."""

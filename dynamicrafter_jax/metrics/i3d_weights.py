@@ -13,13 +13,13 @@ from flax import traverse_util
 from jaxtyping import Array, PyTree
 
 from dynamicrafter_jax.errors import UserError
-from dynamicrafter_jax.files import as_path
 from dynamicrafter_jax.metrics.i3d import FRAME_SIZE, I3D, MIN_FRAMES
 from dynamicrafter_jax.models.layers import abstract_params
-from dynamicrafter_jax.provenance import sha256_of
-from dynamicrafter_jax.release import Naming, ReleaseTensor, Table, release_tensors
-from dynamicrafter_jax.tensors import StoredTensor, describe_mismatch, open_tensors
-from dynamicrafter_jax.torchscript import is_torchscript, open_torchscript
+from dynamicrafter_jax.runtime.files import as_path
+from dynamicrafter_jax.runtime.provenance import sha256_of
+from dynamicrafter_jax.weights.release import Naming, ReleaseTensor, Table, release_tensors
+from dynamicrafter_jax.weights.tensors import StoredTensor, describe_mismatch, open_tensors
+from dynamicrafter_jax.weights.torchscript import is_torchscript, open_torchscript
 
 # Our names of a unit's parts, and those of the PyTorch port of the network.
 _UNIT: Table = {

@@ -6,7 +6,7 @@ divide are padded to the next multiple.
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping
 
 import flax.linen as nn
 import jax
@@ -15,6 +15,7 @@ from jax.sharding import PartitionSpec
 from jaxtyping import Array, PyTree
 
 Names = tuple[str | None, ...]
+MeshAxes = str | tuple[str, ...] | None
 
 # A clip is split over chips by frames where layers look within a frame, and by pixels where they
 # look along time. The two layouts have names of their own, so that one table can say which.
@@ -28,9 +29,36 @@ def may_split() -> bool:
     return not mesh.empty and mesh.size > 1 and bool(nn.get_logical_axis_rules())
 
 
+def split_axes(
+    shape: tuple[int, ...],
+    names: Names,
+    devices: Mapping[str, int],
+    rules: Iterable[tuple[str, MeshAxes]],
+) -> tuple[PartitionSpec, tuple[int, ...]]:
+    """Returns how the leading axes of an array are split, and in how many parts each is.
+
+    This is the only way from logical names to the axes of a mesh.
+
+    Args:
+        shape: Of the array.
+        names: Logical names of its axes; those without a name or a rule are whole.
+        devices: Of each axis of the mesh.
+        rules: For logical names, the axes of the mesh.
+    """
+    table = dict(rules)
+    spec: list[MeshAxes] = []
+    parts = []
+    for name, size in zip(names, shape, strict=False):
+        axes = table.get(name) if name and size > 1 else None
+        spec.append(axes or None)
+        axes = (axes,) if isinstance(axes, str) else axes or ()
+        parts.append(math.prod(devices[axis] for axis in axes))
+    return PartitionSpec(*spec), tuple(parts)
+
+
 def constrain(x: Array, names: Names) -> Array:
     """Names the logical axes of an array; trailing ones without a name are whole."""
-    spec, parts = _split(x.shape, names)
+    spec, parts = _in_force(x.shape, names)
     return x if parts is None else jax.lax.with_sharding_constraint(x, spec)
 
 
@@ -63,7 +91,7 @@ def on_each_device(
         *weights: Whole on every device.
         names: Logical names of the leading axes.
     """
-    spec, parts = _split(x.shape, names)
+    spec, parts = _in_force(x.shape, names)
     if parts is None or math.prod(parts) == 1:
         return function(x, *weights)
     sizes = x.shape[: len(parts)]
@@ -87,7 +115,7 @@ def map_in_chunks(
         names: Logical name of the leading axis.
     """
     count = len(rows)
-    _, parts = _split(rows.shape, names)
+    _, parts = _in_force(rows.shape, names)
     devices = 1 if parts is None else math.prod(parts)
     at_once = min(at_once, -(-count // devices))
     chunks = -(-count // (devices * at_once))
@@ -107,15 +135,9 @@ def map_in_chunks(
     return jax.tree.map(lambda y: jnp.moveaxis(y, 0, 1).reshape(-1, *y.shape[3:])[:count], mapped)
 
 
-def _split(shape: tuple[int, ...], names: Names) -> tuple[PartitionSpec, list[int] | None]:
+def _in_force(shape: tuple[int, ...], names: Names) -> tuple[PartitionSpec, tuple[int, ...] | None]:
     """Returns how leading axes are split, and in how many parts; None where there is no mesh."""
     if not may_split():
         return PartitionSpec(), None
     mesh, rules = jax.sharding.get_abstract_mesh(), nn.get_logical_axis_rules()
-    spec, parts = [], []
-    for name, size in zip(names, shape, strict=False):
-        axes = dict(rules).get(name) if name and size > 1 else None
-        axes = (axes,) if isinstance(axes, str) else tuple(axes or ())
-        spec.append(axes or None)
-        parts.append(math.prod(mesh.shape[axis] for axis in axes))
-    return PartitionSpec(*spec), parts
+    return split_axes(shape, names, mesh.shape, rules)

@@ -8,8 +8,10 @@ from jaxtyping import PyTree
 from ml_collections import ConfigDict
 
 from dynamicrafter_jax import conditioning
+from dynamicrafter_jax.conditioning import Conditioning
 from dynamicrafter_jax.config import networks_of
-from dynamicrafter_jax.sampling import SamplingSettings, latent_shape
+from dynamicrafter_jax.sampling.settings import SamplingSettings
+from dynamicrafter_jax.sampling.stages import latent_shape
 from dynamicrafter_jax.training.throughput import product_flops
 
 
@@ -65,7 +67,16 @@ def forward_flops(config: ConfigDict, params: PyTree) -> ForwardFlops:
     embedding = models.projector.embedding_dim
     width = models.unet.context_dim
     image = jax.eval_shape(
-        lambda params, tokens: conditioning.project_tokens(models, params, tokens, t),
+        lambda params, tokens: conditioning.frame_context(
+            models.projector,
+            Conditioning(
+                text=jnp.zeros((1, length, width)),
+                image=conditioning.project_tokens(models, params, tokens),
+                concat=jnp.zeros((1, t, h, w, z)),
+                fs=jnp.zeros(1),
+            ),
+            t,
+        ),
         params,
         of(1, tokens, embedding),
     )

@@ -14,8 +14,8 @@ from dynamicrafter_jax.planning.analytic import forward_flops
 from dynamicrafter_jax.planning.chips import Topology
 from dynamicrafter_jax.planning.programs import sampling_programs, training_programs
 from dynamicrafter_jax.planning.results import compiled
-from dynamicrafter_jax.sampling import SamplingSettings
-from dynamicrafter_jax.weights import abstract_params
+from dynamicrafter_jax.sampling.settings import SamplingSettings
+from dynamicrafter_jax.weights.load import abstract_params
 
 
 def make_plan(

@@ -13,15 +13,14 @@ from jax.sharding import Mesh, Sharding
 from jaxtyping import PyTree
 from ml_collections import ConfigDict
 
-from dynamicrafter_jax import conditioning, sampling, sharding
+from dynamicrafter_jax import conditioning, sharding
 from dynamicrafter_jax.attention import choose_attention
 from dynamicrafter_jax.config import DTYPES, matmul_precision, networks_of, settings_of
-from dynamicrafter_jax.diffusion.loop import initial_state
-from dynamicrafter_jax.diffusion.schedule import make_schedule, spaced_timesteps
-from dynamicrafter_jax.diffusion.solver import DDIM, ddim_coefficients
+from dynamicrafter_jax.diffusion.schedule import make_schedule
 from dynamicrafter_jax.models import Models
-from dynamicrafter_jax.noise import KeyedNoise
-from dynamicrafter_jax.sampling import GuidanceScales, SamplingSettings
+from dynamicrafter_jax.sampling import stages
+from dynamicrafter_jax.sampling.noise import KeyedNoise
+from dynamicrafter_jax.sampling.settings import GuidanceScales, SamplingSettings
 from dynamicrafter_jax.training import inputs
 from dynamicrafter_jax.training.inputs import Batch
 from dynamicrafter_jax.training.objectives import make_objective
@@ -29,7 +28,7 @@ from dynamicrafter_jax.training.optimizer import make_optimizer
 from dynamicrafter_jax.training.settings import TrainSettings
 from dynamicrafter_jax.training.state import abstract_state
 from dynamicrafter_jax.training.step import jit_step, make_train_step
-from dynamicrafter_jax.weights import abstract_params
+from dynamicrafter_jax.weights.load import abstract_params
 
 
 class PlannedProgram(NamedTuple):
@@ -127,13 +126,13 @@ def sampling_programs(
     settings = SamplingSettings.from_config(config.sampling)
     models = networks_of(config, choose_attention(mesh))
     schedule = make_schedule(**config.diffusion.to_dict())
-    solver = DDIM(schedule.parameterization)
+    solver, table = stages.make_solver(schedule, settings)
     boxed = abstract_params(config)
     params = jax.tree.map(_like, nn.meta.unbox(boxed), sharding.parameter_shardings(boxed, mesh))
     b = padded_batch(settings, mesh, batch_size)
     whole = sharding.replicated(mesh)
     rows = whole if b % sharding.batch_multiple(mesh) else sharding.batch_sharding(mesh)
-    shape = sampling.latent_shape(models, settings)
+    shape = stages.latent_shape(models, settings)
     length = models.text_encoder.context_length
 
     def program(name: str, function: Callable[..., PyTree], *rest: PyTree) -> PlannedProgram:
@@ -157,14 +156,12 @@ def sampling_programs(
     ids, negative_ids = of(rows, jnp.int32, b, length), of(whole, jnp.int32, 1, length)
     fs = of(rows, jnp.float32, b)
     draws = made(rows, lambda: KeyedNoise.from_seed(0, list(range(b))))
-    encode = functools.partial(sampling.encode, models, shape=shape, num_passes=settings.num_passes)
+    encode = functools.partial(stages.encode, models, shape=shape, num_passes=settings.num_passes)
     arguments = (first, None, ids, negative_ids, fs, draws)
     yield program("encode", encode, *arguments)
 
-    timesteps = spaced_timesteps(settings.spacing, settings.steps, len(schedule.alpha_bar))
-    table = ddim_coefficients(schedule, timesteps, settings.eta)
     denoise = functools.partial(
-        sampling.denoise, models, solver=solver, sequential=settings.sequential_guidance
+        stages.denoise, models, solver=solver, sequential=settings.sequential_guidance
     )
     yield program(
         "denoise",
@@ -173,13 +170,13 @@ def sampling_programs(
         # As long as the schedule, so that every number of steps is the same program.
         jax.tree.map(lambda rows: of(whole, rows.dtype, len(schedule.alpha_bar)), table),
         GuidanceScales(*[of(rows, jnp.float32, b)] * 3),
-        made(rows, lambda draws: initial_state(solver, draws.initial(shape)), draws),
+        made(rows, functools.partial(stages.start, solver, shape=shape), draws),
         draws,
         *[of(whole, jnp.int32)] * 2,
     )
 
     size = {"height": settings.height, "width": settings.width}
-    decode = functools.partial(sampling.decode, models, **size, vae_frames=settings.vae_frames)
+    decode = functools.partial(stages.decode, models, **size, vae_frames=settings.vae_frames)
     latents = of(rows, jnp.float32, b, *shape)
     yield program("decode", decode, latents)
 

@@ -17,10 +17,10 @@ import jax
 from etils import epath
 from jax.experimental import serialize_executable
 
-from dynamicrafter_jax import files
 from dynamicrafter_jax.planning.chips import Topology, compiler_version
 from dynamicrafter_jax.planning.hlo import ProgramCounts, read_program
 from dynamicrafter_jax.planning.programs import PlannedProgram
+from dynamicrafter_jax.runtime import files
 
 EFFORTS = {"low": -1.0, "default": 0.0}
 """What `--effort` sets of the compiler: how long it looks for a faster program, and a smaller."""

@@ -22,8 +22,8 @@ from dynamicrafter_jax import cli
 from absl import flags
 from etils import epath
 
-from dynamicrafter_jax import files
 from dynamicrafter_jax.errors import UserError
+from dynamicrafter_jax.runtime import files
 
 ROW = flags.DEFINE_multi_string("row", [], "Rows to plan again; 'all' for every one.")
 LIST = flags.DEFINE_bool("list", False, "List the rows and their commands, and do nothing.")

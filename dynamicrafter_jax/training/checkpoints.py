@@ -7,7 +7,6 @@ Each of these is a stored tree. A step is seen only when it is complete: on a fi
 then renamed to its place, in a bucket a last file says so.
 """
 
-import re
 import warnings
 from collections.abc import Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -16,16 +15,19 @@ from typing import Any
 
 import jax
 import numpy as np
+import optax
 import orbax.checkpoint as ocp
 from etils import epath
 from jax.experimental import multihost_utils
-from jaxtyping import Array, PyTree
+from jaxtyping import Array, Key, PyTree
+from ml_collections import ConfigDict
 
 from dynamicrafter_jax import sharding
 from dynamicrafter_jax.errors import UserError
-from dynamicrafter_jax.tensors import list_names
 from dynamicrafter_jax.training import stored
-from dynamicrafter_jax.training.state import TrainState
+from dynamicrafter_jax.training.state import TrainState, create_state
+from dynamicrafter_jax.weights.tensors import list_names
+from dynamicrafter_jax.weights.warm_start import Start, open_start
 
 FOLDER = "checkpoints"
 FROZEN = "frozen"
@@ -63,7 +65,7 @@ class Checkpoints:
         self._frozen = root / FROZEN
         self._keep_last = keep_last
         self._keep_every = keep_every
-        self._steps, unfinished = _scan(self._directory)
+        self._steps, unfinished = stored.scan(self._directory)
         if unfinished and jax.process_index() == 0:
             names = list_names(path.name for path in unfinished)
             warnings.warn(
@@ -141,7 +143,7 @@ class Checkpoints:
         writer = stored.make_writer(list_files, *items)
         try:
             if jax.process_index() == 0:
-                for unfinished in _scan(self._directory)[1]:
+                for unfinished in stored.scan(self._directory)[1]:
                     stored.remove_unfinished(unfinished)
             writer.save(path, args=ocp.args.Composite(**items))
         except jax.errors.JaxRuntimeError:  # such as a device that fails, or a process that is gone
@@ -298,6 +300,36 @@ class Checkpoints:
         )
 
 
+def start_or_restore(
+    config: ConfigDict,
+    abstract: TrainState,
+    optimizer: optax.GradientTransformation,
+    checkpoints: Checkpoints,
+    key: Key[Array, ""],
+) -> tuple[TrainState, Start | None]:
+    """Returns the state of the newest checkpoint, or what training starts from.
+
+    Args:
+        config: Its section `init` says what training starts from.
+        abstract: See `abstract_state`.
+        optimizer: See `optimizer.make_optimizer`.
+        checkpoints: Of the run.
+        key: Of parameters that nothing gives.
+
+    Returns:
+        The state, and where its parameters come from, None if it was restored. Nothing is written:
+        the frozen parameters of a new state are still to be saved.
+
+    Raises:
+        UserError: If a checkpoint or a file can't be used.
+    """
+    if checkpoints.latest_step() is not None:
+        frozen = checkpoints.restore_frozen(abstract.frozen)
+        return checkpoints.restore(abstract._replace(frozen=frozen)), None
+    with open_start(config, config.init, key) as start:
+        return create_state(abstract, start.leaf, optimizer), start
+
+
 def find_step(workdir: epath.PathLike, step: int | None = None) -> epath.Path:
     """Returns the folder of a whole checkpoint of a run, by default the newest.
 
@@ -305,7 +337,7 @@ def find_step(workdir: epath.PathLike, step: int | None = None) -> epath.Path:
         UserError: If there is none.
     """
     directory = stored.absolute(workdir) / FOLDER
-    steps, _ = _scan(directory)
+    steps, _ = stored.scan(directory)
     step = _last(steps, None) if step is None else step
     if step not in steps:
         which = "no checkpoint" if step is None else f"no checkpoint of step {step}"
@@ -320,7 +352,7 @@ def saved_steps(workdir: epath.PathLike) -> list[int]:
     Raises:
         UserError: If the folder can't be read.
     """
-    return _scan(stored.absolute(workdir) / FOLDER)[0]
+    return stored.scan(stored.absolute(workdir) / FOLDER)[0]
 
 
 def surplus(steps: Sequence[int], keep_last: int, keep_every: int | None) -> list[int]:
@@ -351,22 +383,6 @@ def _check_fit(path: epath.Path, trees: Mapping[str, PyTree]) -> None:
     if any(misfits.values()):
         told = "; ".join(f"{name}: {misfit}" for name, misfit in misfits.items() if misfit)
         raise UserError(f"{path} does not fit the config: {told}")
-
-
-def _scan(directory: epath.Path) -> tuple[list[int], list[epath.Path]]:
-    """Returns the whole steps, in order, and the folders of unfinished ones."""
-    steps, unfinished = [], []
-    try:
-        for path in directory.iterdir() if directory.is_dir() else ():
-            if not re.fullmatch("0|[1-9][0-9]*", stored.final_name(path)):
-                continue
-            if stored.is_whole(path):
-                steps.append(int(path.name))
-            else:
-                unfinished.append(path)
-    except OSError as error:
-        raise UserError(f"{directory} can't be read: {stored.reason(error)}") from error
-    return sorted(steps), sorted(unfinished)
 
 
 def _last(steps: Sequence[int], default: Any) -> Any:

@@ -126,10 +126,9 @@ def clip_condition(
     tokens = batch.vision
     if tokens is None:
         tokens = conditioning.image_tokens(models, params, conditioning_image(batch))
-    # Some of a clip are read only where all have tokens of their own (`draws.ClipSettings`).
-    num_frames = models.projector.video_length if batch.places is not None else latents.shape[1]
-    image = conditioning.project_tokens(models, params, tokens, num_frames, batch.places)
-    return Conditioning(text=text, image=image, concat=concatenated, fs=batch.fs)
+    image = conditioning.project_tokens(models, params, tokens)
+    # Some of a clip are drawn only where all have queries of their own (`draws.ClipSettings`).
+    return Conditioning(text, image, concatenated, batch.fs, queries=batch.places)
 
 
 def _frame_latents(latents: Float[Array, "b t h w z"], batch: Batch) -> Float[Array, "b t h w z"]:

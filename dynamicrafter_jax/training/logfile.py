@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 from etils import epath
 
-from dynamicrafter_jax import files
+from dynamicrafter_jax.runtime import files
 
 _REMOTE_SECONDS = 30.0
 

@@ -17,7 +17,8 @@ from etils import epath
 from jaxtyping import UInt8
 from PIL import Image
 
-from dynamicrafter_jax import files, media
+from dynamicrafter_jax import media
+from dynamicrafter_jax.runtime import files
 from dynamicrafter_jax.training import events
 from dynamicrafter_jax.training.logfile import LogFile
 

@@ -1,9 +1,36 @@
 """AdamW or Muon with a clipped gradient and a schedule of the learning rate."""
 
-import optax
+import collections
+import math
+from typing import Any
 
-from dynamicrafter_jax.training.muon import muon
+import jax
+import jax.numpy as jnp
+import optax
+from jaxtyping import Array, Float, PyTree
+from optax.contrib import MuonDimensionNumbers, scale_by_muon
+
 from dynamicrafter_jax.training.settings import TrainSettings
+
+# Muon's steps are made as large as AdamW's commonly are, so that the two share a learning rate
+# (arXiv 2502.16982, section 2.2).
+_STEP_SIZE = 0.2
+
+# Linear maps with several axes of outputs; all others have several of inputs, or one of each.
+_MANY_OUTPUTS = frozenset(
+    (
+        "qkv",
+        "key_value",
+        "query",
+        "key",
+        "value",
+        "text_key",
+        "text_value",
+        "image_key",
+        "image_value",
+        "in",
+    )
+)
 
 
 def learning_rate(settings: TrainSettings) -> optax.Schedule:
@@ -46,3 +73,76 @@ def make_optimizer(settings: TrainSettings) -> optax.GradientTransformation:
             weight_decay=settings.weight_decay,
         )
     return optax.chain(optax.clip_by_global_norm(settings.clip_norm), chosen)
+
+
+def muon(
+    rate: optax.Schedule, *, beta1: float, beta2: float, weight_decay: float
+) -> optax.GradientTransformation:
+    """Returns Muon (arXiv 2502.16982).
+
+    Kernels take steps that are orthogonal matrices, all else takes AdamW's.
+    `optax.contrib.muon` works on one kernel after another. A small model has hundreds, whose
+    products are far too small for an accelerator, so here kernels of one shape are made orthogonal
+    together.
+
+    Args:
+        rate: Of learning.
+        beta1: Decay of the momentum, of which Nesterov's form is taken.
+        beta2: AdamW's second, for what is no kernel; there no weight decays.
+        weight_decay: Of kernels, times the rate.
+    """
+    kernels = optax.chain(
+        optax.trace(beta1, nesterov=True),
+        optax.stateless(orthogonalize),
+        optax.add_decayed_weights(weight_decay),
+        optax.scale_by_learning_rate(rate),
+    )
+    others = optax.adamw(rate, b1=beta1, b2=beta2, weight_decay=0.0, nesterov=True)
+    return optax.partition({"kernel": kernels, "other": others}, _kinds)
+
+
+def orthogonalize(updates: PyTree, params: PyTree | None = None) -> PyTree[Array]:
+    """Returns the nearest orthogonal matrix of each kernel, about, times its step size.
+
+    Args:
+        updates: Kernels, at the paths that they have among the parameters.
+        params: Not used.
+    """
+    del params
+    paths, structure = jax.tree_util.tree_flatten_with_path(updates)
+    matrices = [_matrix(path, leaf) for path, leaf in paths]
+    # Half of the shapes are others lying on their side.
+    tall = [matrix.shape[0] > matrix.shape[1] for matrix in matrices]
+    lying = [matrix.T if stands else matrix for matrix, stands in zip(matrices, tall, strict=True)]
+    alike: dict[tuple[int, ...], list[int]] = collections.defaultdict(list)
+    for number, matrix in enumerate(lying):
+        alike[matrix.shape].append(number)
+    stacks = {
+        shape: jnp.stack([lying[number] for number in group]) for shape, group in alike.items()
+    }
+    # Without momentum of its own, of which `trace` has taken care.
+    orthogonal = scale_by_muon(
+        beta=0.0,
+        nesterov=False,
+        weight_dimension_numbers=dict.fromkeys(stacks, MuonDimensionNumbers(1, 2)),
+    )
+    made: Any = orthogonal.update(stacks, orthogonal.init(stacks))[0]
+    result: list[Array] = [leaf for _, leaf in paths]
+    for (short, long), group in alike.items():
+        for matrix, number in zip(made[short, long], group, strict=True):
+            matrix = _STEP_SIZE * math.sqrt(long) * matrix
+            result[number] = (matrix.T if tall[number] else matrix).reshape(result[number].shape)
+    return jax.tree.unflatten(structure, result)
+
+
+def _kinds(params: PyTree) -> PyTree[str]:
+    def kind(path: tuple[Any, ...], leaf: Any) -> str:
+        return "kernel" if path[-1].key == "kernel" and leaf.ndim > 1 else "other"
+
+    return jax.tree_util.tree_map_with_path(kind, params)
+
+
+def _matrix(path: tuple[Any, ...], kernel: Array) -> Float[Array, "inputs outputs"]:
+    """Returns a kernel as the matrix of its linear map."""
+    axes = 1 if path[-2].key in _MANY_OUTPUTS else kernel.ndim - 1
+    return kernel.reshape(math.prod(kernel.shape[:axes]), -1)

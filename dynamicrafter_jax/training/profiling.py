@@ -9,8 +9,8 @@ from typing import Any
 import jax
 from etils import epath
 
-from dynamicrafter_jax import files
 from dynamicrafter_jax.errors import UserError
+from dynamicrafter_jax.runtime import files
 
 FOLDER = "profile"
 """Where the trace lies in a run's folder."""

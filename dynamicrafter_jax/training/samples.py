@@ -11,12 +11,13 @@ from jax.sharding import Mesh
 from jaxtyping import PyTree, UInt8
 from ml_collections import ConfigDict
 
-from dynamicrafter_jax import files, media, sharding
+from dynamicrafter_jax import media, sharding
 from dynamicrafter_jax.data.opening import open_examples
 from dynamicrafter_jax.errors import UserError
-from dynamicrafter_jax.noise import KeyedNoise
-from dynamicrafter_jax.sampler import Inputs, Sampler
-from dynamicrafter_jax.sampling import SamplingSettings
+from dynamicrafter_jax.runtime import files
+from dynamicrafter_jax.sampling.noise import KeyedNoise
+from dynamicrafter_jax.sampling.sampler import Inputs, Sampler
+from dynamicrafter_jax.sampling.settings import SamplingSettings
 from dynamicrafter_jax.training.metrics import MetricWriter
 from dynamicrafter_jax.training.motion import MotionMonitor
 from dynamicrafter_jax.training.settings import TrainSettings

@@ -20,9 +20,9 @@ import orbax.checkpoint as ocp
 from etils import epath
 from jaxtyping import Array, PyTree
 
-from dynamicrafter_jax import files
 from dynamicrafter_jax.errors import UserError
-from dynamicrafter_jax.tensors import describe_mismatch, list_names
+from dynamicrafter_jax.runtime import files
+from dynamicrafter_jax.weights.tensors import describe_mismatch, list_names
 
 FILES = "files.json"
 
@@ -175,6 +175,26 @@ def remove_unfinished(path: epath.Path) -> None:
             return path.rmtree(missing_ok=True)
         time.sleep(seconds)
     path.rmtree(missing_ok=True)
+
+
+def scan(directory: epath.Path) -> tuple[list[int], list[epath.Path]]:
+    """Returns the whole steps in a folder of them, in order, and the folders of unfinished ones.
+
+    Raises:
+        UserError: If the folder can't be read.
+    """
+    steps, unfinished = [], []
+    try:
+        for path in directory.iterdir() if directory.is_dir() else ():
+            if not re.fullmatch("0|[1-9][0-9]*", final_name(path)):
+                continue
+            if is_whole(path):
+                steps.append(int(path.name))
+            else:
+                unfinished.append(path)
+    except OSError as error:
+        raise UserError(f"{directory} can't be read: {reason(error)}") from error
+    return sorted(steps), sorted(unfinished)
 
 
 def absolute(path: epath.PathLike) -> epath.Path:

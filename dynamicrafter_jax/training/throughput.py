@@ -12,7 +12,7 @@ import jax
 from jax.extend.core import ClosedJaxpr, Jaxpr
 from jax.sharding import Mesh
 
-from dynamicrafter_jax.provenance import peak_memory
+from dynamicrafter_jax.runtime.provenance import peak_memory
 
 PEAK_FLOPS = {
     "TPU v2": 22.5e12,

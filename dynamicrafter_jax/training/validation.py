@@ -15,7 +15,7 @@ from ml_collections import ConfigDict
 from dynamicrafter_jax import sharding
 from dynamicrafter_jax.data.loader import batches
 from dynamicrafter_jax.data.opening import open_examples
-from dynamicrafter_jax.program import Program
+from dynamicrafter_jax.runtime.program import Program
 from dynamicrafter_jax.training.feed import Feed, padded
 from dynamicrafter_jax.training.inputs import Batch
 from dynamicrafter_jax.training.objectives import Objective

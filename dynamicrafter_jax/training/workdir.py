@@ -1,24 +1,41 @@
-"""Whose run a workdir holds: its config, in `config.json`, which a resumed run must share."""
+"""The folder of a run: whose it is, what it was made with, and what it has come to.
 
+- `config.json`: the config, which a resumed run must share.
+- `run.json`: one entry for each time that the run was started.
+
+Checkpoints lie beside them.
+"""
+
+import datetime
 import json
+import platform
+import sys
 import warnings
-from collections.abc import Callable, Mapping
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from fnmatch import fnmatch
-from typing import Any
+from functools import partial
+from typing import Any, Literal
 
+import flax.linen as nn
 import jax
 import numpy as np
 from etils import epath
 from jax.experimental import multihost_utils
+from jax.sharding import Mesh
+from jaxtyping import Array, PyTree
 from ml_collections import ConfigDict
 
-from dynamicrafter_jax import files
-from dynamicrafter_jax.config import config_to_json
+from dynamicrafter_jax.config import config_from_json, config_to_json
 from dynamicrafter_jax.errors import UserError
-from dynamicrafter_jax.tensors import list_names
-from dynamicrafter_jax.training import checkpoints, stored
+from dynamicrafter_jax.runtime import files, provenance
+from dynamicrafter_jax.training import checkpoints, freezing, stored
+from dynamicrafter_jax.weights.load import abstract_params
+from dynamicrafter_jax.weights.tensors import list_names
 
 FILE = "config.json"
+SESSIONS_FILE = "run.json"
 
 FIXED = ("sampling.height", "sampling.width", "sampling.num_frames")
 """Fields that a resumed run must share although `CHANGEABLE` names their like."""
@@ -90,6 +107,178 @@ def claim_workdir(workdir: epath.PathLike, config: ConfigDict) -> None:
             f"{path} is not one folder for all processes ({blind} can't see {FILE}): "
             "give a folder on a file system that they share, or a bucket"
         )
+
+
+def record_session(
+    workdir: epath.PathLike,
+    *,
+    config: ConfigDict,
+    weights: Sequence[Mapping[str, Any]],
+    mesh: Mesh,
+    first_step: int = 0,
+) -> None:
+    """Adds this start of the run to `run.json`, whole or not at all; one process does it for all.
+
+    Args:
+        workdir: Folder of the run, local or remote.
+        config: The full config.
+        weights: Name and SHA-256 of the files that the run started from, as `weights.origin`
+            gives them; none for random weights.
+        mesh: The devices and how they are laid out.
+        first_step: Steps done before.
+
+    Raises:
+        UserError: The file can't be read or written.
+    """
+    path = files.as_path(workdir) / SESSIONS_FILE
+    sessions = read_sessions(workdir) if path.exists() else []
+    sessions.append(describe_session(config, weights, mesh, first_step))
+    files.write_json(path, {"sessions": sessions})
+
+
+def read_sessions(workdir: epath.PathLike) -> list[dict[str, Any]]:
+    """Returns the entries of `run.json`, oldest first.
+
+    Raises:
+        UserError: There is none, or it is damaged.
+    """
+    path = files.as_path(workdir) / SESSIONS_FILE
+    data = files.read_bytes(path)
+    try:
+        sessions = json.loads(data)["sessions"]
+    except (ValueError, KeyError, TypeError):
+        sessions = None
+    if not isinstance(sessions, list):
+        raise UserError(f"{path} does not list the sessions of a run: move it away to go on")
+    return sessions
+
+
+def describe_session(
+    config: ConfigDict, weights: Sequence[Mapping[str, Any]], mesh: Mesh, first_step: int
+) -> dict[str, Any]:
+    """Returns an entry of `run.json`; see `record_session`."""
+    environment = provenance.environment()
+    return {
+        "started": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        "first_step": first_step,
+        "command": sys.argv,
+        "host": platform.node(),
+        "git_revision": environment["git_revision"],
+        "processes": jax.process_count(),
+        "devices": Counter(
+            f"{device.platform}:{device.device_kind}" for device in mesh.devices.flat
+        ),
+        "mesh": dict(mesh.shape),
+        "weights": [dict(source) for source in weights],
+        "versions": environment["versions"],
+        "platform": environment["platform"],
+        "config": config_to_json(config),
+    }
+
+
+@dataclass(frozen=True)
+class Run:
+    """A checkpoint of a run, found complete, and still to be read.
+
+    Attributes:
+        config: Of the run.
+        readers: For each network, a function that reads its parameters onto one device.
+        sources: Name and SHA-256 of the files that the run started from.
+        name: Of the run's folder.
+        step: Of the checkpoint.
+        averaged: Whether the parameters are the averaged ones.
+        has_averages: Whether the checkpoint has averaged parameters.
+    """
+
+    config: ConfigDict
+    readers: Mapping[str, Callable[[], PyTree[Array]]]
+    sources: list[dict[str, Any]]
+    name: str
+    step: int
+    averaged: bool
+    has_averages: bool
+
+    @property
+    def parameters(self) -> Literal["averaged", "last"]:
+        """Which they are, in a word."""
+        return "averaged" if self.averaged else "last"
+
+    @property
+    def taken(self) -> str:
+        """Which they are, and how to get the others, in a few words."""
+        if self.averaged:
+            return f"averaged parameters of step {self.step} (--noaveraged takes the last)"
+        others = "--averaged takes the averaged" if self.has_averages else "it keeps no averages"
+        return f"last parameters of step {self.step} ({others})"
+
+
+def open_run(path: epath.PathLike, *, step: int | None = None, averaged: bool | None = None) -> Run:
+    """Finds a checkpoint of a run.
+
+    Args:
+        path: Folder of the run.
+        step: Which checkpoint; None for the newest.
+        averaged: Whether to take the averaged parameters; None takes them where there are some.
+
+    Raises:
+        UserError: If the folder holds no run, no such checkpoint or no averages, or is damaged.
+    """
+    root = stored.absolute(path)
+    described = files.read_bytes(root / FILE)
+    try:
+        config = config_from_json(json.loads(described))
+    except ValueError as error:
+        raise UserError(f"{root / FILE} is damaged: copy it from a backup") from error
+    place = checkpoints.find_step(root, step)
+    has_ema = (place / "ema").exists()
+    if averaged and not has_ema:
+        raise UserError(f"{place} has no averaged parameters: leave out --averaged")
+    averaged = has_ema and averaged is not False
+
+    device = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+    abstract = jax.tree.map(
+        lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=device),
+        nn.meta.unbox(abstract_params(config)),
+    )
+    parts = dict(
+        zip(
+            (place / ("ema" if averaged else "params"), root / checkpoints.FROZEN),
+            freezing.split(abstract, config.train.trainable),
+            strict=True,
+        )
+    )
+    parts = {file: tree for file, tree in parts.items() if tree}
+    for file, tree in parts.items():
+        try:
+            misfit = stored.misfit(file, tree)
+        except stored.Damaged as error:
+            raise UserError(f"{file} is damaged: {error}") from error
+        if misfit:
+            raise UserError(f"{file} does not fit the config of its run: {misfit}")
+    readers = {name: partial(_read_network, parts, name) for name in abstract}
+    return Run(
+        config,
+        readers,
+        read_sessions(root)[0]["weights"],
+        name=root.name,
+        step=int(place.name),
+        averaged=averaged,
+        has_averages=has_ema,
+    )
+
+
+def _read_network(parts: Mapping[epath.Path, PyTree], network: str) -> PyTree[Array]:
+    """Reads a network, which may be in two parts."""
+    found: dict[str, Any] = {}
+    for file, tree in parts.items():
+        if network not in tree:
+            continue
+        try:
+            part = stored.read(file, {network: tree[network]})
+        except stored.Damaged as error:
+            raise UserError(f"{file} is damaged: {error}") from error
+        found = freezing.join(found, part)
+    return found[network]
 
 
 def _as_first(act: Callable[[], object]) -> None:

@@ -16,8 +16,8 @@ from dynamicrafter_jax.app.request import Request
 from dynamicrafter_jax.app.studio import make_frames
 from dynamicrafter_jax.config import load_config
 from dynamicrafter_jax.pipeline import ImageToVideo
-from dynamicrafter_jax.sampler import shown_frames
-from dynamicrafter_jax.sampling import SamplingSettings
+from dynamicrafter_jax.sampling.sampler import shown_frames
+from dynamicrafter_jax.sampling.settings import SamplingSettings
 
 ROOT = Path(__file__).parents[2]
 MICRO = ROOT / "tests" / "configs" / "micro.py"

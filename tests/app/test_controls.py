@@ -5,7 +5,7 @@ import tiny
 
 from dynamicrafter_jax.app import controls
 from dynamicrafter_jax.errors import UserError
-from dynamicrafter_jax.sampling import SamplingSettings
+from dynamicrafter_jax.sampling.settings import SamplingSettings
 
 # What is not asked for: the size is the model's, and two settings only trade memory for time.
 NOT_SHOWN = {"height", "width", "num_frames", "sequential_guidance", "vae_frames"}

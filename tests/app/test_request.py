@@ -8,7 +8,7 @@ from PIL import Image
 from dynamicrafter_jax.app import controls
 from dynamicrafter_jax.app.request import check_picture, check_request
 from dynamicrafter_jax.errors import UserError
-from dynamicrafter_jax.sampling import SamplingSettings
+from dynamicrafter_jax.sampling.settings import SamplingSettings
 
 
 @pytest.fixture

@@ -18,14 +18,15 @@ import tiny
 from flax import traverse_util
 from jax import export
 
-from dynamicrafter_jax import artifact, checkpoint
+from dynamicrafter_jax import artifact
 from dynamicrafter_jax.artifact import exporting, layout, loading
 from dynamicrafter_jax.config import networks_of
 from dynamicrafter_jax.errors import UserError
 from dynamicrafter_jax.pipeline import ImageToVideo
-from dynamicrafter_jax.sampling import SamplingSettings
-from dynamicrafter_jax.tensors import open_tensors
+from dynamicrafter_jax.sampling.settings import SamplingSettings
 from dynamicrafter_jax.tokenizer import tokenize
+from dynamicrafter_jax.weights import converted
+from dynamicrafter_jax.weights.tensors import open_tensors
 
 ROOT = Path(__file__).parent.parent.parent
 PROMPTS = ["a man surfing", "a dog", ""]
@@ -56,9 +57,9 @@ def exported(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("exported")
     model = tiny.micro()
     for section, tree in model.params.items():
-        checkpoint.save_tree(checkpoint.section_path(folder / "model", section), tree)
+        converted.save_tree(converted.section_path(folder / "model", section), tree)
     sources = [{"name": "micro", "sha256": "0" * 64}]
-    checkpoint.write_description(checkpoint.as_path(folder / "model"), model.config, sources)
+    converted.write_description(converted.as_path(folder / "model"), model.config, sources)
     run(
         "-m",
         "dynamicrafter_jax.artifact",

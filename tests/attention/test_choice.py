@@ -98,7 +98,7 @@ def test_split_over_a_mesh_it_computes_the_same(sizes, shared, relative_error):
     if sizes[0] % 2 == 0:
         names = (*FRAMES, None, "heads", None)
         arrays = tuple(
-            jax.device_put(x, NamedSharding(mesh, sharding.partition_spec(axes)))
+            jax.device_put(x, NamedSharding(mesh, sharding.split_axes(x.shape, axes, mesh)[0]))
             for x, axes in zip(
                 arrays, (names, *2 * [(*names[: len(lead)], *names[2:])]), strict=True
             )
@@ -131,7 +131,8 @@ def test_attention_along_time_is_split_by_pixels_without_gathering(kernel, relat
     mesh = sharding.make_mesh(data=2, sequence=2, tensor=2)
     arrays = tuple(numbers(2, 5, 4, 2, 8, seed=i) for i in range(3))
     expected = plain_temporal_attention(*arrays)
-    where = NamedSharding(mesh, sharding.partition_spec(("batch", None, "pixels", "heads", None)))
+    names = ("batch", None, "pixels", "heads", None)
+    where = NamedSharding(mesh, sharding.split_axes(arrays[0].shape, names, mesh)[0])
     arrays = tuple(jax.device_put(x, where) for x in arrays)
     attend = choose_attention(mesh, kernel).temporal_attention
     compiled = jax.jit(attend).lower(*arrays).compile()

@@ -7,11 +7,12 @@ import pytest
 import tiny
 
 from dynamicrafter_jax.conditioning import Conditioning
-from dynamicrafter_jax.data.synthetic import tracking
-from dynamicrafter_jax.data.synthetic.tracking import Change
 from dynamicrafter_jax.errors import UserError
 
-demo_quality, drawn_clips = benchmark_modules.load("demo_quality", "drawn_clips")
+demo_quality, drawn_clips, tracking = benchmark_modules.load(
+    "demo_quality", "drawn_clips", "tracking"
+)
+Change = tracking.Change
 
 
 def clips_that_move(count=8):
@@ -83,7 +84,7 @@ def test_only_what_is_taken_away_becomes_zero(without):
     (left,) = drawn_clips._encode_without(
         lambda *_, **__: (condition,), shape=(1, 1, 1, 1), num_passes=1, without=without
     )
-    for name, value in zip(Conditioning._fields, (1.0, 2.0, 3.0, 4.0), strict=True):
+    for name, value in zip(Conditioning._fields[:4], (1.0, 2.0, 3.0, 4.0), strict=True):
         assert (np.asarray(getattr(left, name)) == (0.0 if name == without else value)).all()
 
 

@@ -12,12 +12,12 @@ torch = pytest.importorskip("torch")
 (torch_i3d,) = benchmark_modules.load("torch_i3d")
 torch.set_num_threads(1)  # threads of several workers would wait for one another
 
-DATA = Path(__file__).parents[1] / "data"
+GOLDEN = Path(__file__).parents[1] / "golden"
 
 
 def test_i3d_computes_the_golden_numbers(relative_error):
-    manifest = json.loads((DATA / "manifest_i3d.json").read_text())
-    golden = np.load(DATA / "video_metrics.npz")
+    manifest = json.loads((GOLDEN / "manifest_i3d.json").read_text())
+    golden = np.load(GOLDEN / "video_metrics.npz")
     network = torch_i3d.I3D().eval().requires_grad_(False)
     assert list(network.state_dict()) == list(manifest)
     tensors = {

@@ -12,6 +12,9 @@ from dynamicrafter_jax.diffusion.guidance import (
     guided_denoiser,
     rescale_guidance,
 )
+from dynamicrafter_jax.diffusion.loop import initial_state, run_steps
+from dynamicrafter_jax.diffusion.schedule import spaced_timesteps
+from dynamicrafter_jax.diffusion.solver import DDIM
 
 SHAPE = (3, 4, 2, 5, 4)
 SCALES = {
@@ -29,7 +32,10 @@ def condition(seed, b=3):
     return {"text": normal(seed, b, 7, 4), "fs": jnp.full((b,), seed, jnp.int32)}
 
 
-def denoiser(x, timestep, condition, carry):
+STEP = jnp.int32(3)
+
+
+def denoiser(x, timestep, index, condition, carry):
     """A toy in which everything of a sample, and nothing of another, counts."""
     text = condition["text"].mean(1).reshape(-1, *(1,) * (x.ndim - 2), 4)
     clock = (timestep + condition["fs"]).astype(jnp.float32)
@@ -119,8 +125,8 @@ def test_bfloat16_predictions_are_combined_in_float32(predictions):
 
 def test_one_condition_is_a_plain_pass():
     x, timestep = normal(0), jnp.array([5, 6, 7], jnp.int32)
-    ours, carry = guided_denoiser(denoiser, (condition(1),), **SCALES)(x, timestep, ())
-    assert np.array_equal(ours, denoiser(x, timestep, condition(1), ())[0])
+    ours, carry = guided_denoiser(denoiser, (condition(1),), **SCALES)(x, timestep, STEP, ())
+    assert np.array_equal(ours, denoiser(x, timestep, STEP, condition(1), ())[0])
     assert carry == ()
 
 
@@ -129,7 +135,7 @@ def test_one_condition_is_a_plain_pass():
 def test_passes_are_each_run_under_their_condition(seeds, sequential, relative_error):
     x, timestep = normal(0), jnp.array([5, 6, 7], jnp.int32)
     conditions = tuple(condition(seed) for seed in seeds)
-    passes = [denoiser(x, timestep, each, ())[0] for each in conditions]
+    passes = [denoiser(x, timestep, STEP, each, ())[0] for each in conditions]
     conditional, *image, unconditional = passes
     if image:
         combined = guide_two_scale(conditional, image[0], unconditional, 7.5, 2.0)
@@ -137,7 +143,7 @@ def test_passes_are_each_run_under_their_condition(seeds, sequential, relative_e
         combined = guide(conditional, unconditional, 7.5)
     wanted = rescale_guidance(combined, conditional, 0.7)
     guided = guided_denoiser(denoiser, conditions, **SCALES, sequential=sequential)
-    ours, carry = jax.jit(guided)(x, timestep, ())
+    ours, carry = jax.jit(guided)(x, timestep, STEP, ())
     assert relative_error(ours, wanted) < 2e-6
     assert carry == ()
 
@@ -147,31 +153,33 @@ def test_sequential_passes_see_a_batch_of_one_pass_and_compile_the_denoiser_once
     x, timestep = normal(0), jnp.array([5, 6, 7], jnp.int32)
     seen = []
 
-    def watched(x, timestep, condition, carry):
+    def watched(x, timestep, index, condition, carry):
         seen.append((x.shape[0], timestep.shape[0], condition["fs"].shape[0]))
-        return denoiser(x, timestep, condition, carry)
+        return denoiser(x, timestep, index, condition, carry)
 
     for sequential, batch in ((False, 3 * k), (True, 3)):
         seen.clear()
         conditions = tuple(condition(seed) for seed in range(k))
         guided = guided_denoiser(watched, conditions, **SCALES, sequential=sequential)
-        program = str(jax.make_jaxpr(guided)(x, timestep, ()))
+        program = str(jax.make_jaxpr(guided)(x, timestep, STEP, ()))
         assert set(seen) == {(batch, batch, batch)}
         assert program.count("tanh") == 1
 
 
 @pytest.mark.parametrize("sequential", [False, True])
 def test_each_pass_of_each_sample_keeps_its_own_carry(sequential):
-    def remembering(x, timestep, condition, carry):
+    def remembering(x, timestep, index, condition, carry):
         total = carry["total"] + condition["fs"].astype(jnp.float32)
-        return x * total.reshape(-1, 1, 1, 1, 1), {"total": total}
+        calls = carry["calls"] + index
+        return x * total.reshape(-1, 1, 1, 1, 1), {"total": total, "calls": calls}
 
     conditions = ({"fs": jnp.array([1, 2, 3])}, {"fs": jnp.array([10, 20, 30])})
     guided = guided_denoiser(remembering, conditions, **SCALES, sequential=sequential)
     x, timestep = normal(0), jnp.array([5, 6, 7], jnp.int32)
-    carry = {"total": jnp.array([0.1, 0.2, 0.3, 0.4, 0.5, 0.6])}
-    prediction, carry = guided(x, timestep, carry)
+    carry = {"total": jnp.array([0.1, 0.2, 0.3, 0.4, 0.5, 0.6]), "calls": jnp.int32(1)}
+    prediction, carry = guided(x, timestep, STEP, carry)
     np.testing.assert_allclose(carry["total"], [1.1, 10.2, 2.3, 20.4, 3.5, 30.6], rtol=1e-6)
+    assert carry["calls"] == 1 + STEP, "a scalar is shared by the passes"
     totals = carry["total"].reshape(3, 2, 1, 1, 1, 1)
     combined = guide(x * totals[:, 0], x * totals[:, 1], 7.5)
     np.testing.assert_allclose(
@@ -193,7 +201,7 @@ def test_changing_a_scale_or_a_condition_does_not_recompile(sequential):
             image_guidance_scale=image_guidance_scale,
             guidance_rescale=guidance_rescale,
             sequential=sequential,
-        )(x, jnp.array([5, 6, 7], jnp.int32), ())[0]
+        )(x, jnp.array([5, 6, 7], jnp.int32), STEP, ())[0]
 
     x = normal(0)
     first = run(x, tuple(map(condition, (1, 2, 3))), 7.5, 2.0, 0.7)
@@ -214,7 +222,7 @@ def test_a_batch_split_over_devices_is_guided_without_communication():
     )
 
     def run(x, timestep, conditions):
-        return guided_denoiser(denoiser, conditions, **SCALES)(x, timestep, ())[0]
+        return guided_denoiser(denoiser, conditions, **SCALES)(x, timestep, STEP, ())[0]
 
     compiled = jax.jit(run).lower(*split(arguments)).compile()
     program = compiled.as_text()
@@ -233,3 +241,41 @@ def test_other_numbers_of_conditions_are_refused(k):
 def test_three_conditions_without_an_image_scale_are_refused():
     with pytest.raises(ValueError, match="needs an image_guidance_scale"):
         guided_denoiser(denoiser, 3 * (condition(1),), guidance_scale=7.5, guidance_rescale=0.0)
+
+
+@pytest.mark.parametrize("sequential", [False, True])
+def test_a_denoiser_that_answers_every_other_step_from_memory(schedule_of, sequential):
+    """A cache across steps needs a carry alone: it holds what each pass predicted last."""
+
+    def remembering(x, timestep, index, condition, carry):
+        now, _ = denoiser(x, timestep, index, condition, ())
+        kept = jnp.where(index % 2 == 0, now, carry)
+        return kept, kept
+
+    def sample(denoise, carry):
+        guided = guided_denoiser(denoise, conditions, **SCALES, sequential=sequential)
+        state = initial_state(solver, x, carry)
+        return run_steps(guided, solver, state, rows, lambda i: 0 * x, 0, 5).x
+
+    conditions = (condition(1), condition(2))
+    x, schedule = normal(0), schedule_of("512")
+    solver = DDIM("v")
+    rows = solver.coefficients(schedule, spaced_timesteps("uniform_trailing", 5), 0.0)
+    ours = sample(remembering, jnp.zeros((2 * len(x), *x.shape[1:])))
+
+    expected, memory = np.asarray(x), []
+    for index, timestep in enumerate(np.asarray(rows.timestep)):
+        if index % 2 == 0:
+            memory = [
+                denoiser(jnp.asarray(expected), jnp.full(len(x), timestep), index, each, ())[0]
+                for each in conditions
+            ]
+        guided = rescale_guidance(guide(*memory, SCALES["guidance_scale"]), memory[0], 0.7)
+        row = jax.tree.map(lambda table, i=index: table[i], rows)
+        expected = np.asarray(solver.step((), jnp.asarray(expected), guided, row, 0 * x)[0])
+    np.testing.assert_allclose(ours, expected, rtol=1e-3, atol=1e-4)
+    plain = sample(
+        lambda x, timestep, index, condition, carry: denoiser(x, timestep, index, condition, carry),
+        (),
+    )
+    assert not np.allclose(ours, plain, atol=1e-3)

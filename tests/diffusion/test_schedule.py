@@ -1,11 +1,7 @@
 import numpy as np
 import pytest
 
-from dynamicrafter_jax.diffusion.schedule import (
-    linear_betas,
-    spaced_timesteps,
-    zero_terminal_snr,
-)
+from dynamicrafter_jax.diffusion.schedule import linear_betas, spaced_timesteps, zero_terminal_snr
 from dynamicrafter_jax.errors import UserError
 
 

@@ -104,8 +104,8 @@ def test_msrvtt_says_what_is_wrong(tmp_path):
 
 
 def test_tfds_videos_are_named_by_number(monkeypatch):
-    from dynamicrafter_jax.data import tfds_source
-    from dynamicrafter_jax.data.sources import Video
+    from dynamicrafter_jax.data.tfds import source
+    from dynamicrafter_jax.data.videos import Video
 
     asked = []
 
@@ -113,7 +113,7 @@ def test_tfds_videos_are_named_by_number(monkeypatch):
         asked.append((name, split))
         return [Video("place", "apply lipstick", b"film"), Video("place", "yo yo", b"film")]
 
-    monkeypatch.setattr(tfds_source, "open_tfds", opened)
+    monkeypatch.setattr(source, "open_tfds", opened)
     data = open_data(Data("ucf101", "test1", "class"), "tfds:ucf101")
     assert list(data.names) == ["test1-000000", "test1-000001"] and data.groups is None
     assert data.read(1) == Video("test1-000001", "yo yo", b"film")

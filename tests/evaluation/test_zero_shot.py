@@ -11,7 +11,6 @@ import tiny
 import video_files
 from evaluation_sets import Counted
 
-from dynamicrafter_jax import bulk
 from dynamicrafter_jax.errors import UserError
 from dynamicrafter_jax.evaluation import run
 from dynamicrafter_jax.evaluation.clips import Problem
@@ -23,7 +22,8 @@ from dynamicrafter_jax.evaluation.zero_shot import (
     write_inputs,
 )
 from dynamicrafter_jax.media import read_picture, read_video, write_video
-from dynamicrafter_jax.sampler import shown_frames
+from dynamicrafter_jax.sampling import bulk
+from dynamicrafter_jax.sampling.sampler import shown_frames
 
 COUNT, FRAMES, BATCH = 5, 3, 4
 

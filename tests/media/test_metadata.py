@@ -11,8 +11,8 @@ import pytest
 from PIL import Image, features
 
 from dynamicrafter_jax import media
-from dynamicrafter_jax.data.decoding import open_video
-from dynamicrafter_jax.data.tfds_source import film
+from dynamicrafter_jax.data.tfds.source import film
+from dynamicrafter_jax.data.videos.decoding import open_video
 from dynamicrafter_jax.errors import UserError
 from dynamicrafter_jax.evaluation.footage import inspect, read_frames
 

@@ -8,8 +8,8 @@ import pytest
 import video_files
 from PIL import Image
 
-from dynamicrafter_jax.data.decoding import open_video
-from dynamicrafter_jax.data.tfds_source import film
+from dynamicrafter_jax.data.tfds.source import film
+from dynamicrafter_jax.data.videos.decoding import open_video
 
 SIZE = 32, 64
 COLOUR = np.array([200, 100, 0])

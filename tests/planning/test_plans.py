@@ -18,7 +18,7 @@ from dynamicrafter_jax.planning.analytic import forward_flops
 from dynamicrafter_jax.planning.chips import parse_topology
 from dynamicrafter_jax.planning.plans import make_plan
 from dynamicrafter_jax.planning.report import as_text
-from dynamicrafter_jax.weights import abstract_params
+from dynamicrafter_jax.weights.load import abstract_params
 
 ROOT = Path(__file__).parent.parent
 

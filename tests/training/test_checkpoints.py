@@ -14,10 +14,10 @@ import optax
 import pytest
 from states import abstract, assert_same, make_state, placed, refusal, steps_in
 
-from dynamicrafter_jax import checkpoint
 from dynamicrafter_jax.training import stored
 from dynamicrafter_jax.training.checkpoints import Checkpoints, surplus
 from dynamicrafter_jax.training.state import TrainState
+from dynamicrafter_jax.weights import converted
 
 
 @pytest.fixture
@@ -104,7 +104,7 @@ def test_averages_can_be_read_alone(checkpoints: Checkpoints, tmp_path: Path):
     state = make_state(7)
     checkpoints.save(state, wait=True)
     assert state.ema is not None
-    read = checkpoint.restore_tree(tmp_path / "checkpoints/7/ema", state.ema)
+    read = converted.restore_tree(tmp_path / "checkpoints/7/ema", state.ema)
     assert_same(read, state.ema)
 
 

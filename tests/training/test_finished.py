@@ -12,9 +12,8 @@ import tiny
 
 from dynamicrafter_jax import convert
 from dynamicrafter_jax.errors import UserError
-from dynamicrafter_jax.training import finished
-from dynamicrafter_jax.training.finished import open_run
-from dynamicrafter_jax.weights import load_pretrained, origin
+from dynamicrafter_jax.training.workdir import open_run
+from dynamicrafter_jax.weights.load import load_pretrained, origin
 
 
 @pytest.fixture(scope="module")
@@ -59,7 +58,7 @@ def unet_alone(monkeypatch):
         run = open_run(*args, **options)
         return dataclasses.replace(run, readers={"unet": run.readers["unet"]})
 
-    monkeypatch.setattr(finished, "open_run", opened)
+    monkeypatch.setattr("dynamicrafter_jax.training.workdir.open_run", opened)
 
 
 @pytest.mark.parametrize(

@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 import storage
 
-from dynamicrafter_jax import files
 from dynamicrafter_jax.errors import UserError
+from dynamicrafter_jax.runtime import files
 from dynamicrafter_jax.training.logfile import LogFile
 
 

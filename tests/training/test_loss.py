@@ -15,7 +15,7 @@ from dynamicrafter_jax.conditioning import Conditioning
 from dynamicrafter_jax.diffusion.loss import denoising_loss
 from dynamicrafter_jax.diffusion.schedule import make_schedule
 from dynamicrafter_jax.models import abstract_models
-from dynamicrafter_jax.release import release_tensors
+from dynamicrafter_jax.weights.release import release_tensors
 
 KINDS = ["v", pytest.param("eps", marks=pytest.mark.slow)]
 
@@ -27,12 +27,10 @@ def loss_and_gradient(kind):
     schedule = make_schedule(**tiny.config(kind).diffusion.to_dict())
 
     def loss(params):
-        image = conditioning.project_tokens(
-            models, params, jnp.asarray(golden["vision_tokens"]), golden["z"].shape[1]
-        )
+        tokens = jnp.asarray(golden["vision_tokens"])
         condition = Conditioning(
             text=jnp.asarray(golden["text_context"]),
-            image=image,
+            image=conditioning.project_tokens(models, params, tokens),
             concat=jnp.asarray(golden["concat"]),
             fs=jnp.asarray(golden["fs"], jnp.float32),
         )

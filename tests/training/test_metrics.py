@@ -14,8 +14,8 @@ import storage
 from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from dynamicrafter_jax import files
 from dynamicrafter_jax.errors import UserError
+from dynamicrafter_jax.runtime import files
 from dynamicrafter_jax.training import metrics
 from dynamicrafter_jax.training.metrics import MetricWriter, read_lines
 

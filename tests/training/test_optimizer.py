@@ -16,12 +16,16 @@ from dynamicrafter_jax import sharding
 from dynamicrafter_jax.config import settings_of
 from dynamicrafter_jax.errors import UserError
 from dynamicrafter_jax.models import abstract_models
-from dynamicrafter_jax.release import release_tensors
-from dynamicrafter_jax.training.muon import _matrix, orthogonalize
-from dynamicrafter_jax.training.optimizer import learning_rate, make_optimizer
+from dynamicrafter_jax.training.optimizer import (
+    _matrix,
+    learning_rate,
+    make_optimizer,
+    orthogonalize,
+)
 from dynamicrafter_jax.training.settings import TrainSettings
 from dynamicrafter_jax.training.state import abstract_state
-from dynamicrafter_jax.weights import abstract_params
+from dynamicrafter_jax.weights.load import abstract_params
+from dynamicrafter_jax.weights.release import release_tensors
 
 
 def settings(**overrides):

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import pytest
 import storage
 
-from dynamicrafter_jax import files
+from dynamicrafter_jax.runtime import files
 from dynamicrafter_jax.training.profiling import Profiler
 
 

@@ -11,7 +11,7 @@ import storage
 from dynamicrafter_jax import sharding
 from dynamicrafter_jax.config import config_from_json, load_config
 from dynamicrafter_jax.errors import UserError
-from dynamicrafter_jax.training.run_info import FILE, read_sessions, record_session
+from dynamicrafter_jax.training.workdir import SESSIONS_FILE, read_sessions, record_session
 
 WEIGHTS = [{"name": "model.ckpt", "sha256": "0" * 64}]
 
@@ -53,18 +53,18 @@ def test_every_start_is_kept(tmp_path: Path):
 
 def test_a_full_disk_leaves_what_was_there(tmp_path: Path):
     record(tmp_path)
-    before = (tmp_path / FILE).read_bytes()
+    before = (tmp_path / SESSIONS_FILE).read_bytes()
     with storage.full_disk(len(before)), pytest.raises(UserError, match="can't be written"):
         record(tmp_path, 10)
-    assert (tmp_path / FILE).read_bytes() == before and len(list(tmp_path.iterdir())) == 1
+    assert (tmp_path / SESSIONS_FILE).read_bytes() == before and len(list(tmp_path.iterdir())) == 1
 
 
 @pytest.mark.parametrize("content", ["{", "[]", '{"sessions": 3}', "{}"])
 def test_a_damaged_file_is_neither_lost_nor_added_to(tmp_path: Path, content):
-    (tmp_path / FILE).write_text(content)
+    (tmp_path / SESSIONS_FILE).write_text(content)
     with pytest.raises(UserError, match=r"run\.json does not list the sessions .* move it away"):
         record(tmp_path)
-    assert (tmp_path / FILE).read_text() == content
+    assert (tmp_path / SESSIONS_FILE).read_text() == content
 
 
 def test_remote_runs_have_one_too(monkeypatch: pytest.MonkeyPatch):

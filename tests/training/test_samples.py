@@ -16,7 +16,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from dynamicrafter_jax import media, sharding
 from dynamicrafter_jax.config import settings_of
 from dynamicrafter_jax.errors import UserError
-from dynamicrafter_jax.sampler import Sampler
+from dynamicrafter_jax.sampling.sampler import Sampler
 from dynamicrafter_jax.tokenizer import tokenize
 from dynamicrafter_jax.training import samples
 from dynamicrafter_jax.training.metrics import MetricWriter

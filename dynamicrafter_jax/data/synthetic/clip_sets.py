@@ -8,13 +8,13 @@ import numpy as np
 from etils import epath
 from jaxtyping import UInt8
 
-from dynamicrafter_jax import files
 from dynamicrafter_jax.data.synthetic.motion import Trajectory
 from dynamicrafter_jax.data.synthetic.photographs import Split
 from dynamicrafter_jax.data.synthetic.rendering import Renderer
 from dynamicrafter_jax.data.synthetic.scenes import Scene, draw_scene, trajectory
 from dynamicrafter_jax.errors import UserError
 from dynamicrafter_jax.media.video import write_video
+from dynamicrafter_jax.runtime import files
 
 
 class Clip(NamedTuple):

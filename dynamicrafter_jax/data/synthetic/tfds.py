@@ -12,11 +12,11 @@ import numpy as np
 import tensorflow_datasets as tfds
 from etils import epath
 
-from dynamicrafter_jax import files
 from dynamicrafter_jax.data.synthetic.clip_sets import ClipSet
-from dynamicrafter_jax.data.tfds_source import film
+from dynamicrafter_jax.data.tfds.source import film
 from dynamicrafter_jax.errors import UserError
 from dynamicrafter_jax.media.sheet import encode_png
+from dynamicrafter_jax.runtime import files
 
 
 class SyntheticMotion(tfds.core.GeneratorBasedBuilder):

@@ -1,0 +1,1 @@
+"""The latent cache: clips encoded before training."""

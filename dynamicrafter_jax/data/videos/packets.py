@@ -1,0 +1,253 @@
+"""Where the frames of a video lie: in which packets, in which order, and at what times."""
+
+import math
+from bisect import bisect_right
+from collections.abc import Iterator, Sequence
+from fractions import Fraction
+from itertools import pairwise
+from typing import NamedTuple
+
+from av import Packet as CodedPacket
+from av import VideoStream
+from av.container import InputContainer
+
+from dynamicrafter_jax.data.videos import bitstreams
+from dynamicrafter_jax.media.orientation import Orientation
+from dynamicrafter_jax.media.rates import frame_rate
+
+# Broadcasts and the like may start counting anew. ffmpeg's program takes longer steps for that.
+_LONGEST_STEP_SECONDS = 10
+
+
+class Packet(NamedTuple):
+    """What a packet says of itself.
+
+    Attributes:
+        pts: When it is shown, in ticks of its stream, if it says so.
+        dts: When it is decoded.
+        is_key: Whether decoding can start here.
+        is_cut: Whether an edit list cuts it out.
+        frames: How many it shows: 0 for one that others only refer to.
+        place: Where it lies in the file, in bytes, if that is known.
+    """
+
+    pts: int | None
+    dts: int | None
+    is_key: bool = False
+    is_cut: bool = False
+    frames: int = 1
+    place: int | None = None
+
+    @property
+    def time_in_file(self) -> int:
+        """The time to seek for it, in ticks."""
+        return (self.pts or 0) if self.dts is None else self.dts
+
+
+class Run(NamedTuple):
+    """Packets to decode in one go, as places in the file, and the frames wanted of them."""
+
+    first: int
+    last: int
+    wanted: dict[int, int]  # label of a frame -> its place among those asked for
+
+
+def usable_packets(
+    container: InputContainer, stream: VideoStream
+) -> "Iterator[CodedPacket[VideoStream]]":
+    """Yields the packets of a stream from where a file is, without empty ones.
+
+    Nor the last one, if it is cut off. Others that are said to be damaged may be whole: where files
+    are strung together, say.
+    """
+    damaged: CodedPacket[VideoStream] | None = None
+    for packet in container.demux(stream):
+        if not packet.size:
+            continue
+        if damaged is not None:
+            yield damaged
+        damaged = packet if packet.is_corrupt else None
+        if damaged is None:
+            yield packet
+
+
+def read_index(
+    container: InputContainer, stream: VideoStream
+) -> tuple["Index", Orientation | None]:
+    """Reads all packets of a stream, without decoding them.
+
+    Returns:
+        What they say, and how they say that frames are to be shown (`bitstreams.orientation_of`).
+    """
+    codec, header = stream.codec_context.codec, stream.codec_context.extradata or b""
+    name = codec.canonical_name
+    frames_of = bitstreams.frames_of(name, header)
+    packets: list[Packet] = []
+    orientation, found_key, reorders = None, False, False
+    said_to_reorder = bool(stream.codec_context.has_b_frames)
+    for packet in usable_packets(container, stream):
+        if not packets or (packet.is_keyframe and not found_key):
+            orientation = bitstreams.orientation_of(name, header, bytes(packet))
+            found_key = packet.is_keyframe
+        if said_to_reorder and not reorders:
+            reorders = bitstreams.may_wait(name, header, bytes(packet))
+        frames = frames_of(bytes(packet)) if frames_of else 1
+        packets.append(
+            Packet(
+                packet.pts, packet.dts, packet.is_keyframe, packet.is_discard, frames, packet.pos
+            )
+        )
+    if container.format.name == "avi":
+        # It says when frames are decoded, and ffmpeg guesses when they are shown.
+        packets = [packet._replace(pts=None) for packet in packets]
+    is_packed = isinstance(frames_of, bitstreams.Mpeg4) and frames_of.is_packed
+    counted = is_packed or must_count(packets, can_reorder=codec.reorder, reorders=reorders)
+    return Index(packets, counted=counted), orientation
+
+
+def must_count(packets: Sequence[Packet], *, can_reorder: bool, reorders: bool) -> bool:
+    """Tells whether the times of packets are not those at which their frames are shown.
+
+    Args:
+        packets: All of a file, in its order.
+        can_reorder: Whether pictures of the codec may be shown in another order than decoded.
+        reorders: Whether some of these seem to be.
+    """
+    shown = [packet for packet in packets if packet.frames]
+    times = [packet.pts for packet in shown if packet.pts is not None]
+    several = any(packet.frames > 1 for packet in shown)
+    if len(set(times)) < len(shown) or several:
+        return True
+    if len(_parts(shown, math.inf)) > 1:
+        return True
+    # Copies of AVI files give the times of decoding as those of showing.
+    if all(before < after for before, after in pairwise(times)):
+        return reorders and not all(packet.is_key for packet in packets)
+    return not can_reorder
+
+
+def _parts(packets: Sequence[Packet], longest: float) -> list[list[int]]:
+    """Splits the times of packets where the clock was set anew.
+
+    What comes before a key in the file is shown before it. So at keys it can be seen that time went
+    backwards, or on by more than the longest step.
+    """
+    by_pts = all(packet.pts is not None for packet in packets)
+    parts: list[list[int]] = []
+    latest = -math.inf
+    for packet in packets:
+        time = packet.pts if by_pts else packet.dts
+        if time is None:
+            continue
+        if not parts or (packet.is_key and not 0 <= time - latest <= longest):
+            parts.append([])
+            latest = time
+        parts[-1].append(time)
+        latest = max(latest, time)
+    return parts
+
+
+def _starts_late(packets: Sequence[Packet]) -> bool:
+    """Tells whether a decoder waits after the first packet, for what is shown before the second."""
+    times = [packet.dts for packet in packets[:3] if packet.pts is None and packet.dts is not None]
+    return len(times) == 3 and times[1] - times[0] > times[2] - times[1]
+
+
+class Index:
+    """The frames of a video, in the order in which they are shown.
+
+    A frame is known by a label: its time, or, where times can't be trusted, its number among those
+    that leave the decoder when all packets are decoded.
+
+    Attributes:
+        packets: All of them, in the order of the file.
+        counted: Whether labels are numbers.
+        in_file_order: Whether frames are shown in the order of the file.
+        first_key: The first packet that decoding can start at.
+        num_frames: How many frames are shown: those that an edit list cuts out don't count, nor
+            those before the first key.
+    """
+
+    def __init__(self, packets: Sequence[Packet], *, counted: bool) -> None:
+        """Puts frames in order; `must_count` tells whether they must be counted."""
+        self.packets, self.counted = packets, counted
+        self._keys = [
+            i for i, p in enumerate(packets) if p.is_key and (counted or p.pts is not None)
+        ]
+        self.first_key = self._keys[0] if self._keys else 0
+        self.in_file_order = False
+        if counted:
+            self.num_frames = sum(p.frames for p in packets[self.first_key :] if not p.is_cut)
+            return
+        self._shown = sorted(
+            (
+                i
+                for i, packet in enumerate(packets)
+                if packet.frames and not packet.is_cut and self._key(i) is not None
+            ),
+            key=self._time,
+        )
+        self.num_frames = len(self._shown)
+        self.in_file_order = self._shown == sorted(self._shown)
+
+    def runs(self, indices: Sequence[int]) -> list[Run]:
+        """Finds what must be decoded: for each frame, from the last key before it.
+
+        Raises:
+            ValueError: `indices` are not growing numbers from 0 to num_frames - 1.
+        """
+        if any(b <= a for a, b in pairwise([-1, *indices, self.num_frames])):
+            raise ValueError(f"{indices} are not growing numbers below {self.num_frames}")
+        if self.counted:
+            wanted = {index: place for place, index in enumerate(indices)}
+            return [Run(self.first_key, len(self.packets) - 1, wanted)] if wanted else []
+        runs: list[Run] = []
+        for place, index in enumerate(indices):
+            position = self._shown[index]
+            key = self._key(position)
+            assert key is not None
+            if runs and key <= runs[-1].last:
+                wanted = runs[-1].wanted
+                runs[-1] = runs[-1]._replace(last=max(position, runs[-1].last))
+            else:
+                runs.append(Run(key, position, wanted := {}))
+            wanted[self._time(position)] = place
+        return runs
+
+    def rate(
+        self, time_base: Fraction, told: Fraction | None, *, may_jump: bool
+    ) -> Fraction | None:
+        """Returns frames a second on average; see `frame_rate`.
+
+        Time between a last frame and a first one after the clock was set anew does not count.
+
+        Args:
+            time_base: Seconds of a tick.
+            told: What the file says.
+            may_jump: Whether long steps in time mean that the clock was set.
+        """
+        if self.counted:
+            packets = [p for p in self.packets[self.first_key :] if not p.is_cut]
+        else:
+            packets = [self.packets[i] for i in sorted(self._shown)]
+        longest = float(_LONGEST_STEP_SECONDS / time_base) if may_jump else math.inf
+        count = self.num_frames
+        if _starts_late(packets):
+            packets, count = packets[1:], count - 1
+        parts = _parts(packets, longest)
+        ticks = sum(max(times) - min(times) for times in parts)
+        return frame_rate(count - len(parts) + 1, ticks, time_base, told)
+
+    def _time(self, position: int) -> int:
+        time = self.packets[position].pts
+        assert time is not None
+        return time
+
+    def _key(self, position: int) -> int | None:
+        """The last key that is decoded and shown no later than a packet; None without one."""
+        time = self._time(position)
+        before = bisect_right(self._keys, position)
+        # Frames may be shown before a key that they follow in the file: they need an earlier one.
+        while before and self._time(self._keys[before - 1]) > time:
+            before -= 1
+        return self._keys[before - 1] if before else None

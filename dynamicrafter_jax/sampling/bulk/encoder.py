@@ -1,0 +1,180 @@
+"""Encoding for batches: each text and image once, though many rows may share it."""
+
+import functools
+from collections import OrderedDict
+from collections.abc import Callable, Hashable, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh
+from jaxtyping import Array, Float32, Int32, PyTree
+
+from dynamicrafter_jax import sharding
+from dynamicrafter_jax.conditioning import Conditioning
+from dynamicrafter_jax.media import Window
+from dynamicrafter_jax.models import Models
+from dynamicrafter_jax.runtime.program import Program
+from dynamicrafter_jax.sampling import stages
+from dynamicrafter_jax.sampling.bulk.table import Request
+from dynamicrafter_jax.sampling.noise import KeyedNoise, Noise
+from dynamicrafter_jax.sampling.sampler import Sampler
+
+# Of each kind of encoding; one of a full-size model takes about a megabyte on each device.
+_KEPT = 64
+
+
+class Row(NamedTuple):
+    """A request with its images and texts read.
+
+    Attributes:
+        request: What it is.
+        first: The image in [-1, 1].
+        last: The image to end at, or None.
+        window: Which part of the frames is to be shown.
+        image_hash: Of the image's file.
+        end_hash: Of the file of the image to end at.
+        ids: Token ids of the prompt.
+        negative_ids: Token ids that the unconditional pass reads.
+    """
+
+    request: Request
+    first: Float32[np.ndarray, "h w 3"]
+    last: Float32[np.ndarray, "h w 3"] | None
+    window: Window
+    image_hash: str
+    end_hash: str | None
+    ids: Int32[np.ndarray, " l"]
+    negative_ids: Int32[np.ndarray, " l"]
+
+    @property
+    def image_key(self) -> Hashable:
+        """What decides the image: rows with the same show the same."""
+        return self.image_hash, self.request.settings.fit, self.request.settings.size
+
+    @property
+    def end_key(self) -> Hashable:
+        """What decides the image to end at, likewise."""
+        settings = self.request.settings
+        return self.end_hash or self.image_hash, settings.fit, settings.size
+
+
+class Recent:
+    """The results that were asked for last, by key."""
+
+    def __init__(self, size: int) -> None:
+        """Keeps up to `size` results."""
+        self._size = size
+        self._kept: OrderedDict[Hashable, Any] = OrderedDict()
+
+    def get(self, key: Hashable, make: Callable[[], Any]) -> Any:
+        """Returns what is kept under `key`, making it where it is not."""
+        if key not in self._kept:
+            self._kept[key] = make()
+        self._kept.move_to_end(key)
+        while len(self._kept) > self._size:
+            self._kept.popitem(last=False)
+        return self._kept[key]
+
+
+class Encoder:
+    """Encodes the rows of batches; nothing here waits for the device.
+
+    A text or an image goes through its network alone, so what comes out does not depend on the
+    batch that asked first.
+
+    Attributes:
+        texts: The program of the text tower.
+        images: The program of the vision tower and the projector.
+        posteriors: The program of the VAE.
+    """
+
+    def __init__(self, sampler: Sampler, params: PyTree) -> None:
+        """Binds the parameters; programs compile when they are first called."""
+        models = sampler.models
+        self._sampler = sampler
+        self._params = params
+        self.texts = Program(functools.partial(stages.encode_text, models))
+        self.images = Program(functools.partial(stages.encode_image, models))
+        self.posteriors = Program(functools.partial(stages.encode_posterior, models))
+        self._assemble = Program(functools.partial(_assemble, models, sampler.mesh))
+        self._kept = {program: Recent(_KEPT) for program in (self.texts, self.images)}
+        self._kept[self.posteriors] = Recent(_KEPT)
+
+    def __call__(self, rows: Sequence[Row], draws: KeyedNoise) -> tuple[Conditioning, ...]:
+        """Returns what each guided pass of a batch is conditioned on, split over the mesh.
+
+        Args:
+            rows: Of one bucket; as many as the mesh can split.
+            draws: One key for each, on the mesh.
+        """
+        settings = rows[0].request.settings
+        shape = stages.latent_shape(self._sampler.models, settings)
+        firsts = tuple(self._posterior(row.image_key, row.first, shape) for row in rows)
+        lasts = tuple(
+            self._posterior(row.end_key, row.last, shape) for row in rows if row.last is not None
+        )
+        images = tuple(self._once(self.images, row.image_key, row.first[None]) for row in rows)
+        texts = tuple(self._text(row.ids) for row in rows)
+        negatives = no_image = None
+        if settings.num_passes > 1:
+            negatives = tuple(self._text(row.negative_ids) for row in rows)
+            grey = np.zeros_like(rows[0].first)[None]
+            no_image = self._once(self.images, settings.size, grey)
+        fs = np.asarray([row.request.settings.fps for row in rows], np.float32)
+        parts = (texts, images, firsts, lasts or None, negatives, no_image)
+        fs = sharding.split_batch(fs, self._sampler.mesh)
+        static = {"shape": shape, "num_passes": settings.num_passes}
+        return self._run(self._assemble, *parts, fs, draws, **static)
+
+    def _text(self, ids: Int32[np.ndarray, " l"]) -> Array:
+        return self._once(self.texts, ids.tobytes(), ids[None])
+
+    def _posterior(
+        self, key: Hashable, image: Float32[np.ndarray, "h w 3"], shape: tuple[int, ...]
+    ) -> PyTree:
+        return self._once(self.posteriors, key, image[None], shape=shape)
+
+    def _once(self, program: Program, key: Hashable, value: np.ndarray, **static: Any) -> Any:
+        """Runs a program, unless what it made of the same content is still there."""
+
+        def make() -> Any:
+            placed = sharding.replicate(value, self._sampler.mesh)
+            return self._run(program, self._params, placed, **static)
+
+        return self._kept[program].get(key, make)
+
+    def _run(self, program: Program, *args: Any, **static: Any) -> Any:
+        return self._sampler.compiled(program, *args, **static)(*args)
+
+
+def _assemble(
+    models: Models,
+    mesh: Mesh,
+    texts: Sequence[Array],
+    images: Sequence[Array],
+    firsts: Sequence[PyTree],
+    lasts: Sequence[PyTree] | None,
+    negatives: Sequence[Array] | None,
+    no_image: Array | None,
+    fs: Array,
+    noise: Noise,
+    *,
+    shape: tuple[int, int, int, int],
+    num_passes: int,
+) -> tuple[Conditioning, ...]:
+    """Makes a batch of what its rows were encoded to."""
+
+    def batch(rows: Sequence[PyTree] | None) -> PyTree:
+        return (
+            None if rows is None else jax.tree.map(lambda *leaves: jnp.concatenate(leaves), *rows)
+        )
+
+    encoded = stages.Encoded(
+        batch(texts), batch(images), batch(firsts), batch(lasts), batch(negatives), no_image
+    )
+    conditions = stages.assemble(models, encoded, fs, noise, shape=shape, num_passes=num_passes)
+    if len(texts) % sharding.batch_multiple(mesh):
+        return conditions  # whole everywhere, as `sharding.split_batch` leaves such a batch
+    return jax.lax.with_sharding_constraint(conditions, sharding.batch_sharding(mesh))

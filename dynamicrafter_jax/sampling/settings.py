@@ -1,0 +1,119 @@
+"""What a sample is asked to be: the config's section `sampling`, checked."""
+
+import dataclasses
+import math
+from collections.abc import Sequence
+from typing import Literal, NamedTuple
+
+import numpy as np
+from jaxtyping import Array, Float32
+from ml_collections import ConfigDict
+
+from dynamicrafter_jax.config import settings_of
+from dynamicrafter_jax.errors import UserError
+
+
+@dataclasses.dataclass(frozen=True)
+class SamplingSettings:
+    """The config section `sampling`, checked.
+
+    Attributes:
+        height: Pixels of a frame; any number, padded inside to what the networks need.
+        width: Pixels of a frame.
+        num_frames: Frames of the video.
+        steps: Solver steps, 1 to 1000.
+        eta: 0 (deterministic) to 1.
+        guidance_scale: Of text and image together, or of the text alone where
+            `image_guidance_scale` is set. 1 without the latter means no guidance.
+        image_guidance_scale: Of the image; None for one scale.
+        guidance_rescale: 0 to 1.
+        spacing: "uniform" or "uniform_trailing".
+        negative_prompt: What the unconditional pass reads.
+        fps: The model's `fs` condition: frame stride (256) or FPS (512, 1024).
+        video_fps: Frames a second of the written file.
+        seed: Of all random draws.
+        sequential_guidance: One guided pass after another, to save memory.
+        vae_frames: Frames that the VAE works on at once, on each device.
+        fit: "crop" for pictures that fill height x width, or "letterbox" for whole pictures and
+            videos of their aspect, within height x width.
+    """
+
+    height: int
+    width: int
+    num_frames: int
+    steps: int
+    eta: float
+    guidance_scale: float
+    image_guidance_scale: float | None
+    guidance_rescale: float
+    spacing: str
+    negative_prompt: str
+    fps: float
+    video_fps: float
+    seed: int
+    sequential_guidance: bool
+    vae_frames: int
+    fit: Literal["crop", "letterbox"] = "crop"
+
+    def __post_init__(self) -> None:
+        at_least = {"height": 8, "width": 8, "num_frames": 1, "vae_frames": 1, "seed": 0, "fps": 0}
+        for name, least in at_least.items():
+            if getattr(self, name) < least:
+                raise UserError(f"sampling.{name} is {getattr(self, name)}: at least {least}")
+        if not 1 <= self.steps <= 1000:
+            raise UserError(f"sampling.steps is {self.steps}: choose from 1 to 1000")
+        if self.seed >= 2**32:
+            raise UserError(f"sampling.seed is {self.seed}: choose one below 2^32")
+        if self.video_fps <= 0:
+            raise UserError(f"sampling.video_fps is {self.video_fps}: it must be above 0")
+        if not 0 <= self.eta <= 1:
+            raise UserError(
+                f"sampling.eta is {self.eta}: choose from 0 (deterministic) to 1 (as noisy as DDPM)"
+            )
+        if self.spacing not in ("uniform", "uniform_trailing"):
+            raise UserError(
+                f"sampling.spacing is {self.spacing!r}: choose 'uniform' or 'uniform_trailing'"
+            )
+        if not 0 <= self.guidance_rescale <= 1:
+            raise UserError(f"sampling.guidance_rescale is {self.guidance_rescale}: 0 to 1")
+        for name in ("guidance_scale", "image_guidance_scale", "fps", "video_fps"):
+            if not math.isfinite(getattr(self, name) or 0.0):
+                raise UserError(f"sampling.{name} is not a finite number")
+
+    @classmethod
+    def from_config(cls, section: ConfigDict, **overrides: object) -> "SamplingSettings":
+        """Builds settings from a config section, some of them overridden.
+
+        Raises:
+            UserError: If a name is unknown or missing, or a value out of range.
+        """
+        return settings_of(cls, "sampling", section, **overrides)
+
+    @property
+    def size(self) -> tuple[int, int, int]:
+        """Height, width and number of frames, which decide the compiled programs."""
+        return self.height, self.width, self.num_frames
+
+    @property
+    def num_passes(self) -> int:
+        """Passes of the U-Net a step: 1 without guidance, 2, or 3 with two scales."""
+        if self.image_guidance_scale is not None:
+            return 3
+        return 1 if self.guidance_scale == 1 else 2
+
+
+class GuidanceScales(NamedTuple):
+    """Traced scales, one a clip: changing one does not recompile."""
+
+    text: Float32[Array | np.ndarray, " *b"]
+    image: Float32[Array | np.ndarray, " *b"]
+    rescale: Float32[Array | np.ndarray, " *b"]
+
+    @classmethod
+    def per_clip(cls, settings: Sequence[SamplingSettings]) -> "GuidanceScales":
+        """Takes the scales of each clip of a batch."""
+        rows = [
+            (one.guidance_scale, one.image_guidance_scale or 0.0, one.guidance_rescale)
+            for one in settings
+        ]
+        return cls(*np.asarray(rows, np.float32).T)

@@ -1,0 +1,240 @@
+"""The three stages of a sample as pure functions: encode, denoise, decode."""
+
+import math
+from typing import NamedTuple
+
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Float32, Int, PyTree
+
+from dynamicrafter_jax import conditioning
+from dynamicrafter_jax.conditioning import Conditioning
+from dynamicrafter_jax.diffusion.guidance import ConditionalDenoiser, guided_denoiser
+from dynamicrafter_jax.diffusion.loop import Carry, LoopState, initial_state, run_steps
+from dynamicrafter_jax.diffusion.schedule import Schedule, spaced_timesteps
+from dynamicrafter_jax.diffusion.solver import DDIM, Coefficients, Solver
+from dynamicrafter_jax.models import Models
+from dynamicrafter_jax.models.autoencoder import FRAMES, Posterior
+from dynamicrafter_jax.models.partitioning import map_in_chunks
+from dynamicrafter_jax.sampling.noise import Noise
+from dynamicrafter_jax.sampling.settings import GuidanceScales, SamplingSettings
+
+
+def make_solver(schedule: Schedule, settings: SamplingSettings) -> tuple[Solver, Coefficients]:
+    """Returns the solver that the settings name, and its tables, a row for each step.
+
+    Raises:
+        UserError: If the settings do not fit the schedule.
+    """
+    solver = DDIM(schedule.parameterization)
+    timesteps = spaced_timesteps(settings.spacing, settings.steps, len(schedule.alpha_bar))
+    return solver, solver.coefficients(schedule, timesteps, settings.eta)
+
+
+def start(solver: Solver, noise: Noise, *, shape: tuple[int, int, int, int]) -> LoopState:
+    """Returns what the first step begins with: the initial noise of clips of `shape`."""
+    return initial_state(solver, noise.initial(shape))
+
+
+def latent_shape(models: Models, settings: SamplingSettings) -> tuple[int, int, int, int]:
+    """Returns (t, h, w, z) of a clip's latents; sides are rounded up to what the U-Net takes."""
+    multiple = models.vae.downsampling * models.unet.size_multiple
+    h, w = (math.ceil(side / multiple) * multiple for side in (settings.height, settings.width))
+    f = models.vae.downsampling
+    return settings.num_frames, h // f, w // f, models.vae.z_channels
+
+
+def encode(
+    models: Models,
+    params: PyTree,
+    first: Float[Array, "b h w 3"],
+    last: Float[Array, "b h w 3"] | None,
+    ids: Int[Array, "b l"],
+    negative_ids: Int[Array, "1 l"],
+    fs: Float[Array, " b"],
+    noise: Noise,
+    *,
+    shape: tuple[int, int, int, int],
+    num_passes: int,
+) -> tuple[Conditioning, ...]:
+    """Returns what each guided pass is conditioned on.
+
+    Args:
+        models: The networks.
+        params: Their parameters.
+        first: Images in [-1, 1].
+        last: End images for interpolation, the same images for looping, or None.
+        ids: Token ids of the prompts.
+        negative_ids: Token ids that the unconditional pass reads.
+        fs: The model's frame stride or FPS condition.
+        noise: Where the posterior's noise comes from.
+        shape: Latents of one clip, (t, h, w, z); images are padded to it by their borders.
+        num_passes: 1 for (conditional,); 2 for (conditional, unconditional); 3 for
+            (conditional, image only, unconditional).
+    """
+    guided = num_passes > 1
+    encoded = Encoded(
+        text=encode_text(models, params, ids),
+        image=encode_image(models, params, first),
+        first=encode_posterior(models, params, first, shape=shape),
+        last=None if last is None else encode_posterior(models, params, last, shape=shape),
+        negative=encode_text(models, params, negative_ids) if guided else None,
+        no_image=(encode_image(models, params, jnp.zeros_like(first[:1])) if guided else None),
+    )
+    return assemble(models, encoded, fs, noise, shape=shape, num_passes=num_passes)
+
+
+class Encoded(NamedTuple):
+    """What the networks make of texts and images, before any noise.
+
+    Attributes:
+        text: States of the prompts.
+        image: Context tokens of the images, by groups of queries.
+        first: Posterior of the images.
+        last: Posterior of the end images, or None.
+        negative: States of what the unconditional pass reads, one for each clip or for all; None
+            without guidance.
+        no_image: Context tokens of no image, for all clips; None without guidance.
+    """
+
+    text: Float[Array, "b l d"]
+    image: Float[Array, "b q m d"]
+    first: Posterior
+    last: Posterior | None
+    negative: Float[Array, "#b l d"] | None
+    no_image: Float[Array, "1 q m d"] | None
+
+
+def encode_text(models: Models, params: PyTree, ids: Int[Array, "b l"]) -> Float[Array, "b l d"]:
+    """Returns the states of texts, given as token ids."""
+    return conditioning.text_context(models, params, ids)
+
+
+def encode_image(
+    models: Models, params: PyTree, image: Float[Array, "b h w 3"]
+) -> Float[Array, "b q m d"]:
+    """Returns the context tokens of images in [-1, 1]; a zero image gives those of none."""
+    return conditioning.image_context(models, params, image)
+
+
+def encode_posterior(
+    models: Models,
+    params: PyTree,
+    image: Float[Array, "b h w 3"],
+    *,
+    shape: tuple[int, int, int, int],
+) -> Posterior:
+    """Returns the VAE's posterior of images in [-1, 1], padded to what `shape` needs.
+
+    A device encodes one image at a time, so that memory does not grow with the batch.
+    """
+    height, width = (side * models.vae.downsampling for side in shape[1:3])
+
+    def encode(image: Array) -> Posterior:
+        return models.apply("vae", params, image, method="encode")
+
+    return map_in_chunks(encode, _pad_to(image, height, width), 1, FRAMES)
+
+
+def assemble(
+    models: Models,
+    encoded: Encoded,
+    fs: Float[Array, " b"],
+    noise: Noise,
+    *,
+    shape: tuple[int, int, int, int],
+    num_passes: int,
+) -> tuple[Conditioning, ...]:
+    """Returns what each guided pass is conditioned on; arguments are those of `encode`."""
+    num_frames, *frame = shape
+
+    def latents(posterior: Posterior, is_last: bool) -> Array:
+        drawn = noise.posterior(is_last, tuple(frame))
+        return models.vae.scale_factor * posterior.sample(drawn)
+
+    concat = conditioning.concat_latents(
+        latents(encoded.first, False),
+        num_frames,
+        None if encoded.last is None else latents(encoded.last, True),
+    )
+    conditional = Conditioning(text=encoded.text, image=encoded.image, concat=concat, fs=fs)
+    if num_passes == 1:
+        return (conditional,)
+    assert encoded.negative is not None and encoded.no_image is not None
+    negative = jnp.broadcast_to(encoded.negative, encoded.text.shape)
+    no_image = jnp.broadcast_to(encoded.no_image, encoded.image.shape)
+    unconditional = conditional._replace(text=negative, image=no_image)
+    if num_passes == 2:
+        return conditional, unconditional
+    return conditional, conditional._replace(text=negative), unconditional
+
+
+def denoise(
+    models: Models,
+    params: PyTree,
+    conditions: tuple[Conditioning, ...],
+    coefficients: Coefficients,
+    scales: GuidanceScales,
+    state: LoopState,
+    noise: Noise,
+    start: Int[Array, ""],
+    stop: Int[Array, ""],
+    *,
+    solver: Solver,
+    sequential: bool,
+) -> LoopState:
+    """Runs solver steps `start` to `stop` of one compiled loop on a clip's latents.
+
+    The bounds are traced: running all steps at once or a few at a time, to show progress, is
+    the same program.
+    """
+    denoiser = guided_denoiser(
+        _unet_pass(models, params),
+        conditions,
+        guidance_scale=scales.text,
+        image_guidance_scale=scales.image,
+        guidance_rescale=scales.rescale,
+        sequential=sequential,
+    )
+    shape = state.x.shape[1:]
+    return run_steps(
+        denoiser, solver, state, coefficients, lambda i: noise.step(i, shape), start, stop
+    )
+
+
+def decode(
+    models: Models,
+    params: PyTree,
+    latents: Float[Array, "b t h w z"],
+    *,
+    height: int,
+    width: int,
+    vae_frames: int,
+) -> Float32[Array, "b t {height} {width} 3"]:
+    """Returns the video, unclipped, of scaled latents; a device decodes a few frames at a time."""
+
+    def decode_frames(frames: Array) -> Array:
+        z = frames / models.vae.scale_factor
+        video = models.apply("vae", params, z, method="decode")[:, :height, :width]
+        return video.astype(jnp.float32)
+
+    b, t, *frame = latents.shape
+    video = map_in_chunks(decode_frames, latents.reshape(b * t, *frame), vae_frames, FRAMES)
+    return video.reshape(b, t, *video.shape[1:])
+
+
+def _unet_pass(models: Models, params: PyTree) -> ConditionalDenoiser:
+    """One pass of the U-Net, which remembers nothing from step to step."""
+    unet = conditioning.conditioned_unet(models, params)
+
+    def run(
+        x: Array, timestep: Array, index: Array, condition: Conditioning, carry: Carry
+    ) -> tuple[Array, Carry]:
+        return unet(x, timestep, condition), carry
+
+    return run
+
+
+def _pad_to(image: Float[Array, "b h w 3"], height: int, width: int) -> Float[Array, "b h2 w2 3"]:
+    """Repeats the last row and column up to (height, width)."""
+    _, h, w, _ = image.shape
+    return jnp.pad(image, ((0, 0), (0, height - h), (0, width - w), (0, 0)), mode="edge")

@@ -1,0 +1,1 @@
+"""Parameters on their way in and out: release files, converted models, hubs."""

@@ -1,0 +1,164 @@
+"""Writing a converted model as a release file again, for PyTorch and what is built on it."""
+
+import dataclasses
+import math
+import warnings
+from collections.abc import Iterator, Mapping
+
+import flax.linen as nn
+import jax.numpy as jnp
+import numpy as np
+from etils import epath
+from jaxtyping import PyTree, Shaped
+from ml_collections import ConfigDict
+from tqdm import tqdm
+
+from dynamicrafter_jax.config import DTYPES, config_from_json
+from dynamicrafter_jax.errors import UserError
+from dynamicrafter_jax.runtime.files import as_path, atomic, check_writable
+from dynamicrafter_jax.weights import converted
+from dynamicrafter_jax.weights.load import abstract_params
+from dynamicrafter_jax.weights.release import release_tensors, schedule_buffers, unused_tensors
+from dynamicrafter_jax.weights.tensors import (
+    Layout,
+    StoredTensor,
+    layout_of,
+    list_names,
+    write_tensors,
+)
+
+EXPORT_DTYPES = DTYPES | {"float16": jnp.dtype(jnp.float16)}
+
+
+@dataclasses.dataclass(frozen=True)
+class Summary:
+    """What was converted or exported.
+
+    Attributes:
+        tensors: Tensors that hold parameters.
+        parameters: Numbers in them.
+        carried: Further tensors, kept so that an export is a complete release file.
+        taken: Of a training run, which parameters these are, in words; else empty.
+    """
+
+    tensors: int
+    parameters: int
+    carried: int
+    taken: str = ""
+
+
+def export(
+    directory: epath.PathLike,
+    path: epath.PathLike,
+    *,
+    dtype: str | None = None,
+    overwrite: bool = False,
+    progress: bool = False,
+) -> Summary:
+    """Writes a converted model as a release file, complete if its tensors were all carried.
+
+    Args:
+        directory: The converted model.
+        path: The `.safetensors` file to write.
+        dtype: One of `EXPORT_DTYPES`, for all but the buffers of the schedule, which stay
+            float32; by default each tensor keeps its type.
+        overwrite: Whether a file there is replaced.
+        progress: Whether to show a progress bar, if stderr is a terminal.
+
+    Raises:
+        UserError: If the directory is not a whole converted model, a value does not fit
+            `dtype`, or the file can't be written.
+    """
+    place = as_path(path)
+    if place.suffix != ".safetensors":
+        raise UserError(f"{path} can't be written: an export is a .safetensors file")
+    if place.exists() and not overwrite:
+        raise UserError(f"{path} exists: give another path, or say to overwrite it")
+    check_writable(place)
+    description = converted.read_description(directory)
+    config = config_from_json(description["config"])
+    boxed = abstract_params(config)
+    with converted.open_carried(directory) as carried:
+        _report_lacking(config, carried, directory)
+        stored_dtype = DTYPES[description["dtype"]]
+        layout = release_layout(config, boxed, layout_of(carried), stored_dtype, dtype)
+        others = carried | _buffers(config)
+        params = _read_params(directory, boxed)
+        with atomic(place) as temporary, temporary.open("wb") as file:
+            names = tqdm(layout, unit=" tensors", leave=False, disable=None if progress else True)
+            found = ((n, others[n].read()) if n in others else next(params) for n in names)
+            write_tensors(file, layout, ((n, _cast(n, v, layout[n][0])) for n, v in found))
+        sizes = [math.prod(shape) for name, (_, shape) in layout.items() if name not in others]
+        return Summary(len(sizes), sum(sizes), len(carried))
+
+
+def release_layout(
+    config: ConfigDict,
+    boxed: Mapping[str, PyTree],
+    carried: Layout,
+    stored_dtype: np.dtype,
+    dtype: str | None = None,
+) -> Layout:
+    """Returns type and shape of every tensor of a release file, in the order of an export.
+
+    Args:
+        config: The config of the model.
+        boxed: Its parameters, as `weights.abstract_params` gives them.
+        carried: Type and shape of the carried tensors.
+        stored_dtype: Type of the parameters in the converted model.
+        dtype: As in `export`.
+    """
+    chosen = None if dtype is None else EXPORT_DTYPES[dtype]
+    params = {name: tensor.shape for name, tensor in release_tensors(boxed).items()}
+    layout = {name: (chosen or stored_dtype, shape) for name, shape in params.items()}
+    for name, (kept, shape) in carried.items():
+        layout[name] = (chosen or kept if jnp.issubdtype(kept, jnp.floating) else kept, shape)
+    layout |= layout_of(_buffers(config))
+    # Readers want each tensor aligned to its type; the order is otherwise kept, and so is that
+    # of the parameters, which are all of one type.
+    return dict(sorted(layout.items(), key=lambda item: -item[1][0].itemsize))
+
+
+def _buffers(config: ConfigDict) -> dict[str, StoredTensor]:
+    buffers = schedule_buffers(config.diffusion.to_dict())
+    return {
+        name: StoredTensor(table.shape, table.dtype, lambda table=table: table)
+        for name, table in buffers.items()
+    }
+
+
+def _report_lacking(config: ConfigDict, carried: Mapping, directory: epath.PathLike) -> None:
+    unused = unused_tensors(config.text_encoder.layers)
+    lacking = [n for n, fate in unused.items() if fate == "carried" and n not in carried]
+    if lacking:
+        names = list_names(lacking, most=len(lacking))
+        warnings.warn(
+            f"{directory} carries no {names}: without them the export is no complete release",
+            stacklevel=3,
+        )
+
+
+def _read_params(
+    directory: epath.PathLike, boxed: Mapping[str, PyTree]
+) -> Iterator[tuple[str, Shaped[np.ndarray, "..."]]]:
+    """Yields the parameters by release name in the release's layout, in the order of `boxed`."""
+    for section, tree in boxed.items():
+        place = converted.section_path(directory, section)
+        for name, child in converted.restore_children(place, nn.meta.unbox(tree)):
+            for tensor in release_tensors({section: {name: tree[name]}}).values():
+                leaf = child
+                for key in tensor.path[2:]:
+                    leaf = leaf[key]
+                yield tensor.name, tensor.to_release(np.asarray(leaf))
+
+
+def _cast(
+    name: str, values: Shaped[np.ndarray, "*shape"], dtype: np.dtype
+) -> Shaped[np.ndarray, "*shape"]:
+    if values.dtype == dtype:
+        return values
+    with np.errstate(over="ignore"):
+        cast = values.astype(dtype)
+    if not np.isfinite(cast).all():
+        raise UserError(f"{name} has values too large for {dtype}: export as float32 or bfloat16")
+    return cast
