@@ -6,6 +6,7 @@ import importlib.metadata
 import json
 import os
 import platform
+import subprocess
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -148,9 +149,13 @@ def made_with(*packages: str) -> str:
 
 
 def revision() -> str:
-    """The commit that the code is of, in short, and whether it was changed since."""
+    """The commit that the code is of, in short, and whether the code was changed since."""
     commit, _, changed = (provenance.git_revision() or "unknown").partition("-")
-    return commit[:10] + (" with changes" if changed else "")
+    # A table that was just written into a document changes no code.
+    code = ["git", "-C", str(DOCUMENT.parent), "diff", "--quiet", "HEAD", "--", ":/", ":/!docs"]
+    if changed and subprocess.run(code, check=False).returncode:
+        return f"{commit[:10]} with changes"
+    return commit[:10]
 
 
 def markdown(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
