@@ -200,23 +200,20 @@ def rooms(theme: Theme) -> str:
     ):
         draw.box(x, 30, 170, 62, entry, theme.text)
     for x, room in zip(
-        columns,
+        columns[2:5],
         (
-            ("training/", "step, state, watching"),
-            ("pipeline.py, bulk/", "one, or a table"),
             ("evaluation/", "protocol, clips, report"),
             ("planning/", "programs, counted"),
-            ("exporting.py", "in one program"),
-            ("weights.py", "complete, or not"),
+            ("artifact/", "in one program"),
         ),
         strict=True,
     ):
         draw.box(x, 142, 170, 62, room, plain)
+    draw.box(columns[0], 142, 170, 62, ("training/", "step, state, watching"), plain)
+    draw.box(columns[1], 142, 170, 62, ("pipeline.py", "image to video"), plain)
+    draw.box(columns[5], 142, 170, 174, ("weights/", "release files, models"), plain)
     draw.box(columns[0], 254, 170, 62, ("data/", "videos to clips, cache"), plain)
-    draw.box(
-        columns[1], 254, 740, 62, ("sampler.py, sampling.py", "encode, denoise, decode"), plain
-    )
-    draw.box(columns[5], 254, 170, 62, ("release.py", "names and layout"), plain)
+    draw.box(columns[1], 254, 740, 62, ("sampling/", "encode, denoise, decode"), plain)
     draw.box(columns[1], 366, 740, 62, ("conditioning.py", "how text and image enter"), plain)
     draw.box(columns[0], 478, 360, 62, ("diffusion/", "functions of arrays"), theme.context)
     draw.box(columns[2], 478, 740, 62, ("models/", "Flax modules"), theme.detail)
@@ -228,7 +225,6 @@ def rooms(theme: Theme) -> str:
         [(centre[2], 204), (centre[2], 254)],
         [(centre[3], 204), (centre[3], 254)],
         [(centre[4], 204), (centre[4], 254)],
-        [(centre[5], 204), (centre[5], 254)],
         [(centre[1], 204), (centre[1], 254)],
         [(centre[2], 316), (centre[2], 366)],
         [(centre[1], 428), (centre[1], 478)],
@@ -246,15 +242,13 @@ def rooms(theme: Theme) -> str:
         ("metrics/", "numbers of sets of videos"),
         ("media/", "images in, video out"),
         ("tokenizer.py", "text to ids"),
-        ("noise.py", "random draws, or replayed ones"),
-        ("checkpoint.py, tensors.py", "files of arrays"),
-        ("files.py", "whole or absent"),
-        ("program.py", "compilation that is seen"),
-        ("config.py, cli.py, errors.py", "the same manners everywhere"),
+        ("runtime/", "files, processes, provenance"),
+        ("cli/", "flags, and errors in a line"),
+        ("config.py, errors.py", "the same manners everywhere"),
     )
     for i, (name, what) in enumerate(leaves):
-        draw.words(1190, 90 + 46 * i, name, size=13, bold=True, anchor="start")
-        draw.words(1190, 107 + 46 * i, what, size=12.5, colour=theme.muted, anchor="start")
+        draw.words(1190, 96 + 56 * i, name, size=13, bold=True, anchor="start")
+        draw.words(1190, 113 + 56 * i, what, size=12.5, colour=theme.muted, anchor="start")
     return draw.svg()
 
 
