@@ -14,7 +14,6 @@ from jaxtyping import Array, Float, Int, Key, Num, PyTree
 
 from dynamicrafter_jax.models import Models
 from dynamicrafter_jax.models.clip import preprocess
-from dynamicrafter_jax.models.resampler import Projector
 
 
 class Conditioning(NamedTuple):
@@ -88,7 +87,7 @@ def project_tokens(
 
 
 def frame_context(
-    projector: Projector, condition: Conditioning, num_frames: int
+    models: Models, condition: Conditioning, num_frames: int
 ) -> Float[Array, "b *frames m d"]:
     """Returns the image's context that the frames of one pass read.
 
@@ -97,11 +96,11 @@ def frame_context(
     projector's `other_lengths` may choose the nearest queries instead, (b, t, m, d).
 
     Args:
-        projector: Of the model.
+        models: The networks.
         condition: Its `queries`, if there are some, go before that rule.
         num_frames: Frames of the pass.
     """
-    image = condition.image
+    image, projector = condition.image, models.projector
     if condition.queries is not None:
         return jax.vmap(lambda clip, chosen: clip[chosen])(image, condition.queries)
     if num_frames == projector.video_length:
@@ -147,7 +146,7 @@ def conditioned_unet(
         x: Float[Array, "b t h w z"], timestep: Num[Array, " b"], condition: Conditioning
     ) -> Float[Array, "b t h w z"]:
         x = jnp.concatenate([x, condition.concat.astype(x.dtype)], axis=-1)
-        image = frame_context(models.projector, condition, x.shape[1])
+        image = frame_context(models, condition, x.shape[1])
         text, fs = condition.text, condition.fs
         return models.apply("unet", params, x, timestep, text, image, fs, dropout_keys)
 

@@ -46,13 +46,19 @@ class StandIns(Models):
         }[name](params[name], *inputs)
 
 
+class Sizes(SimpleNamespace):
+    """What is asked of a network besides its results; programs are kept by it, as by a network."""
+
+    __hash__ = object.__hash__
+
+
 def stand_ins() -> Models:
     sizes: Any = {
-        "unet": SimpleNamespace(size_multiple=1, clone=lambda **_: SimpleNamespace()),
-        "vae": SimpleNamespace(scale_factor=SCALE, downsampling=FACTOR, z_channels=4),
-        "text_encoder": SimpleNamespace(context_length=TOKENS),
-        "image_encoder": SimpleNamespace(image_size=SIDE),
-        "projector": SimpleNamespace(video_length=FRAMES, num_queries=2),
+        "unet": Sizes(size_multiple=1, clone=lambda **_: Sizes()),
+        "vae": Sizes(scale_factor=SCALE, downsampling=FACTOR, z_channels=4),
+        "text_encoder": Sizes(context_length=TOKENS),
+        "image_encoder": Sizes(image_size=SIDE),
+        "projector": Sizes(video_length=FRAMES, num_queries=2),
     }
     return StandIns(**sizes)
 

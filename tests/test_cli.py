@@ -129,6 +129,7 @@ def test_details_are_for_who_looks_for_a_fault(capsys, monkeypatch):
 
 EARLY = """
 import gc, os, signal, sys
+signal.signal(signal.SIGINT, signal.default_int_handler)  # which background jobs ignore
 from dynamicrafter_jax import cli
 assert os.environ["TF_CPP_MIN_LOG_LEVEL"] == "3" and "jax" not in sys.modules
 if sys.argv[1] == "collecting":

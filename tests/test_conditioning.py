@@ -31,7 +31,7 @@ def test_what_frames_read_of_the_projector(rule):
         """What the frames of a pass read."""
         concat = jnp.zeros((2, num_frames, 1, 1, 4))
         condition = Conditioning(jnp.zeros((2, 1, 16)), context, concat, jnp.zeros(2), queries)
-        return np.asarray(frame_context(models.projector, condition, num_frames))
+        return np.asarray(frame_context(models, condition, num_frames))
 
     own = read(3)
     assert own.shape == (2, 3, 16, 16) and not np.allclose(own[:, 0], own[:, 1])
@@ -55,7 +55,7 @@ def test_a_window_of_a_long_clip_is_a_clip_of_its_own():
     whole = Conditioning(jnp.zeros((2, 1, 16)), context, concat, jnp.ones(2))
     window = whole.of_frames(slice(2, 5))
     assert np.array_equal(window.concat, concat[:, 2:5])
-    read = frame_context(model.models.projector, window, 3)
+    read = frame_context(model.models, window, 3)
     assert np.array_equal(read, context), "each frame has queries of its own again"
     # Or frames keep what is nearest to their place in the whole clip.
     places = jnp.broadcast_to(nearest_queries(7, 3), (2, 7))

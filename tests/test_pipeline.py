@@ -279,7 +279,7 @@ def test_noise_of_the_wrong_shape_or_not_finite_is_refused():
 @pytest.mark.parametrize(
     ("section", "field", "value", "message"),
     [
-        ("diffusion", "parameterization", "eps", "does not go with rescale_betas_zero_snr"),
+        ("diffusion", "parameterization", "eps", "does not work with rescale_betas_zero_snr"),
         ("precision", "dtype", "float64", "precision.dtype is 'float64'"),
         ("mesh", "data", 99, "mesh.data=99 needs 99 devices, but there are 8"),
     ],

@@ -321,7 +321,7 @@ def test_the_end_of_another_aspect(tmp_path, photograph):
     Image.open(photograph).crop((0, 0, 60, 80)).save(tmp_path / "tall.png")
     refused(
         tmp_path,
-        "pictures of one aspect are needed with the fit 'letterbox'",
+        "the fit 'letterbox' needs pictures of one aspect ratio",
         image=photograph,
         end_image=tmp_path / "tall.png",
         fit="letterbox",

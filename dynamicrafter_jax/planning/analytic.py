@@ -68,7 +68,7 @@ def forward_flops(config: ConfigDict, params: PyTree) -> ForwardFlops:
     width = models.unet.context_dim
     image = jax.eval_shape(
         lambda params, tokens: conditioning.frame_context(
-            models.projector,
+            models,
             Conditioning(
                 text=jnp.zeros((1, length, width)),
                 image=conditioning.project_tokens(models, params, tokens),

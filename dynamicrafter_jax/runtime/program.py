@@ -9,7 +9,8 @@ import jax
 class Program:
     """A jitted function whose compilations can be watched.
 
-    Arguments by position are traced; keyword arguments are static and must be hashable.
+    Arguments by position are traced; keyword arguments are static and must be hashable. What is
+    compiled depends on them and on how products are rounded (`jax.default_matmul_precision`).
     """
 
     def __init__(self, function: Callable[..., Any]) -> None:
@@ -21,7 +22,8 @@ class Program:
         """Returns the executable for arguments like these, compiling it the first time."""
         leaves, structure = jax.tree.flatten(args)
         kinds = tuple((leaf.shape, leaf.dtype, leaf.sharding) for leaf in leaves)
-        key = (structure, kinds, tuple(sorted(static.items())))
+        precision = jax.config.jax_default_matmul_precision  # pyright: ignore[reportAttributeAccessIssue]
+        key = (structure, kinds, precision, tuple(sorted(static.items())))
         if key not in self._compiled:
 
             def bound(*args: Any) -> Any:

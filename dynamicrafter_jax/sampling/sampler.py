@@ -25,7 +25,7 @@ from dynamicrafter_jax.diffusion.schedule import make_schedule
 from dynamicrafter_jax.diffusion.solver import Solver
 from dynamicrafter_jax.errors import UserError
 from dynamicrafter_jax.media import Window, fit_images
-from dynamicrafter_jax.models import abstract_models
+from dynamicrafter_jax.models import Models, abstract_models
 from dynamicrafter_jax.runtime.program import Program
 from dynamicrafter_jax.sampling import stages
 from dynamicrafter_jax.sampling.noise import Noise
@@ -166,10 +166,7 @@ class Sampler:
         self.mesh = mesh
         self.models = networks_of(config, choose_attention(mesh))
         self.schedule = make_schedule(**config.diffusion.to_dict())
-        self._encode = Program(functools.partial(stages.encode, self.models))
-        self._start = Program(_start)
-        self._denoise = Program(functools.partial(stages.denoise, self.models))
-        self._decode = Program(functools.partial(stages.decode, self.models))
+        self._encode, self._start, self._denoise, self._decode = _programs(self.models)
         self.compile_seconds = 0.0
 
     def place(self, params: PyTree) -> PyTree[Array]:
@@ -363,6 +360,16 @@ class Sampler:
 
     def _whole(self, tree: PyTree) -> PyTree:
         return sharding.replicate(tree, self.mesh)
+
+
+@functools.lru_cache(maxsize=4)
+def _programs(models: Models) -> tuple[Program, Program, Program, Program]:
+    """The stages of some networks, which samplers of other parameters share."""
+    encode, denoise, decode = (
+        Program(functools.partial(stage, models))
+        for stage in (stages.encode, stages.denoise, stages.decode)
+    )
+    return encode, Program(_start), denoise, decode
 
 
 def _identity(rows: Array) -> Array:

@@ -7,6 +7,7 @@ import pytest
 import tiny
 from random_clips import clips
 
+from dynamicrafter_jax.conditioning import frame_context
 from dynamicrafter_jax.training import inputs
 
 PLACES = np.array([[0, 2], [1, 2], [0, 2], [0, 1]], np.int32)
@@ -35,8 +36,12 @@ def test_conditions_are_those_of_the_frames_read(concat):
     whole, some = jax.tree.map(np.asarray, told)
     np.testing.assert_array_equal(some.text, whole.text)
     np.testing.assert_array_equal(some.fs, whole.fs)
-    np.testing.assert_allclose(some.image, whole.image[rows, PLACES], rtol=1e-6)
-    assert np.abs(np.diff(some.image, axis=1)).max() > 1e-3  # frames have tokens of their own
+    read, of_all = (
+        np.asarray(frame_context(model.models, jax.tree.map(jnp.asarray, one), count))
+        for one, count in ((some, 2), (whole, 3))
+    )
+    np.testing.assert_allclose(read, of_all[rows, PLACES], rtol=1e-6)
+    assert np.abs(np.diff(read, axis=1)).max() > 1e-3  # frames have tokens of their own
     # A clip is given by both its ends only where these are read.
     given = ENDS if concat in ("ends", "either") else np.full(len(PLACES), concat == "frame")
     given |= concat == "either"

@@ -95,9 +95,7 @@ class Encoder:
         models = sampler.models
         self._sampler = sampler
         self._params = params
-        self.texts = Program(functools.partial(stages.encode_text, models))
-        self.images = Program(functools.partial(stages.encode_image, models))
-        self.posteriors = Program(functools.partial(stages.encode_posterior, models))
+        self.texts, self.images, self.posteriors = _programs(models)
         self._assemble = Program(functools.partial(_assemble, models, sampler.mesh))
         self._kept = {program: Recent(_KEPT) for program in (self.texts, self.images)}
         self._kept[self.posteriors] = Recent(_KEPT)
@@ -147,6 +145,16 @@ class Encoder:
 
     def _run(self, program: Program, *args: Any, **static: Any) -> Any:
         return self._sampler.compiled(program, *args, **static)(*args)
+
+
+@functools.lru_cache(maxsize=4)
+def _programs(models: Models) -> tuple[Program, Program, Program]:
+    """The encoders of some networks, which all parameters share."""
+    text, image, posterior = (
+        Program(functools.partial(stage, models))
+        for stage in (stages.encode_text, stages.encode_image, stages.encode_posterior)
+    )
+    return text, image, posterior
 
 
 def _assemble(
