@@ -1,4 +1,4 @@
-r"""What a config needs on TPUs that are not here: memory, arithmetic, traffic, the least time.
+r"""What a config needs on TPUs that are not here: memory, arithmetic and what is sent.
 
     python -m dynamicrafter_jax.plan --config=configs/i2v_1024.py --topology=v5e:4x4 \
         --mode=sample --config.mesh.sequence=4
@@ -19,8 +19,7 @@ from etils import epath
 
 from dynamicrafter_jax.errors import UserError
 from dynamicrafter_jax.planning.chips import parse_topology, topology_devices, use_compiler_only
-from dynamicrafter_jax.planning.plans import make_plan
-from dynamicrafter_jax.planning.report import as_text
+from dynamicrafter_jax.planning.plans import as_text, make_plan
 from dynamicrafter_jax.planning.results import EFFORTS, default_cache
 
 CONFIG = cli.define_config()

@@ -18,7 +18,6 @@ import jax
 from jax.experimental import topologies
 
 from dynamicrafter_jax.errors import UserError
-from dynamicrafter_jax.training.throughput import PEAK_FLOPS
 
 
 @dataclasses.dataclass(frozen=True)
@@ -28,101 +27,36 @@ class Chip:
     Attributes:
         name: As users write it.
         compiler_name: As the compiler does.
-        device_kind: As JAX does, in `throughput.PEAK_FLOPS`.
         hbm: Bytes of memory.
         usable_hbm: Those that the compiler lets a program have; the rest is the system's.
-        hbm_bandwidth: Bytes a second.
-        link_bandwidth: Bytes a second that a link to a neighbour carries in one direction.
-        dimensions: Of the torus: each has two neighbours along every dimension.
-        dcn_bandwidth: Bytes a second to other slices.
+        dimensions: Of a slice.
         cores: Devices of a chip.
         options: What the compiler's topology needs besides its name.
     """
 
     name: str
     compiler_name: str
-    device_kind: str
     hbm: float
     usable_hbm: float
-    hbm_bandwidth: float
-    link_bandwidth: float
     dimensions: int
-    dcn_bandwidth: float
     cores: int = 1
     options: tuple[tuple[str, str], ...] = ()
 
-    @property
-    def peak_flops(self) -> float:
-        """Operations a second, in bfloat16."""
-        return PEAK_FLOPS[self.device_kind]
-
 
 _GIB = 2.0**30
+_MEGACORE = (("chip_config_name", "megacore"),)
 
 CHIPS = {
     chip.name: chip
     for chip in (
-        Chip(
-            "v4",
-            "v4",
-            "TPU v4",
-            hbm=32 * _GIB,
-            usable_hbm=30.75 * _GIB,
-            hbm_bandwidth=1200e9,
-            link_bandwidth=50e9,
-            dimensions=3,
-            dcn_bandwidth=25e9 / 8,
-            options=(("chip_config_name", "megacore"),),
-        ),
-        Chip(
-            "v5e",
-            "v5e",
-            "TPU v5 lite",
-            hbm=16 * _GIB,
-            usable_hbm=15.75 * _GIB,
-            hbm_bandwidth=819e9,
-            link_bandwidth=50e9,
-            dimensions=2,
-            dcn_bandwidth=25e9 / 8,
-        ),
-        Chip(
-            "v5p",
-            "v5p",
-            "TPU v5",
-            hbm=96 * _GIB,
-            usable_hbm=95.74 * _GIB,
-            hbm_bandwidth=2765e9,
-            link_bandwidth=100e9,
-            dimensions=3,
-            dcn_bandwidth=50e9 / 8,
-        ),
-        Chip(
-            "v6e",
-            "v6e",
-            "TPU v6 lite",
-            hbm=32 * _GIB,
-            usable_hbm=31.25 * _GIB,
-            hbm_bandwidth=1600e9,
-            link_bandwidth=100e9,
-            dimensions=2,
-            dcn_bandwidth=100e9 / 8,
-        ),
-        Chip(
-            "v7x",
-            "tpu7x",
-            "TPU7x",
-            hbm=96 * _GIB,
-            usable_hbm=94.75 * _GIB,
-            hbm_bandwidth=7380e9 / 2,
-            link_bandwidth=100e9 / 2,
-            dimensions=3,
-            dcn_bandwidth=100e9 / 8 / 2,
-            cores=2,
-        ),
+        Chip("v4", "v4", 32 * _GIB, 30.75 * _GIB, dimensions=3, options=_MEGACORE),
+        Chip("v5e", "v5e", 16 * _GIB, 15.75 * _GIB, dimensions=2),
+        Chip("v5p", "v5p", 96 * _GIB, 95.74 * _GIB, dimensions=3),
+        Chip("v6e", "v6e", 32 * _GIB, 31.25 * _GIB, dimensions=2),
+        Chip("v7x", "tpu7x", 96 * _GIB, 94.75 * _GIB, dimensions=3, cores=2),
     )
 }
-"""The chips that can be planned for. `link_bandwidth` is the published one of all links, both ways,
-over 8 of a 2-D torus or 12 of a 3-D one."""
+"""The chips that can be planned for."""
 
 
 @dataclasses.dataclass(frozen=True)

@@ -1,5 +1,6 @@
-"""A plan: the programs of a run, compiled for chips and reported."""
+"""A plan: the programs of a run, compiled for chips, against what the chips have."""
 
+import re
 from collections.abc import Sequence
 from typing import Any
 
@@ -9,13 +10,18 @@ from ml_collections import ConfigDict
 
 from dynamicrafter_jax import sharding
 from dynamicrafter_jax.errors import UserError
-from dynamicrafter_jax.planning import report
-from dynamicrafter_jax.planning.analytic import forward_flops
 from dynamicrafter_jax.planning.chips import Topology
-from dynamicrafter_jax.planning.programs import sampling_programs, training_programs
-from dynamicrafter_jax.planning.results import compiled
+from dynamicrafter_jax.planning.programs import (
+    ForwardFlops,
+    forward_flops,
+    sampling_programs,
+    training_programs,
+)
+from dynamicrafter_jax.planning.results import program_report
 from dynamicrafter_jax.sampling.settings import SamplingSettings
 from dynamicrafter_jax.weights.load import abstract_params
+
+_GIB = 2**30
 
 
 def make_plan(
@@ -59,23 +65,15 @@ def make_plan(
         programs = training_programs(config, mesh, cached=cached)
     else:
         programs = sampling_programs(config, mesh, batch_size=batch or 1)
-    made = (
-        compiled(program, topology, effort, cache=cache, save_executable=save_executable)
+    reports = [
+        program_report(program, topology, effort, cache=cache, save_executable=save_executable)
         for program in programs
-    )
-    reports = [report.program_report(program, topology, mesh.size) for program in made]
+    ]
     if mode == "train":
-        summary = report.training_report(reports, forward, config, mesh.size)
+        summary = training_summary(reports, forward, config)
     else:
-        settings = SamplingSettings.from_config(config.sampling)
-        summary = report.sampling_report(
-            reports,
-            forward,
-            clips=batch or 1,
-            passes=settings.num_passes,
-            steps=settings.steps,
-            devices=mesh.size,
-        )
+        passes = SamplingSettings.from_config(config.sampling).num_passes
+        summary = sampling_summary(reports[1], forward, clips=batch or 1, passes=passes)
     return {
         "config": config.name,
         "mode": mode,
@@ -91,5 +89,141 @@ def make_plan(
         "programs": reports,
         "summary": summary,
         "fits": all(program["fits"] for program in reports),
-        "advice": report.advice(reports, config, mode),
+        "advice": advice(reports, config, mode),
     }
+
+
+def training_summary(
+    programs: Sequence[dict[str, Any]], forward: ForwardFlops, config: ConfigDict
+) -> dict[str, Any]:
+    """Returns the step's arithmetic beside three forward passes of the U-Net a clip.
+
+    What VAE and towers take is that of the program with them alone; the projector, which trains
+    too, is taken at three of its forward passes.
+
+    Args:
+        programs: Reports of the step and, without a cache, of the frozen networks.
+        forward: Of one clip.
+        config: As in `configs/`, with the batch size that was planned.
+    """
+    step, *rest = programs
+    clips, parts = config.train.batch_size, config.train.accumulation
+    analytic = 3 * clips * forward.unet
+    summary = {"clips": clips, "analytic_flops": analytic}
+    if any(program["refusal"] for program in programs):
+        return summary
+    frozen = sum(program["flops"] for program in rest) * parts
+    unet = step["flops"] - frozen - 3 * clips * forward.projector
+    return summary | {"frozen_flops": frozen, "unet_flops": unet, "ratio": unet / analytic}
+
+
+def sampling_summary(
+    denoise: dict[str, Any], forward: ForwardFlops, *, clips: int, passes: int
+) -> dict[str, Any]:
+    """Returns a denoising step's arithmetic beside the passes of the U-Net that it needs.
+
+    Args:
+        denoise: Report of the step.
+        forward: Of one clip.
+        clips: Asked for; those that fill up a mesh do not count as needed.
+        passes: Of the U-Net a step.
+    """
+    analytic = clips * passes * forward.unet
+    summary = {"clips": clips, "analytic_flops": analytic}
+    if denoise["refusal"]:
+        return summary
+    return summary | {
+        "ratio": denoise["flops"] / analytic,
+        "share_a_device": denoise["flops_a_device"] / analytic,
+    }
+
+
+def advice(programs: Sequence[dict[str, Any]], config: ConfigDict, mode: str) -> str:
+    """Returns one line: which program does not fit, and what to change; "" if all fit."""
+    over = [program for program in programs if not program["fits"]]
+    if not over:
+        return ""
+    worst = max(over, key=lambda program: program.get("memory_bytes", {}).get("total", 2**62))
+    changes = list(_changes(worst, config, mode))
+    why = worst["refusal"] and _shorten(worst["refusal"])
+    if not why:
+        total = worst["memory_bytes"]["total"] / _GIB
+        why = f"needs {total:.2f} GiB a device"
+    return f"{worst['name']} does not fit: {why}; try {', or '.join(changes[:3])}"
+
+
+def _changes(program: dict[str, Any], config: ConfigDict, mode: str) -> list[str]:
+    """Returns settings that make a program smaller, what helps most first."""
+    sizes = program.get("memory_bytes", {})
+    held = program.get("held_bytes", sizes)
+    stored = sum(held.get(name, 0) for name in ("parameters", "optimizer", "averages"))
+    working = sizes.get("temporaries", 0)
+    if program["refusal"]:
+        working = max(0, _needed(program["refusal"]) - stored)
+    if mode == "train":
+        less_stored = ["more --config.mesh.fsdp"]
+        less_working = []
+        if config.train.remat != "blocks":
+            less_working.append("--config.train.remat=blocks")
+        less_working.append(f"more --config.train.accumulation than {config.train.accumulation}")
+        if program["name"] == "frozen networks" and config.sampling.vae_frames > 1:
+            less_working.insert(0, "--config.sampling.vae_frames=1")
+    else:
+        less_stored, less_working = [], []
+        if config.precision.param_dtype != "bfloat16":
+            less_stored.append("--config.precision.param_dtype=bfloat16")
+        less_stored.append("more --config.mesh.fsdp or --config.mesh.tensor")
+        if program["name"] != "denoise" and config.sampling.vae_frames > 1:
+            less_working.append("--config.sampling.vae_frames=1")
+        if program["name"] == "denoise" and not config.sampling.sequential_guidance:
+            less_working.append("--config.sampling.sequential_guidance=True")
+        less_working.append("more --config.mesh.sequence")
+    if config.precision.dtype != "bfloat16":
+        less_working.insert(0, "--config.precision.dtype=bfloat16")
+    return less_stored + less_working if stored > working else less_working + less_stored
+
+
+def _needed(refusal: str) -> float:
+    """Returns the bytes that the compiler says a program needs, 0 if it does not say."""
+    found = re.search(r"(?:\(|Used )([\d.]+)([KMGT])\)? (?:exceeds|of)", refusal)
+    return float(found.group(1)) * 2.0 ** (10 * " KMGT".index(found.group(2))) if found else 0.0
+
+
+def _shorten(refusal: str) -> str:
+    """Returns the compiler's own line on memory."""
+    found = re.search(
+        r"(?:total memory required[^.]*?\([\d.]+[KMGT]?\) exceeds available HBM \([\d.]+[KMGT]?\)"
+        r"|Used [\d.]+[KMGT]? of [\d.]+[KMGT]? hbm)",
+        refusal,
+    )
+    return f"the compiler says {found.group()!r}" if found else refusal[:200]
+
+
+def as_text(plan: dict[str, Any]) -> str:
+    """Returns a plan for reading."""
+    lines = [
+        f"{plan['config']}, {plan['mode']}, {plan['topology']}: {plan['devices']} devices, mesh "
+        + " x ".join(f"{name} {size}" for name, size in plan["mesh"].items() if size > 1),
+        f"a device has {plan['hbm_bytes'] / _GIB:.2f} GiB of HBM, of which programs get "
+        f"{plan['usable_hbm_bytes'] / _GIB:.2f}",
+    ]
+    for program in plan["programs"]:
+        lines += ["", f"{program['name']} (compiled in {program['compile_seconds']} s)"]
+        if program["refusal"]:
+            lines.append(f"  refused: {_shorten(program['refusal'])}")
+            continue
+        for name, size in program["memory_bytes"].items():
+            lines.append(f"  {name:<20}{size / _GIB:9.3f} GiB a device")
+        lines.append(f"  {'arithmetic':<20}{program['flops_a_device'] / 1e12:9.3f} TFLOP a device")
+        for kind, each in program["collectives"].items():
+            lines.append(f"  {kind:<20}{each['bytes'] / _GIB:9.3f} GiB in {each['count']}")
+        if program["loops_counted_once"]:
+            lines.append(f"  loops counted once: {', '.join(program['loops_counted_once'])}")
+    lines.append("")
+    for name, value in plan["summary"].items():
+        shown = f"{value:.4g}" if isinstance(value, float) else f"{value}"
+        if name.endswith("flops"):
+            shown = f"{value / 1e12:.2f} TFLOP"
+        lines.append(f"{name.replace('_', ' '):<32}{shown}")
+    lines.append("fits" if plan["fits"] else plan["advice"])
+    return "\n".join(lines)

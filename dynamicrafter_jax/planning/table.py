@@ -98,9 +98,8 @@ def command(name: str) -> str:
 def table(plans: dict[str, dict[str, Any]]) -> str:
     """Returns a Markdown table of plans, by the names of their rows."""
     lines = [
-        "| row | chips | mesh | clips | GiB a device | ratio | share a device | VAE and towers |"
-        " wall, s a step | utilisation at best | all-to-all |",
-        "|---|---|---|---|---|---|---|---|---|---|---|",
+        "| row | chips | mesh | clips | GiB a device | ratio | share a device | VAE and towers |",
+        "|---|---|---|---|---|---|---|---|",
     ]
     lines += [_row(name, plan) for name, plan in plans.items()]
     return "\n".join(lines)
@@ -124,21 +123,13 @@ def _row(name: str, plan: dict[str, Any]) -> str:
     usable = plan["usable_hbm_bytes"] / 2**30
     sizes = [program["memory_bytes"]["total"] for program in plan["programs"] if program["fits"]]
     memory = f"{max(sizes) / 2**30:.1f} of {usable:.1f}" if plan["fits"] else "**does not fit**"
-    clips = plan["summary"]["clips"]
-    cells = [f"`{name}`", plan["topology"], mesh, str(clips), memory]
-    main_program = next(p for p in plan["programs"] if p["name"] in ("step", "denoise"))
-    if "ratio" in plan["summary"]:
-        summary = plan["summary"]
-        cells += [
-            f"{summary['ratio']:.3f}",
-            f"{summary['share_a_device']:.3f}" if "share_a_device" in summary else "",
-            f"{summary['frozen_flops'] / 1e12:.0f} TFLOP" if "frozen_flops" in summary else "",
-            f"{main_program['wall']}, {main_program['seconds']['roofline']:.3g}",
-            f"{summary['utilisation']:.0%}",
-            f"{summary['all_to_all_share']:.1%}",
-        ]
-    else:
-        cells += [""] * 6
+    summary = plan["summary"]
+    cells = [f"`{name}`", plan["topology"], mesh, str(summary["clips"]), memory]
+    cells += [
+        f"{summary[key]:.3f}" if key in summary else "" for key in ("ratio", "share_a_device")
+    ]
+    frozen = summary.get("frozen_flops")
+    cells.append("" if frozen is None else f"{frozen / 1e12:.0f} TFLOP")
     return f"| {' | '.join(cells)} |"
 
 

@@ -6,7 +6,6 @@ import pytest
 
 from dynamicrafter_jax.errors import UserError
 from dynamicrafter_jax.planning.chips import CHIPS, parse_topology
-from dynamicrafter_jax.training.throughput import peak_flops
 
 
 @pytest.mark.parametrize(
@@ -53,9 +52,5 @@ def test_names_that_are_none_say_what_to_write(name: str, told: str):
 
 @pytest.mark.parametrize("chip", CHIPS.values(), ids=lambda chip: chip.name)
 def test_figures_are_of_a_device(chip):
-    assert peak_flops(chip.device_kind) == chip.peak_flops
     assert 0.95 * chip.hbm < chip.usable_hbm < chip.hbm
-    assert chip.dcn_bandwidth < chip.link_bandwidth < chip.hbm_bandwidth
-    # Every TPU so far takes between 100 and 1000 operations to be worth a byte of HBM.
-    assert 100 < chip.peak_flops / chip.hbm_bandwidth < 1000
     assert math.isclose(chip.hbm % 2**30, 0)

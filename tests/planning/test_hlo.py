@@ -1,6 +1,5 @@
 """Counts of small programs, beside closed forms."""
 
-import re
 from collections.abc import Callable
 from typing import Any
 
@@ -9,8 +8,9 @@ import jax.numpy as jnp
 import pytest
 from jax import lax
 
+from dynamicrafter_jax import sharding
+from dynamicrafter_jax.planning import chips
 from dynamicrafter_jax.planning.hlo import ProgramCounts, read_program
-from dynamicrafter_jax.planning.text import Shape
 from dynamicrafter_jax.training.throughput import product_flops
 
 
@@ -94,13 +94,6 @@ def test_loops_count_as_often_as_they_run():
     assert not found.unknown_trips
 
 
-def test_trips_follow_from_the_counter_where_the_compiler_states_none():
-    text = compiled_text(nested, *NESTED)
-    silent, stated = re.subn(r',"known_trip_count":\{"n":"\d+"\}', "", text)
-    assert stated == 2
-    assert read_program(silent) == read_program(text)
-
-
 def test_a_loop_that_data_ends_counts_once_and_is_named():
     def until(x: jax.Array, b: jax.Array) -> jax.Array:
         return lax.while_loop(lambda x: x.sum() < 1, lambda x: x @ b, x)
@@ -116,31 +109,6 @@ def test_a_choice_counts_as_its_longest_branch():
         return lax.cond(x[0, 0] > 0, lambda: x @ b @ b, lambda: x @ b)
 
     assert counts(either, (64, 32), (32, 32)).flops == 2 * 2 * 64 * 32 * 32
-
-
-@pytest.mark.parametrize(
-    ("function", "shapes"),
-    [
-        (lambda a, b: jnp.tanh(a @ b), ((256, 128), (128, 512))),
-        (lambda a, b: (a + b).sum(0), ((512, 256), (512, 256))),
-        (lambda a: jnp.concatenate([a, a * 2]).T, ((300, 200),)),
-    ],
-)
-def test_without_loops_traffic_is_near_that_of_xla(function: Callable, shapes: tuple):
-    arguments = [jax.ShapeDtypeStruct(shape, jnp.float32) for shape in shapes]
-    compiled = jax.jit(function).lower(*arguments).compile()
-    text, cost = compiled.as_text(), compiled.cost_analysis()
-    assert text is not None and cost is not None
-    assert read_program(text).bytes == pytest.approx(cost["bytes accessed"], rel=0.1)
-
-
-def test_a_loop_reads_of_an_array_only_the_slices_it_takes():
-    def total(rows: jax.Array) -> jax.Array:
-        return lax.scan(lambda sums, row: (sums + row, None), jnp.zeros(4096), rows)[0]
-
-    found = counts(total, (100, 4096)).bytes
-    row = 4096 * 4
-    assert 3 * 100 * row <= found <= 6 * 100 * row  # all rows each time would be 100 * 100 rows
 
 
 HEADER = "HloModule hand, num_partitions=4\n\n"
@@ -212,32 +180,6 @@ def splash(name: str, results: str) -> ProgramCounts:
 def test_splash_attention_counts_by_the_lengths_it_is_given(name: str, results: str, products: int):
     found = splash(name, results)
     assert found.flops == products * 2 * (3 * 2) * 1024 * 640 * 64
-    assert [kernel.trips for kernel in found.kernels] == [1]
-
-
-def test_kernels_count_as_they_declare_or_are_named():
-    call = 'custom-call(%a), custom_call_target="tpu_custom_call", backend_config='
-    found = entry(
-        "%a = f32[8]{0} parameter(0)",
-        f'%one = f32[8]{{0}} {call}{{"x":{{"cost_estimate":{{"flops":"1234"}}}}}}',
-        f"ROOT %other.2 = f32[8]{{0}} {call}{{}}",
-    )
-    assert found.flops == 1234
-    assert found.uncounted_kernels == ("other",)
-
-
-@pytest.mark.parametrize(
-    ("shape", "hbm"),
-    [
-        (Shape("bf16", (3, 5), "1,0:T(8,128)(2,1)"), 8 * 128 * 2),
-        (Shape("f32", (2, 9, 130), "1,2,0:T(8,128)"), 2 * 136 * 128 * 4),
-        (Shape("f32", (64, 64), "1,0:T(8,128)S(1)"), 0),
-        (Shape("pred", (10,), "0"), 10),
-        (Shape("s4", (10,), ""), 5),
-    ],
-)
-def test_tiles_are_filled_up_and_other_memories_are_not_hbm(shape: Shape, hbm: int):
-    assert shape.hbm_bytes == hbm
 
 
 def test_other_text_is_refused():
@@ -253,7 +195,7 @@ LOOP = """HloModule hand
   %x = f32[8,8]{{1,0}} get-tuple-element(%c), index=1
   %n = s32[]{{:T(128)}} get-tuple-element(%c), index=2
   %by = s32[] constant({by})
-  %next = s32[] add(%by, %i)
+  %next = s32[] add(%i, %by)
   %y = f32[8,8]{{1,0}} dot(%x, %x), lhs_contracting_dims={{1}}, rhs_contracting_dims={{0}}
   ROOT %t = (s32[], f32[8,8]{{1,0}}, s32[]) tuple(%next, %y, {bound})
 }}
@@ -282,13 +224,11 @@ ENTRY %main (a: f32[8,8]) -> f32[8,8] {{
     ("start", "by", "compared", "direction", "bound", "trips"),
     [
         (0, 1, "%i.1, %k", "LT", "%n", 10),
-        (0, 1, "%i.1, %k", "LE", "%n", 11),
         (1, 4, "%i.1, %k", "LT", "%n", 3),  # 1, 5, 9
-        (20, -3, "%i.1, %k", "GT", "%n", 4),  # 20, 17, 14, 11
-        (19, -3, "%i.1, %k", "GE", "%n", 4),  # 19, 16, 13, 10
         (30, 1, "%i.1, %k", "LT", "%n", 0),
-        (2, 1, "%i.1, %n.1", "LT", "%n", 8),  # the end is carried along
-        (2, 1, "%n.1, %i.1", "GT", "%n", 8),
+        (0, 1, "%i.1, %k", "LE", "%n", None),
+        (0, 1, "%k, %i.1", "LT", "%n", None),
+        (2, 1, "%i.1, %n.1", "LT", "%n", None),  # the end is carried along
         (2, 1, "%i.1, %n.1", "LT", "%next", None),  # and changes
     ],
 )
@@ -302,44 +242,19 @@ def test_trips_of_loops_as_the_tpu_compiler_writes_them(
     assert found.unknown_trips == (("loop",) if trips is None else ())
 
 
-def test_the_end_of_an_inner_loop_may_be_carried_through_the_outer_one():
-    inner = LOOP.format(start=0, by=1, compared="%i.1, %n.1", direction="LT", bound="%n")
-    head, _, entry_text = inner.partition("ENTRY %main")
-    around = """
-%around (c: (s32[], f32[8,8], s32[])) -> (s32[], f32[8,8], s32[]) {
-  %c.2 = (s32[], f32[8,8]{1,0}, s32[]) parameter(0)
-  %i.2 = s32[] get-tuple-element(%c.2), index=0
-  %x.2 = f32[8,8]{1,0} get-tuple-element(%c.2), index=1
-  %n.2 = s32[] get-tuple-element(%c.2), index=2
-  %zero = s32[] constant(0)
-  %one = s32[] constant(1)
-  %more = s32[] add(%n.2, %one)
-  %inner = (s32[], f32[8,8]{1,0}, s32[]) tuple(%zero, %x.2, %more)
-  %within = (s32[], f32[8,8]{1,0}, s32[]) while(%inner), condition=%condition, body=%body
-  %y.2 = f32[8,8]{1,0} get-tuple-element(%within), index=1
-  %next.2 = s32[] add(%i.2, %one)
-  ROOT %t.2 = (s32[], f32[8,8]{1,0}, s32[]) tuple(%next.2, %y.2, %n.2)
-}
+@pytest.mark.filterwarnings("ignore:Error reading persistent compilation cache")
+def test_the_tpu_compilers_own_loops_count_as_their_trace_says(monkeypatch: pytest.MonkeyPatch):
+    pytest.importorskip("libtpu")
+    monkeypatch.setenv("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")  # other workers may have it loaded
+    topology = chips.topology_devices(chips.parse_topology("v5e:1x1"))
+    where = sharding.replicated(sharding.make_mesh(devices=topology))
 
-%condition.2 (c: (s32[], f32[8,8], s32[])) -> pred[] {
-  %c.3 = (s32[], f32[8,8]{1,0}, s32[]) parameter(0)
-  %i.3 = s32[] get-tuple-element(%c.3), index=0
-  %k.3 = s32[] constant(3)
-  ROOT %done.3 = pred[] compare(%i.3, %k.3), direction=LT
-}
+    def loss(x: jax.Array, a: jax.Array, b: jax.Array) -> jax.Array:
+        return nested(x, a, b).sum()
 
-"""
-    outer = entry_text.replace(
-        "condition=%condition, body=%body", "condition=%condition.2, body=%around"
-    )
-    found = read_program(f"{head}{around}ENTRY %main{outer}")
-    assert found.flops == 3 * 11 * 2 * 8 * 8 * 8
+    shapes = ((256, 128), (5, 128, 128), (128, 128))
+    arguments = [jax.ShapeDtypeStruct(shape, jnp.float32, sharding=where) for shape in shapes]
+    traced = jax.jit(jax.grad(loss, (0, 1, 2))).trace(*arguments)
+    found = read_program(str(traced.lower().compile().as_text()))
+    assert found.flops == product_flops(traced.jaxpr)
     assert not found.unknown_trips
-
-
-def test_a_loop_writes_of_what_it_stacks_only_the_slice_it_makes():
-    def powers(x: jax.Array) -> jax.Array:
-        return lax.scan(lambda x, _: (x * 0.5, x), x, None, length=100)[1]
-
-    row = 4096 * 4
-    assert counts(powers, (4096,)).bytes <= 8 * 100 * row  # all rows each time would be 100 * 100

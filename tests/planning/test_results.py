@@ -45,16 +45,18 @@ def test_a_program_is_compiled_once_for_a_topology_and_effort(tmp_path: Path):
     cache = epath.Path(tmp_path)
     counted: Any = Counting(planned().lowered)
     program = planned()._replace(lowered=counted)
-    first = results.compiled(program, TOPOLOGY, "low", cache=cache)
-    assert results.compiled(program, TOPOLOGY, "low", cache=cache) == first
+    first = results.program_report(program, TOPOLOGY, "low", cache=cache)
+    assert results.program_report(program, TOPOLOGY, "low", cache=cache) == first
     assert counted.times == 1
-    results.compiled(program, TOPOLOGY, "default", cache=cache)
-    results.compiled(program, parse_topology("v6e:1x1"), "low", cache=cache)
+    results.program_report(program, TOPOLOGY, "default", cache=cache)
+    results.program_report(program, parse_topology("v6e:1x1"), "low", cache=cache)
     assert counted.times == 3
-    assert first.counts is not None and first.memory is not None
-    assert first.counts.flops == 2 * 8**3
-    assert first.memory.arguments == 2 * 8 * 8 * 4
-    assert (first.held, first.beside) == ({"parameters": 256}, 7)
+    assert first["flops_a_device"] == first["flops"] == 2 * 8**3
+    memory = first["memory_bytes"]
+    assert (memory["parameters"], memory["other arguments"]) == (256, 256)
+    assert memory["results"] == 4 * 8 * 8 and memory["parameters beside"] == 7
+    assert memory["total"] == sum(memory.values()) - memory["total"]
+    assert first["fits"] and not first["collectives"]
 
 
 def test_what_the_compiler_refuses_for_its_size_is_kept_too(tmp_path: Path):
@@ -62,9 +64,9 @@ def test_what_the_compiler_refuses_for_its_size_is_kept_too(tmp_path: Path):
     counted: Any = Counting(planned().lowered, jax.errors.JaxRuntimeError(words))
     program = planned()._replace(lowered=counted)
     for _ in range(2):
-        found = results.compiled(program, TOPOLOGY, "low", cache=epath.Path(tmp_path))
-        assert found.counts is None and found.memory is None
-        assert found.refusal == " ".join(words.split())
+        found = results.program_report(program, TOPOLOGY, "low", cache=epath.Path(tmp_path))
+        assert found["refusal"] == " ".join(words.split())
+        assert found["held_bytes"] == {"parameters": 256} and not found["fits"]
     assert counted.times == 1
 
 
@@ -72,7 +74,7 @@ def test_other_errors_of_the_compiler_are_not_kept(tmp_path: Path):
     counted: Any = Counting(planned().lowered, jax.errors.JaxRuntimeError("INTERNAL: broken"))
     program = planned()._replace(lowered=counted)
     with pytest.raises(jax.errors.JaxRuntimeError, match="broken"):
-        results.compiled(program, TOPOLOGY, "low", cache=epath.Path(tmp_path))
+        results.program_report(program, TOPOLOGY, "low", cache=epath.Path(tmp_path))
     assert not list(tmp_path.iterdir())
 
 
@@ -86,7 +88,7 @@ def test_efforts_are_set_for_the_compilation_alone(monkeypatch: pytest.MonkeyPat
         "compile",
         lambda: seen.append([getattr(jax.config, name) for name in names]) or compile_it(),
     )
-    results.compiled(
+    results.program_report(
         planned()._replace(lowered=counted), TOPOLOGY, "low", cache=epath.Path(tmp_path)
     )
     assert seen == [[-1.0, -1.0]]
@@ -96,7 +98,7 @@ def test_efforts_are_set_for_the_compilation_alone(monkeypatch: pytest.MonkeyPat
 def test_a_saved_executable_runs(tmp_path: Path):
     folder = epath.Path(tmp_path)
     program = planned(4)
-    results.compiled(
+    results.program_report(
         program, TOPOLOGY, "low", cache=folder / "cache", save_executable=folder / "saved"
     )
     saved = pickle.loads((folder / "saved" / "product.pickle").read_bytes())

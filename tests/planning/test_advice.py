@@ -4,8 +4,8 @@ import pytest
 import tiny
 from ml_collections import ConfigDict
 
-from dynamicrafter_jax.planning import report
-from dynamicrafter_jax.planning.analytic import ForwardFlops
+from dynamicrafter_jax.planning import plans
+from dynamicrafter_jax.planning.programs import ForwardFlops
 
 GIB = 2**30
 REFUSAL = (
@@ -30,7 +30,7 @@ def config(**precision: str) -> ConfigDict:
 
 
 def test_what_fits_needs_no_advice():
-    assert report.advice([program("step", fits=True, parameters=1)], config(), "train") == ""
+    assert plans.advice([program("step", fits=True, parameters=1)], config(), "train") == ""
 
 
 @pytest.mark.parametrize(
@@ -51,7 +51,7 @@ def test_what_does_not_fit_gets_one_line_with_what_helps_most_first(
     over: dict, mode: str, first: str
 ):
     chosen = config(dtype="bfloat16", param_dtype="bfloat16")
-    line = report.advice([program("other", fits=True, parameters=1), over], chosen, mode)
+    line = plans.advice([program("other", fits=True, parameters=1), over], chosen, mode)
     assert "\n" not in line and len(line) < 400
     assert line.startswith(f"{over['name']} does not fit: ")
     assert first in line.split("; try ")[1].split(", or ")[0]
@@ -59,48 +59,41 @@ def test_what_does_not_fit_gets_one_line_with_what_helps_most_first(
 
 def test_float32_is_named_before_anything_smaller():
     over = program("denoise", parameters=12, temporaries=4)
-    assert "param_dtype=bfloat16" in report.advice([over], config(), "sample")
+    assert "param_dtype=bfloat16" in plans.advice([over], config(), "sample")
 
 
 def test_the_compilers_own_numbers_are_in_the_line():
-    line = report.advice([program("decode", refusal=REFUSAL)], config(), "sample")
+    line = plans.advice([program("decode", refusal=REFUSAL)], config(), "sample")
     assert "(120.00G) exceeds available HBM (15.75G)" in line
 
 
-FORWARD = ForwardFlops(1000, 10, 20, 30, 40, 50)
+FORWARD = ForwardFlops(unet=1000, projector=50)
 
 
-def measured(name: str, flops: int, **seconds: float) -> dict:
-    return {"name": name, "flops": flops, "flops_a_device": flops // 4, "seconds": seconds}
+def measured(name: str, flops: int) -> dict:
+    return {"name": name, "refusal": None, "flops": flops, "flops_a_device": flops // 4}
 
 
 def test_the_unets_part_of_a_step_leaves_out_what_else_runs():
     chosen = config()
     chosen.train.update(batch_size=8, accumulation=2)
-    times = {"compute": 2.0, "roofline": 4.0, "all-to-all": 1.0}
-    step = measured("step", 40_000, **times)
     frozen = measured("frozen networks", 2_000)
-    found = report.training_report([step, frozen], FORWARD, chosen, 4)
+    found = plans.training_summary([measured("step", 40_000), frozen], FORWARD, chosen)
     assert found["analytic_flops"] == 3 * 8 * 1000
     assert found["frozen_flops"] == 2 * 2_000  # once for each part of the batch
     assert found["unet_flops"] == 40_000 - 4_000 - 3 * 8 * 50
     assert found["ratio"] == pytest.approx(34_800 / 24_000)
-    # Of 4 s, what is needed takes 24000 / 40000 of the 2 s that all arithmetic takes.
-    assert found["utilisation"] == pytest.approx(0.6 * 2 / 4)
-    assert found["all_to_all_share"] == 0.25
 
 
 def test_clips_that_only_fill_up_a_mesh_are_not_needed():
-    times = {"compute": 1.0, "roofline": 1.0, "all-to-all": 0.0}
-    denoise = measured("denoise", 8_000, **times)
-    others = [measured(name, 4, roofline=2.0) for name in ("encode", "decode")]
-    found = report.sampling_report(
-        [others[0], denoise, others[1]],
-        FORWARD,
-        clips=3,
-        passes=2,
-        steps=50,
-        devices=4,
-    )
+    found = plans.sampling_summary(measured("denoise", 8_000), FORWARD, clips=3, passes=2)
     assert found["ratio"] == pytest.approx(8_000 / 6_000)
-    assert found["roofline_seconds_of_all_steps"] == 2 + 50 * 1 + 2
+    assert found["share_a_device"] == pytest.approx(2_000 / 6_000)
+
+
+def test_of_what_is_refused_only_the_need_is_known():
+    refused = program("denoise", refusal=REFUSAL)
+    found = plans.sampling_summary(refused, FORWARD, clips=1, passes=2)
+    assert found == {"clips": 1, "analytic_flops": 2000}
+    steps = [measured("step", 9_000), refused]
+    assert "ratio" not in plans.training_summary(steps, FORWARD, config())
