@@ -1,14 +1,14 @@
 """Small parts shared by every model: parameters with logical axes, linear maps, norms.
 
-All modules are channels-last and accept any leading axes. `dtype` is the type computed in,
-`param_dtype` the type parameters are stored in; statistics of norms are always float32.
+All modules are channels-last and accept any leading axes.
 """
 
+import dataclasses
 import functools
 import math
 import zlib
 from collections.abc import Callable, Sequence
-from typing import Any, TypedDict
+from typing import Any
 
 import flax.linen as nn
 import jax
@@ -18,6 +18,12 @@ from flax import struct
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Key, Num, PyTree
 
+from dynamicrafter_jax.models.attention import (
+    AttentionFn,
+    TemporalAttentionFn,
+    plain_attention,
+    plain_temporal_attention,
+)
 from dynamicrafter_jax.models.partitioning import Names, constrain, may_split, on_each_device
 
 Initializer = Callable[[jax.Array, Sequence[int], DTypeLike], Array]
@@ -96,35 +102,60 @@ zeros: Initializer = nn.initializers.zeros
 ones: Initializer = nn.initializers.ones
 
 
-class Types(TypedDict):
-    """The two types that every module passes on to its parts."""
-
-    dtype: DTypeLike
-    param_dtype: DTypeLike
-
-
-class Module(nn.Module, kw_only=True):
-    """What all networks and layers share.
+@dataclasses.dataclass(frozen=True)
+class Common:
+    """What all layers of a network have in common.
 
     Attributes:
         dtype: Type computed in; statistics of norms are float32 all the same.
         param_dtype: Type of the parameters.
+        attention: The attention kernel of everything but time.
+        temporal_attention: That along time.
+        norm_groups: Groups of channels that `GroupNorm` normalises together.
     """
 
     dtype: DTypeLike = jnp.float32
     param_dtype: DTypeLike = jnp.float32
+    attention: AttentionFn = plain_attention
+    temporal_attention: TemporalAttentionFn = plain_temporal_attention
+    norm_groups: int = 32
+
+
+# What a module holds that was given nothing, so that it is told from one that was given defaults.
+_NOT_GIVEN = Common()
+
+
+class Module(nn.Module, kw_only=True):
+    """What all networks and layers are.
+
+    Attributes:
+        common: What the layers have in common. A layer made inside another has the other's,
+            unless it is given its own.
+    """
+
+    common: Common = _NOT_GIVEN
+
+    def __post_init__(self) -> None:
+        """Takes over what is common from the module that this one is made in."""
+        super().__post_init__()
+        if self.common is _NOT_GIVEN and isinstance(self.parent, Module):
+            object.__setattr__(self, "common", self.parent.common)
+
+    def share(self, **changes: Any) -> None:
+        """Replaces some of what this module and the layers made inside it have in common."""
+        object.__setattr__(self, "common", dataclasses.replace(self.common, **changes))
 
     @property
-    def types(self) -> Types:
-        """Both types, to pass on."""
-        return {"dtype": self.dtype, "param_dtype": self.param_dtype}
+    def dtype(self) -> DTypeLike:
+        """Type computed in."""
+        return self.common.dtype
 
     def parameter(
         self, name: str, initializer: Initializer, shape: tuple[int, ...], names: Names
     ) -> Array:
         """Declares a parameter with its logical axes, and returns its value as it is stored."""
         init: Callable[..., Any] = declare(initializer, names)  # `param` unboxes what it gives
-        return self.param(name, init, shape, self.param_dtype)
+        return self.param(name, init, shape, self.common.param_dtype)
 
     def weight(
         self, name: str, initializer: Initializer, shape: tuple[int, ...], names: Names
@@ -253,11 +284,9 @@ class GroupNorm(Module):
 
     Attributes:
         epsilon: Added to the variance.
-        groups: Number of channel groups.
     """
 
     epsilon: float = 1e-5
-    groups: int = 32
 
     @nn.compact
     def __call__(self, x: Float[Array, "... m n c"]) -> Float[Array, "... m n c"]:
@@ -271,7 +300,7 @@ class GroupNorm(Module):
     def _group_mean(self, x: Float[Array, "... m n c"]) -> Float[Array, "... 1 1 c"]:
         """Each channel's mean over its group."""
         means = x.mean((-3, -2), keepdims=True)
-        grouped = means.reshape(*means.shape[:-1], self.groups, -1)
+        grouped = means.reshape(*means.shape[:-1], self.common.norm_groups, -1)
         return jnp.broadcast_to(grouped.mean(-1, keepdims=True), grouped.shape).reshape(means.shape)
 
 
