@@ -1,6 +1,8 @@
 """The spatio-temporal U-Net: predicts noise or velocity of a clip of latents."""
 
 import functools
+import math
+import zlib
 from typing import Any
 
 import flax.linen as nn
@@ -10,12 +12,10 @@ from jaxtyping import Array, Float, Key, Num
 
 from dynamicrafter_jax.models.layers import (
     Conv,
-    Dropout,
     GroupNorm,
     Linear,
     Module,
     TemporalConv,
-    sinusoid,
     upsample_nearest,
 )
 from dynamicrafter_jax.models.partitioning import ALONG_TIME, WITHIN_FRAMES, constrain, exchange
@@ -195,6 +195,19 @@ class Embedding(Module):
         return Linear((width,), ("mlp", "embed"), zero=self.zero, name="out")(y)
 
 
+def sinusoid(position: Num[Array, " b"], width: int) -> Float[Array, "b {width}"]:
+    """Sinusoidal embedding of timesteps: cosines, then sines (arXiv 1706.03762, section 3.5).
+
+    Args:
+        position: Timesteps, frame strides or FPS.
+        width: Even width of the embedding.
+    """
+    half = width // 2
+    frequency = jnp.exp(-math.log(10000.0) * jnp.arange(half, dtype=jnp.float32) / half)
+    angle = position.astype(jnp.float32)[:, None] * frequency[None]
+    return jnp.concatenate([jnp.cos(angle), jnp.sin(angle)], axis=-1)
+
+
 class UNetBlock(Module):
     """Res-block, then spatial and temporal transformers, then what the level ends with.
 
@@ -285,3 +298,30 @@ class TemporalBlock(Module):
                 y = Dropout(self.dropout, name=f"dropout{i}")(y, dropout_keys)
             y = TemporalConv(c, zero=i == 4, name=f"conv{i}")(y)
         return exchange(x + y, ALONG_TIME, WITHIN_FRAMES).reshape(b, t, h, w, c)
+
+
+class Dropout(Module):
+    """Zeroes elements at random and scales the rest up, by a key of each sample's own.
+
+    A sample is masked alike in any batch and on any mesh. Sixteen random bits decide an element,
+    so the rate is a multiple of 2^-16.
+    """
+
+    rate: float
+
+    @nn.compact
+    def __call__(
+        self, x: Float[Array, "b *shape"], keys: Key[Array, " b"] | None
+    ) -> Float[Array, "b *shape"]:
+        """Returns `x` with elements dropped, or `x` itself without keys."""
+        if keys is None or self.rate == 0:
+            return x
+        layer = zlib.crc32("/".join(self.path).encode())
+        dropped = round(self.rate * 2**16)
+
+        def kept(key: Array) -> Array:
+            bits = jax.random.bits(jax.random.fold_in(key, layer), x.shape[1:], jnp.uint16)
+            return bits >= dropped
+
+        scaled = x * jnp.asarray(2**16 / (2**16 - dropped), x.dtype)
+        return jnp.where(jax.vmap(kept)(keys), scaled, jnp.zeros_like(x))

@@ -16,7 +16,6 @@ from dynamicrafter_jax.models.autoencoder import Autoencoder
 from dynamicrafter_jax.models.layers import (
     Common,
     Conv,
-    Dropout,
     GroupNorm,
     Linear,
     Module,
@@ -24,10 +23,9 @@ from dynamicrafter_jax.models.layers import (
     TemporalConv,
     abstract_params,
     init_params,
-    sinusoid,
 )
 from dynamicrafter_jax.models.transformers import SpatialTransformer
-from dynamicrafter_jax.models.unet import UNet
+from dynamicrafter_jax.models.unet import Dropout, UNet, sinusoid
 
 KEY = jax.random.key(0)
 BFLOAT16 = Common(dtype=jnp.bfloat16)
