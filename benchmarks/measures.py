@@ -5,6 +5,7 @@ its result, where a compiler may keep more digits; and no more than one layer's 
 beside the weights.
 """
 
+import dataclasses
 import functools
 import math
 from collections.abc import Callable, Mapping
@@ -165,7 +166,9 @@ def _compare_layer(
     output, layer = next_call(*args, **kwargs), context.module
     is_layer = isinstance(layer.parent, CONTAINERS) and not isinstance(layer, CONTAINERS)
     if is_layer and context.method_name == "__call__":
-        rough = layer.clone(parent=None, dtype=jnp.bfloat16)
+        rough = layer.clone(
+            parent=None, common=dataclasses.replace(layer.common, dtype=jnp.bfloat16)
+        )
         coarse: Any = rough.apply({"params": layer.variables["params"]}, *args, **kwargs)
         found[".".join(layer.path)] = psnr(coarse, output)
     return output

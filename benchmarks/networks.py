@@ -35,7 +35,7 @@ from random_arguments import random_params
 from dynamicrafter_jax import sharding
 from dynamicrafter_jax.attention import choose_attention
 from dynamicrafter_jax.config import load_config, matmul_precision, networks_of
-from dynamicrafter_jax.models import attention, layers, unet
+from dynamicrafter_jax.models import layers, transformers, unet
 from dynamicrafter_jax.runtime.program import Program
 from dynamicrafter_jax.sampling.settings import SamplingSettings
 from dynamicrafter_jax.sampling.stages import latent_shape
@@ -129,20 +129,17 @@ def cases(config: ConfigDict) -> list[Case]:
     timestep, fs = np.asarray([501], np.int32), np.asarray([net.default_fs], np.float32)
     first, tensor = torch_layers.channels_first, torch_layers.tensor
     context = (tensor(text), tensor(image))
-    kernels = {"attention": net.attention, "temporal_attention": net.temporal_attention}
     return [
         Case(
             "res-block",
-            unet.ResBlock(width),
+            unet.ResBlock(width, common=net.common),
             functools.partial(torch_models.ResBlock, width, width, 4 * width),
             (x, emb),
             (first(x), tensor(emb)),
         ),
         Case(
             "spatial transformer",
-            attention.SpatialTransformer(
-                heads, head_width, learnable, attention=kernels["attention"]
-            ),
+            transformers.SpatialTransformer(heads, head_width, learnable, common=net.common),
             functools.partial(
                 torch_layers.SpatialTransformer,
                 *(width, heads, head_width, net.context_dim, learnable),
@@ -152,7 +149,7 @@ def cases(config: ConfigDict) -> list[Case]:
         ),
         Case(
             "temporal transformer",
-            attention.TemporalTransformer(heads, head_width, kernels["temporal_attention"]),
+            transformers.TemporalTransformer(heads, head_width, common=net.common),
             functools.partial(torch_layers.TemporalTransformer, width, heads, head_width),
             (x,),
             (first(x), 1),

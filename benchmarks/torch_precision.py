@@ -14,7 +14,7 @@ from ml_collections import ConfigDict
 from random_arguments import random_params
 
 from dynamicrafter_jax.config import networks_of
-from dynamicrafter_jax.models import abstract_models
+from dynamicrafter_jax.models import Common, abstract_models
 
 
 def unet_psnr(config: ConfigDict, shapes: Sequence[jax.ShapeDtypeStruct]) -> tuple[float, float]:
@@ -31,7 +31,7 @@ def unet_psnr(config: ConfigDict, shapes: Sequence[jax.ShapeDtypeStruct]) -> tup
     timestep, fs = timestep * 0 + 501, fs * 0 + config.unet.default_fs
 
     def ours(dtype: Any, precision: str) -> np.ndarray:
-        network = models.unet.clone(dtype=dtype, param_dtype=dtype)
+        network = models.unet.clone(common=Common(dtype=dtype, param_dtype=dtype))
         rounded = jax.tree.map(lambda leaf: leaf.astype(dtype), params)
         with jax.default_matmul_precision(precision):
             y = jax.jit(network.apply)({"params": rounded}, x, timestep, text, image, fs)

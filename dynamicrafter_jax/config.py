@@ -15,7 +15,7 @@ from ml_collections import ConfigDict
 from ml_collections.config_dict import placeholder
 
 from dynamicrafter_jax.errors import UserError
-from dynamicrafter_jax.models import Models, build_models
+from dynamicrafter_jax.models import Common, Models, build_models
 from dynamicrafter_jax.models.attention import (
     AttentionFn,
     TemporalAttentionFn,
@@ -133,9 +133,8 @@ def networks_of(
     try:
         sections = {name: config[name].to_dict() for name in Models._fields}
         attention, temporal_attention = kernels
-        return build_models(
-            sections, attention=attention, temporal_attention=temporal_attention, **types
-        )
+        common = Common(attention=attention, temporal_attention=temporal_attention, **types)
+        return build_models(sections, common)
     except (TypeError, KeyError, ValueError) as error:
         raise UserError(f"the config does not fit the networks: {error}") from error
 

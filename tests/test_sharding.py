@@ -1,5 +1,7 @@
 """Meshes, and where things live on them."""
 
+from typing import Any, NamedTuple
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -10,6 +12,7 @@ from jax.sharding import PartitionSpec
 from dynamicrafter_jax import sharding
 from dynamicrafter_jax.errors import UserError
 from dynamicrafter_jax.models import abstract_models
+from dynamicrafter_jax.models.layers import Linear, abstract_params, init_params
 from dynamicrafter_jax.models.partitioning import (
     ALONG_TIME,
     WITHIN_FRAMES,
@@ -19,6 +22,7 @@ from dynamicrafter_jax.models.partitioning import (
 )
 from dynamicrafter_jax.planning import chips
 from dynamicrafter_jax.planning.hlo import read_program
+from dynamicrafter_jax.runtime.program import Program
 
 
 def test_an_axis_of_minus_one_takes_what_the_others_leave():
@@ -80,6 +84,40 @@ def test_every_large_parameter_is_split_and_every_part_is_the_same():
                 assert parts >= 4, (box.names, shape, placed)
             even = [n for name, n in zip(box.names, shape, strict=True) if name in ("heads", "mlp")]
             assert ("tensor" in placed.spec) == any(n % 2 == 0 for n in even)
+
+
+class Int8(NamedTuple):
+    """A kernel in 8 bits, with a scale for each output."""
+
+    values: Any
+    scales: Any
+
+    def astype(self, dtype):
+        return self.values.astype(dtype) * self.scales.astype(dtype)
+
+
+def test_a_parameter_may_be_stored_as_several_arrays(relative_error):
+    layer = Linear((64,), ("embed", "mlp"))
+    x = jnp.asarray(np.random.default_rng(0).standard_normal((8, 96)), jnp.float32)
+    boxed = abstract_params(layer, x)
+    params = init_params(boxed, jax.random.key(0))
+    kernel, bias = np.asarray(params["kernel"]), np.asarray(params["bias"])
+    scales = np.abs(kernel).max(0, keepdims=True) / 127
+    stored = {"kernel": Int8(np.round(kernel / scales).astype(np.int8), scales), "bias": bias}
+
+    mesh = sharding.make_mesh(fsdp=4, tensor=2)
+    placed = sharding.place_parameters(stored, sharding.parameter_shardings(boxed, mesh))
+    values, scaled = placed["kernel"]
+    assert values.dtype == jnp.int8 and values.sharding.spec == PartitionSpec("fsdp", "tensor")
+    assert values.sharding.shard_shape(values.shape) == (24, 32)
+    assert scaled.sharding.shard_shape(scaled.shape) == (1, 32)
+
+    with sharding.use_mesh(mesh):
+        y: Any = Program(layer.apply)({"params": placed}, sharding.split_batch(x, mesh))
+    dequantised = stored["kernel"].values * scales.astype(np.float64)
+    assert relative_error(y, np.asarray(x) @ dequantised + bias) < 1e-6
+    exact = np.asarray(x) @ kernel + bias
+    assert 1e-4 < relative_error(y, exact) < 2e-2  # so it was the stored values that were used
 
 
 def test_what_does_not_divide_stays_whole():

@@ -13,7 +13,7 @@ from flax import traverse_util
 from ml_collections import ConfigDict
 
 from dynamicrafter_jax.config import load_config
-from dynamicrafter_jax.models import Models, abstract_models, build_models
+from dynamicrafter_jax.models import Common, Models, abstract_models, build_models
 from dynamicrafter_jax.pipeline import ImageToVideo
 from dynamicrafter_jax.weights.release import release_tensors
 
@@ -28,7 +28,8 @@ def config(kind: str) -> ConfigDict:
 def models(kind: str, **types: Any) -> Models:
     """The networks."""
     hyperparameters = config(kind)
-    return build_models({name: hyperparameters[name].to_dict() for name in Models._fields}, **types)
+    sections = {name: hyperparameters[name].to_dict() for name in Models._fields}
+    return build_models(sections, Common(**types))
 
 
 @functools.cache

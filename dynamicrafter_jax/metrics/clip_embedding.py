@@ -52,7 +52,7 @@ class ClipEmbedding(Module):
 
     def setup(self) -> None:
         """Declares what comes after the towers."""
-        self.ln_post = LayerNorm(**self.types)
+        self.ln_post = LayerNorm()
 
         def projection(name: str, width: int) -> Array:
             init = nn.initializers.normal(width**-0.5)

@@ -55,12 +55,10 @@ class DreamSim(Module):
         mean, std = PIXEL_MEAN, PIXEL_STD
         if name == "dino":
             mean, std = _IMAGENET_MEAN, _IMAGENET_STD
-            network = VisionTransformer(epsilon=1e-6, name=name, **sizes, **self.types)
+            network = VisionTransformer(epsilon=1e-6, name=name, **sizes)
         else:
             activation = {"clip": quick_gelu, "open_clip": gelu}[name]
-            network = VisionTransformer(
-                self.embedding, activation, name=name, **sizes, **self.types
-            )
+            network = VisionTransformer(self.embedding, activation, name=name, **sizes)
         offset, scale = (jnp.asarray(x, jnp.float32)[None, None, None] for x in (mean, std))
         return lambda pixels: network((pixels - offset) / scale)
 

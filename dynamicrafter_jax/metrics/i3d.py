@@ -97,31 +97,25 @@ class I3D(Module):
         if t < MIN_FRAMES:
             raise UserError(f"clips of {t} frames are too short for I3D: give {MIN_FRAMES} or more")
 
-        def unit(x: Array, name: str, features: int, kernel: int, stride: int = 1) -> Array:
-            return Unit(features, kernel, stride, name=name, **self.types)(x)
-
-        def mixed(x: Array, name: str, *features: int) -> Array:
-            return Mixed(features, name=name, **self.types)(x)
-
-        x = unit(video.astype(self.dtype), "Conv3d_1a_7x7", 64, 7, 2)
+        x = Unit(64, 7, 2, name="Conv3d_1a_7x7")(video.astype(self.dtype))
         x = max_pool(x, (1, 3, 3), (1, 2, 2))
-        x = unit(x, "Conv3d_2b_1x1", 64, 1)
-        x = unit(x, "Conv3d_2c_3x3", 192, 3)
+        x = Unit(64, 1, name="Conv3d_2b_1x1")(x)
+        x = Unit(192, 3, name="Conv3d_2c_3x3")(x)
         x = max_pool(x, (1, 3, 3), (1, 2, 2))
-        x = mixed(x, "Mixed_3b", 64, 96, 128, 16, 32, 32)
-        x = mixed(x, "Mixed_3c", 128, 128, 192, 32, 96, 64)
+        x = Mixed((64, 96, 128, 16, 32, 32), name="Mixed_3b")(x)
+        x = Mixed((128, 128, 192, 32, 96, 64), name="Mixed_3c")(x)
         x = max_pool(x, (3, 3, 3), (2, 2, 2))
-        x = mixed(x, "Mixed_4b", 192, 96, 208, 16, 48, 64)
-        x = mixed(x, "Mixed_4c", 160, 112, 224, 24, 64, 64)
-        x = mixed(x, "Mixed_4d", 128, 128, 256, 24, 64, 64)
-        x = mixed(x, "Mixed_4e", 112, 144, 288, 32, 64, 64)
-        x = mixed(x, "Mixed_4f", 256, 160, 320, 32, 128, 128)
+        x = Mixed((192, 96, 208, 16, 48, 64), name="Mixed_4b")(x)
+        x = Mixed((160, 112, 224, 24, 64, 64), name="Mixed_4c")(x)
+        x = Mixed((128, 128, 256, 24, 64, 64), name="Mixed_4d")(x)
+        x = Mixed((112, 144, 288, 32, 64, 64), name="Mixed_4e")(x)
+        x = Mixed((256, 160, 320, 32, 128, 128), name="Mixed_4f")(x)
         x = max_pool(x, (2, 2, 2), (2, 2, 2))
-        x = mixed(x, "Mixed_5b", 256, 160, 320, 32, 128, 128)
-        x = mixed(x, "Mixed_5c", 384, 192, 384, 48, 128, 128)
+        x = Mixed((256, 160, 320, 32, 128, 128), name="Mixed_5b")(x)
+        x = Mixed((384, 192, 384, 48, 128, 128), name="Mixed_5c")(x)
         x = x.mean((2, 3), keepdims=True)
         x = (x[:, :-1] + x[:, 1:]) / 2  # the average pool spans two frames
-        logits = Unit(self.num_classes, norm=False, name="logits", **self.types)(x)
+        logits = Unit(self.num_classes, norm=False, name="logits")(x)
         return logits.mean((1, 2, 3))
 
 
@@ -138,15 +132,11 @@ class Mixed(Module):
     def __call__(self, x: Float[Array, "b t h w c"]) -> Float[Array, "b t h w d"]:
         """Returns what the branches made, along the channels."""
         b0, b1a, b1b, b2a, b2b, b3b = self.features
-
-        def unit(x: Array, name: str, features: int, kernel: int = 1) -> Array:
-            return Unit(features, kernel, name=name, **self.types)(x)
-
         branches = [
-            unit(x, "b0", b0),
-            unit(unit(x, "b1a", b1a), "b1b", b1b, 3),
-            unit(unit(x, "b2a", b2a), "b2b", b2b, 3),
-            unit(max_pool(x, (3, 3, 3), (1, 1, 1)), "b3b", b3b),
+            Unit(b0, name="b0")(x),
+            Unit(b1b, 3, name="b1b")(Unit(b1a, name="b1a")(x)),
+            Unit(b2b, 3, name="b2b")(Unit(b2a, name="b2a")(x)),
+            Unit(b3b, name="b3b")(max_pool(x, (3, 3, 3), (1, 1, 1))),
         ]
         return jnp.concatenate(branches, axis=-1)
 
@@ -170,8 +160,8 @@ class Unit(Module):
     def __call__(self, x: Float[Array, "b t h w c"]) -> Float[Array, "b t2 h2 w2 d"]:
         """Returns a `stride`-th as many frames, rows and columns."""
         sizes = (self.features, self.kernel_size, self.stride)
-        y = Conv3D(*sizes, use_bias=not self.norm, name="conv", **self.types)(x)
-        return jax.nn.relu(BatchNorm(name="norm", **self.types)(y)) if self.norm else y
+        y = Conv3D(*sizes, use_bias=not self.norm, name="conv")(x)
+        return jax.nn.relu(BatchNorm(name="norm")(y)) if self.norm else y
 
 
 class Conv3D(Module):

@@ -5,7 +5,6 @@ DINO's (arXiv 2104.14294) gives the class token as the last block leaves it. CLI
 projects it to the joint embedding.
 """
 
-import functools
 from collections.abc import Callable
 
 import flax.linen as nn
@@ -57,16 +56,16 @@ class VisionTransformer(Module):
         """Returns the class token or the embedding of normalised pictures."""
         x = self._tokens(image)
         if self.embedding is not None:
-            x = LayerNorm(self.epsilon, name="ln_pre", **self.types)(x)
-        block = functools.partial(Block, self.heads, self.activation, self.epsilon, **self.types)
+            x = LayerNorm(self.epsilon, name="ln_pre")(x)
         for i in range(self.layers):
             # Nothing reads other tokens of the last block than the first.
             queries = 1 if i == self.layers - 1 else None
-            x = block(queries, name=f"block_{i}")(x)
+            block = Block(self.heads, self.activation, self.epsilon, queries, name=f"block_{i}")
+            x = block(x)
         x = x[:, 0]
         if self.embedding is None:
             return x
-        x = LayerNorm(self.epsilon, name="ln_post", **self.types)(x)
+        x = LayerNorm(self.epsilon, name="ln_post")(x)
         init = nn.initializers.normal(self.width**-0.5)
         shape = (self.width, self.embedding)
         return x @ self.weight("projection", init, shape, ("embed", None))
@@ -80,7 +79,7 @@ class VisionTransformer(Module):
         positions = self.parameter(
             "positional_embedding", init, (tokens, d), ("tokens", "embed")
         ).astype(self.dtype)
-        patches = Conv(d, k, k, (0, 0), leading=("batch",), name="patch_embed", **self.types)(image)
+        patches = Conv(d, k, k, (0, 0), leading=("batch",), name="patch_embed")(image)
         patches = patches.reshape(b, tokens - 1, d)
         first = jnp.broadcast_to(first[None, None], (b, 1, d))
         return jnp.concatenate([first, patches], axis=1) + positions[None]
@@ -106,16 +105,15 @@ class Block(Module):
         """Returns the tokens that go on."""
         d = x.shape[-1]
         head = (self.heads, d // self.heads)
-        y = LayerNorm(self.epsilon, name="ln_1", **self.types)(x)
+        y = LayerNorm(self.epsilon, name="ln_1")(x)
         names = ("embed", None, "heads", "head_width")
-        qkv = Linear((3, *head), names, name="qkv", **self.types)(y)
+        qkv = Linear((3, *head), names, name="qkv")(y)
         query, key, value = (qkv[:, :, i] for i in range(3))
         y = plain_attention(query[:, : self.queries], key, value)
         names = ("heads", "head_width", "embed")
-        y = Linear((d,), names, num_inputs=2, name="out", **self.types)(y)
+        y = Linear((d,), names, num_inputs=2, name="out")(y)
         x = x[:, : self.queries] + y
 
-        y = LayerNorm(self.epsilon, name="ln_2", **self.types)(x)
-        y = Linear((4 * d,), ("embed", "mlp"), name="mlp_in", **self.types)(y)
-        y = self.activation(y)
-        return x + Linear((d,), ("mlp", "embed"), name="mlp_out", **self.types)(y)
+        y = LayerNorm(self.epsilon, name="ln_2")(x)
+        y = self.activation(Linear((4 * d,), ("embed", "mlp"), name="mlp_in")(y))
+        return x + Linear((d,), ("mlp", "embed"), name="mlp_out")(y)

@@ -5,18 +5,11 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jax.typing import DTypeLike
 from jaxtyping import PyTree
 
-from dynamicrafter_jax.models.attention import (
-    AttentionFn,
-    TemporalAttentionFn,
-    plain_attention,
-    plain_temporal_attention,
-)
 from dynamicrafter_jax.models.autoencoder import Autoencoder
 from dynamicrafter_jax.models.clip import ImageEncoder, TextEncoder
-from dynamicrafter_jax.models.layers import Module, abstract_params
+from dynamicrafter_jax.models.layers import Common, Module, abstract_params
 from dynamicrafter_jax.models.resampler import Projector
 from dynamicrafter_jax.models.unet import UNet
 
@@ -36,21 +29,13 @@ class Models(NamedTuple):
 
 
 def build_models(
-    hyperparameters: Mapping[str, Mapping[str, Any]],
-    *,
-    attention: AttentionFn = plain_attention,
-    temporal_attention: TemporalAttentionFn = plain_temporal_attention,
-    dtype: DTypeLike = jnp.float32,
-    param_dtype: DTypeLike = jnp.float32,
+    hyperparameters: Mapping[str, Mapping[str, Any]], common: Common | None = None
 ) -> Models:
     """Builds the five networks.
 
     Args:
         hyperparameters: The fields of each network, by the names of `Models`.
-        attention: The attention kernel, for all.
-        temporal_attention: That of the U-Net along time.
-        dtype: Type computed in.
-        param_dtype: Type of the parameters.
+        common: Types and kernels of all of them; `norm_groups` is each one's own.
 
     Raises:
         TypeError: If a network has no field of some name.
@@ -62,11 +47,10 @@ def build_models(
         "image_encoder": ImageEncoder,
         "projector": Projector,
     }
-    shared: dict[str, Any] = {"attention": attention, "dtype": dtype, "param_dtype": param_dtype}
+    common = common or Common()
     networks: dict[str, Any] = {
-        name: cls(**hyperparameters[name], **shared) for name, cls in classes.items()
+        name: cls(**hyperparameters[name], common=common) for name, cls in classes.items()
     }
-    networks["unet"] = networks["unet"].clone(temporal_attention=temporal_attention)
     return Models(**networks)
 
 
@@ -102,4 +86,4 @@ def abstract_models(models: Models) -> dict[str, PyTree]:
     return {name: abstract_params(module, *inputs[name]) for name, module in modules.items()}
 
 
-__all__ = ["Models", "abstract_models", "build_models"]
+__all__ = ["Common", "Models", "abstract_models", "build_models"]

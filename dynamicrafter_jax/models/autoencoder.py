@@ -1,14 +1,13 @@
 """The KL-regularised autoencoder between pixels and latents (arXiv 2112.10752)."""
 
 import functools
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from dynamicrafter_jax.models.attention import AttentionFn, plain_attention
 from dynamicrafter_jax.models.layers import Conv, GroupNorm, Linear, Module, upsample_nearest
 from dynamicrafter_jax.models.partitioning import Names
 
@@ -19,6 +18,7 @@ FRAMES: Names = ("frames_everywhere",)
 # layers that keep the variance, and with nothing on its residual branches.
 _Conv = functools.partial(Conv, leading=FRAMES, steady=True)
 _Linear = functools.partial(Linear, steady=True)
+_GroupNorm = functools.partial(GroupNorm, 1e-6)
 
 
 class Posterior(NamedTuple):
@@ -42,7 +42,6 @@ class Autoencoder(Module):
         z_channels: Channels of a latent.
         scale_factor: What latents are multiplied by before the U-Net sees them.
         norm_groups: Groups of channels that are normalised together.
-        attention: The attention kernel.
     """
 
     ch: int = 128
@@ -51,7 +50,11 @@ class Autoencoder(Module):
     z_channels: int = 4
     scale_factor: float = 0.18215
     norm_groups: int = 32
-    attention: AttentionFn = plain_attention
+
+    def __post_init__(self) -> None:
+        """Makes every norm inside use `norm_groups`."""
+        super().__post_init__()
+        self.share(norm_groups=self.norm_groups)
 
     @property
     def downsampling(self) -> int:
@@ -60,16 +63,11 @@ class Autoencoder(Module):
 
     def setup(self) -> None:
         names = ("channels_in", "channels_out")
-        shared: dict[str, Any] = {
-            "attention": self.attention,
-            "norm_groups": self.norm_groups,
-            **self.types,
-        }
         sizes = (self.ch, self.ch_mult)
-        self.encoder = Encoder(*sizes, self.num_res_blocks, self.z_channels, **shared)
-        self.decoder = Decoder(*sizes, self.num_res_blocks + 1, **shared)
-        self.quant = _Linear((2 * self.z_channels,), names, **self.types)
-        self.post_quant = _Linear((self.z_channels,), names, **self.types)
+        self.encoder = Encoder(*sizes, self.num_res_blocks, self.z_channels)
+        self.decoder = Decoder(*sizes, self.num_res_blocks + 1)
+        self.quant = _Linear((2 * self.z_channels,), names)
+        self.post_quant = _Linear((self.z_channels,), names)
 
     def moments(self, image: Float[Array, "n h w 3"]) -> Float[Array, "n h2 w2 moments"]:
         """Returns the posterior's mean and log-variance, unscaled, on the channel axis."""
@@ -96,22 +94,19 @@ class Encoder(Module):
     ch_mult: tuple[int, ...]
     num_res_blocks: int
     z_channels: int
-    attention: AttentionFn = plain_attention
-    norm_groups: int = 32
 
     @nn.compact
     def __call__(self, x: Float[Array, "n h w 3"]) -> Float[Array, "n h2 w2 d"]:
-        x = _Conv(self.ch, name="conv_in", **self.types)(x)
+        x = _Conv(self.ch, name="conv_in")(x)
         for level, multiplier in enumerate(self.ch_mult):
             for i in range(self.num_res_blocks):
-                name = f"down_{level}_block_{i}"
-                x = ResBlock(multiplier * self.ch, self.norm_groups, name=name, **self.types)(x)
+                x = ResBlock(multiplier * self.ch, name=f"down_{level}_block_{i}")(x)
             if level != len(self.ch_mult) - 1:
                 name = f"down_{level}_downsample"
-                x = _Conv(x.shape[-1], stride=2, padding=(0, 1), name=name, **self.types)(x)
-        x = Middle(self.attention, self.norm_groups, name="mid", **self.types)(x)
-        x = jax.nn.silu(GroupNorm(1e-6, self.norm_groups, name="norm_out", **self.types)(x))
-        return _Conv(2 * self.z_channels, name="conv_out", **self.types)(x)
+                x = _Conv(x.shape[-1], stride=2, padding=(0, 1), name=name)(x)
+        x = Middle(name="mid")(x)
+        x = jax.nn.silu(_GroupNorm(name="norm_out")(x))
+        return _Conv(2 * self.z_channels, name="conv_out")(x)
 
 
 class Decoder(Module):
@@ -120,72 +115,54 @@ class Decoder(Module):
     ch: int
     ch_mult: tuple[int, ...]
     num_res_blocks: int
-    attention: AttentionFn = plain_attention
-    norm_groups: int = 32
 
     @nn.compact
     def __call__(self, z: Float[Array, "n h w z"]) -> Float[Array, "n h2 w2 3"]:
-        x = _Conv(self.ch_mult[-1] * self.ch, name="conv_in", **self.types)(z)
-        x = Middle(self.attention, self.norm_groups, name="mid", **self.types)(x)
+        x = _Conv(self.ch_mult[-1] * self.ch, name="conv_in")(z)
+        x = Middle(name="mid")(x)
         for level, multiplier in reversed(list(enumerate(self.ch_mult))):
             for i in range(self.num_res_blocks):
-                name = f"up_{level}_block_{i}"
-                x = ResBlock(multiplier * self.ch, self.norm_groups, name=name, **self.types)(x)
+                x = ResBlock(multiplier * self.ch, name=f"up_{level}_block_{i}")(x)
             if level != 0:
-                name = f"up_{level}_upsample"
-                x = _Conv(x.shape[-1], name=name, **self.types)(upsample_nearest(x))
-        x = jax.nn.silu(GroupNorm(1e-6, self.norm_groups, name="norm_out", **self.types)(x))
-        return _Conv(3, name="conv_out", **self.types)(x)
+                x = _Conv(x.shape[-1], name=f"up_{level}_upsample")(upsample_nearest(x))
+        x = jax.nn.silu(_GroupNorm(name="norm_out")(x))
+        return _Conv(3, name="conv_out")(x)
 
 
 class Middle(Module):
     """Res-block, attention over the whole frame, res-block."""
 
-    attention: AttentionFn = plain_attention
-    norm_groups: int = 32
-
     @nn.compact
     def __call__(self, x: Float[Array, "n h w c"]) -> Float[Array, "n h w c"]:
-        block = functools.partial(ResBlock, x.shape[-1], self.norm_groups, **self.types)
-        x = block(name="block_1")(x)
-        x = FrameAttention(self.attention, self.norm_groups, name="attn", **self.types)(x)
-        return block(name="block_2")(x)
+        x = ResBlock(x.shape[-1], name="block_1")(x)
+        x = FrameAttention(name="attn")(x)
+        return ResBlock(x.shape[-1], name="block_2")(x)
 
 
 class ResBlock(Module):
     """Two normalised convolutions with a residual connection."""
 
     channels: int
-    norm_groups: int = 32
 
     @nn.compact
     def __call__(self, x: Float[Array, "n h w c"]) -> Float[Array, "n h w d"]:
-        norm = functools.partial(GroupNorm, 1e-6, self.norm_groups, **self.types)
-        y = jax.nn.silu(norm(name="norm1")(x))
-        y = _Conv(self.channels, name="conv1", **self.types)(y)
-        y = jax.nn.silu(norm(name="norm2")(y))
-        y = _Conv(self.channels, name="conv2", zero=True, **self.types)(y)
+        y = _Conv(self.channels, name="conv1")(jax.nn.silu(_GroupNorm(name="norm1")(x)))
+        y = jax.nn.silu(_GroupNorm(name="norm2")(y))
+        y = _Conv(self.channels, name="conv2", zero=True)(y)
         if x.shape[-1] != self.channels:
             names = ("channels_in", "channels_out")
-            x = _Linear((self.channels,), names, name="skip", **self.types)(x)
+            x = _Linear((self.channels,), names, name="skip")(x)
         return x + y
 
 
 class FrameAttention(Module):
     """Single-head self-attention of a frame's pixels, with biases."""
 
-    attention: AttentionFn = plain_attention
-    norm_groups: int = 32
-
     @nn.compact
     def __call__(self, x: Float[Array, "n h w c"]) -> Float[Array, "n h w c"]:
         n, h, w, c = x.shape
-        project = functools.partial(_Linear, (c,), ("channels_in", "channels_out"), **self.types)
-        y = GroupNorm(1e-6, self.norm_groups, name="norm", **self.types)(x).reshape(n, h * w, 1, c)
-        y = self.attention(
-            project(name="query")(y),
-            project(name="key")(y),
-            project(name="value")(y),
-            names=FRAMES,
-        )
+        project = functools.partial(_Linear, (c,), ("channels_in", "channels_out"))
+        y = _GroupNorm(name="norm")(x).reshape(n, h * w, 1, c)
+        query, key, value = (project(name=name)(y) for name in ("query", "key", "value"))
+        y = self.common.attention(query, key, value, names=FRAMES)
         return x + project(name="out", zero=True)(y.reshape(x.shape))

@@ -13,7 +13,6 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
-from dynamicrafter_jax.models.attention import AttentionFn, plain_attention
 from dynamicrafter_jax.models.layers import Conv, LayerNorm, Linear, Module
 
 # Mean and standard deviation of CLIP's training pixels in [0, 1].
@@ -30,7 +29,6 @@ class TextEncoder(Module):
         heads: Attention heads.
         context_length: Tokens of a text.
         vocab_size: Number of token ids.
-        attention: The attention kernel.
     """
 
     width: int = 1024
@@ -38,7 +36,6 @@ class TextEncoder(Module):
     heads: int = 16
     context_length: int = 77
     vocab_size: int = 49408
-    attention: AttentionFn = plain_attention
 
     @nn.compact
     def __call__(self, ids: Int[Array, "b l"]) -> Float[Array, "b l d"]:
@@ -57,10 +54,9 @@ class TextEncoder(Module):
         )
         x = (embedding[ids] + positions[None]).astype(self.dtype)
         causal = jnp.tril(jnp.ones((self.context_length, self.context_length), bool))
-        block = functools.partial(Block, self.heads, self.attention, **self.types)
         for i in range(self.layers - 1):
-            x = block(name=f"block_{i}")(x, causal)
-        return LayerNorm(name="ln_final", **self.types)(x)
+            x = Block(self.heads, name=f"block_{i}")(x, causal)
+        return LayerNorm(name="ln_final")(x)
 
 
 class ImageEncoder(Module):
@@ -72,7 +68,6 @@ class ImageEncoder(Module):
         head_width: Width of an attention head.
         patch_size: Side of a patch in pixels.
         image_size: Side of the square input in pixels.
-        attention: The attention kernel.
     """
 
     width: int = 1280
@@ -80,7 +75,6 @@ class ImageEncoder(Module):
     head_width: int = 80
     patch_size: int = 14
     image_size: int = 224
-    attention: AttentionFn = plain_attention
 
     @nn.compact
     def __call__(self, image: Float[Array, "b h w 3"]) -> Float[Array, "b n d"]:
@@ -100,15 +94,13 @@ class ImageEncoder(Module):
             use_bias=False,
             leading=("batch",),
             name="patch_embed",
-            **self.types,
         )(image)
         x = x.reshape(b, tokens - 1, d)
         first = jnp.broadcast_to(class_embedding.astype(self.dtype)[None, None], (b, 1, d))
         x = jnp.concatenate([first, x], axis=1) + positions.astype(self.dtype)[None]
-        x = LayerNorm(name="ln_pre", **self.types)(x)
-        block = functools.partial(Block, d // self.head_width, self.attention, **self.types)
+        x = LayerNorm(name="ln_pre")(x)
         for i in range(self.layers):
-            x = block(name=f"block_{i}")(x)
+            x = Block(d // self.head_width, name=f"block_{i}")(x)
         return x
 
 
@@ -116,29 +108,22 @@ class Block(Module):
     """Pre-norm transformer block: attention with biases, then an exact-GELU perceptron."""
 
     heads: int
-    attention: AttentionFn = plain_attention
 
     @nn.compact
     def __call__(
         self, x: Float[Array, "b l d"], mask: Bool[Array, "l l"] | None = None
     ) -> Float[Array, "b l d"]:
         d = x.shape[-1]
-        y = LayerNorm(name="ln_1", **self.types)(x)
-        qkv = Linear(
-            (3, self.heads, d // self.heads),
-            ("embed", None, "heads", "head_width"),
-            name="qkv",
-            **self.types,
-        )(y)
-        y = self.attention(qkv[:, :, 0], qkv[:, :, 1], qkv[:, :, 2], mask=mask)
-        x += Linear((d,), ("heads", "head_width", "embed"), num_inputs=2, name="out", **self.types)(
-            y
-        )
+        heads, names = (self.heads, d // self.heads), ("heads", "head_width")
+        y = LayerNorm(name="ln_1")(x)
+        qkv = Linear((3, *heads), ("embed", None, *names), name="qkv")(y)
+        y = self.common.attention(qkv[:, :, 0], qkv[:, :, 1], qkv[:, :, 2], mask=mask)
+        x += Linear((d,), (*names, "embed"), num_inputs=2, name="out")(y)
 
-        y = LayerNorm(name="ln_2", **self.types)(x)
-        y = Linear((4 * d,), ("embed", "mlp"), name="mlp_in", **self.types)(y)
+        y = LayerNorm(name="ln_2")(x)
+        y = Linear((4 * d,), ("embed", "mlp"), name="mlp_in")(y)
         y = jax.nn.gelu(y, approximate=False)
-        return x + Linear((d,), ("mlp", "embed"), name="mlp_out", **self.types)(y)
+        return x + Linear((d,), ("mlp", "embed"), name="mlp_out")(y)
 
 
 def preprocess(

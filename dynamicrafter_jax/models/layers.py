@@ -1,14 +1,14 @@
 """Small parts shared by every model: parameters with logical axes, linear maps, norms.
 
-All modules are channels-last and accept any leading axes. `dtype` is the type computed in,
-`param_dtype` the type parameters are stored in; statistics of norms are always float32.
+All modules are channels-last and accept any leading axes.
 """
 
+import dataclasses
 import functools
 import math
 import zlib
 from collections.abc import Callable, Sequence
-from typing import Any, TypedDict
+from typing import Any
 
 import flax.linen as nn
 import jax
@@ -16,8 +16,14 @@ import jax.numpy as jnp
 import numpy as np
 from flax import struct
 from jax.typing import DTypeLike
-from jaxtyping import Array, Float, Key, Num, PyTree
+from jaxtyping import Array, Float, Num, PyTree
 
+from dynamicrafter_jax.models.attention import (
+    AttentionFn,
+    TemporalAttentionFn,
+    plain_attention,
+    plain_temporal_attention,
+)
 from dynamicrafter_jax.models.partitioning import Names, constrain, may_split, on_each_device
 
 Initializer = Callable[[jax.Array, Sequence[int], DTypeLike], Array]
@@ -31,18 +37,19 @@ class Parameter(nn.LogicallyPartitioned):
 
     Carrying the initializer lets `init_params` draw one leaf at a time from the abstract tree,
     each where it will live, instead of compiling one program over a thousand leaves.
+
+    Attributes:
+        initializer: What draws it.
+        adapter: Whether no release has it. It is then drawn where a release file is read, and
+            left out where one is written; converted models and training runs keep it.
     """
 
     initializer: Initializer | None = struct.field(default=None, pytree_node=False)
+    adapter: bool = struct.field(default=False, pytree_node=False)
 
     def unbox(self, apply_constraint: bool = True) -> Any:
         """Returns the value as it is: where parameters live is for their owner to say."""
         return self.value
-
-
-def declare(initializer: Initializer, names: Names) -> Callable[..., Parameter]:
-    """Returns an init function for `Module.param` that boxes its value in a `Parameter`."""
-    return functools.partial(_boxed, initializer, names)
 
 
 def abstract_params(module: nn.Module, *inputs: Any, **kwargs: Any) -> PyTree:
@@ -96,45 +103,85 @@ zeros: Initializer = nn.initializers.zeros
 ones: Initializer = nn.initializers.ones
 
 
-class Types(TypedDict):
-    """The two types that every module passes on to its parts."""
-
-    dtype: DTypeLike
-    param_dtype: DTypeLike
-
-
-class Module(nn.Module, kw_only=True):
-    """What all networks and layers share.
+@dataclasses.dataclass(frozen=True)
+class Common:
+    """What all layers of a network have in common.
 
     Attributes:
         dtype: Type computed in; statistics of norms are float32 all the same.
         param_dtype: Type of the parameters.
+        attention: The attention kernel of everything but time.
+        temporal_attention: That along time.
+        norm_groups: Groups of channels that `GroupNorm` normalises together.
     """
 
     dtype: DTypeLike = jnp.float32
     param_dtype: DTypeLike = jnp.float32
+    attention: AttentionFn = plain_attention
+    temporal_attention: TemporalAttentionFn = plain_temporal_attention
+    norm_groups: int = 32
+
+
+# What a module holds that was given nothing, so that it is told from one that was given defaults.
+_NOT_GIVEN = Common()
+
+
+class Module(nn.Module, kw_only=True):
+    """What all networks and layers are.
+
+    Attributes:
+        common: What the layers have in common. A layer made inside another has the other's,
+            unless it is given its own.
+    """
+
+    common: Common = _NOT_GIVEN
+
+    def __post_init__(self) -> None:
+        """Takes over what is common from the module that this one is made in."""
+        super().__post_init__()
+        if self.common is _NOT_GIVEN and isinstance(self.parent, Module):
+            object.__setattr__(self, "common", self.parent.common)
+
+    def share(self, **changes: Any) -> None:
+        """Replaces some of what this module and the layers made inside it have in common."""
+        object.__setattr__(self, "common", dataclasses.replace(self.common, **changes))
 
     @property
-    def types(self) -> Types:
-        """Both types, to pass on."""
-        return {"dtype": self.dtype, "param_dtype": self.param_dtype}
+    def dtype(self) -> DTypeLike:
+        """Type computed in."""
+        return self.common.dtype
 
     def parameter(
-        self, name: str, initializer: Initializer, shape: tuple[int, ...], names: Names
-    ) -> Array:
-        """Declares a parameter with its logical axes, and returns its value as it is stored."""
-        init: Callable[..., Any] = declare(initializer, names)  # `param` unboxes what it gives
-        return self.param(name, init, shape, self.param_dtype)
+        self,
+        name: str,
+        initializer: Initializer,
+        shape: tuple[int, ...],
+        names: Names,
+        adapter: bool = False,
+    ) -> Any:
+        """Declares a parameter with its logical axes, and returns its value as it is stored.
+
+        That is an array, or the pytree that stands for it in the parameters given. An `adapter`
+        is a parameter that no release has; see `Parameter`.
+        """
+        box = functools.partial(_boxed, initializer, names, adapter)
+        return self.param(name, box, shape, self.common.param_dtype)
 
     def weight(
-        self, name: str, initializer: Initializer, shape: tuple[int, ...], names: Names
+        self,
+        name: str,
+        initializer: Initializer,
+        shape: tuple[int, ...],
+        names: Names,
+        adapter: bool = False,
     ) -> Array:
         """Declares a parameter and returns it in the type computed in, split by its names alone.
 
         Where a parameter is stored in more parts than that, this is where they are gathered, in
-        the smaller type; and their gradient is scattered.
+        the smaller type; and their gradient is scattered. Where it is stored otherwise than as an
+        array, such as in 8 bits and with scales, its `astype` makes the array.
         """
-        value = self.parameter(name, initializer, shape, names)
+        value = self.parameter(name, initializer, shape, names, adapter)
         return constrain(value.astype(self.dtype), names)
 
 
@@ -253,11 +300,9 @@ class GroupNorm(Module):
 
     Attributes:
         epsilon: Added to the variance.
-        groups: Number of channel groups.
     """
 
     epsilon: float = 1e-5
-    groups: int = 32
 
     @nn.compact
     def __call__(self, x: Float[Array, "... m n c"]) -> Float[Array, "... m n c"]:
@@ -271,7 +316,7 @@ class GroupNorm(Module):
     def _group_mean(self, x: Float[Array, "... m n c"]) -> Float[Array, "... 1 1 c"]:
         """Each channel's mean over its group."""
         means = x.mean((-3, -2), keepdims=True)
-        grouped = means.reshape(*means.shape[:-1], self.groups, -1)
+        grouped = means.reshape(*means.shape[:-1], self.common.norm_groups, -1)
         return jnp.broadcast_to(grouped.mean(-1, keepdims=True), grouped.shape).reshape(means.shape)
 
 
@@ -289,46 +334,6 @@ class LayerNorm(Module):
         return (y * _expand(scale, x.ndim) + _expand(bias, x.ndim)).astype(self.dtype)
 
 
-class Dropout(Module):
-    """Zeroes elements at random and scales the rest up, by a key of each sample's own.
-
-    A sample is masked alike in any batch and on any mesh. Sixteen random bits decide an element,
-    so the rate is a multiple of 2^-16.
-    """
-
-    rate: float
-
-    @nn.compact
-    def __call__(
-        self, x: Float[Array, "b *shape"], keys: Key[Array, " b"] | None
-    ) -> Float[Array, "b *shape"]:
-        """Returns `x` with elements dropped, or `x` itself without keys."""
-        if keys is None or self.rate == 0:
-            return x
-        layer = zlib.crc32("/".join(self.path).encode())
-        dropped = round(self.rate * 2**16)
-
-        def kept(key: Array) -> Array:
-            bits = jax.random.bits(jax.random.fold_in(key, layer), x.shape[1:], jnp.uint16)
-            return bits >= dropped
-
-        scaled = x * jnp.asarray(2**16 / (2**16 - dropped), x.dtype)
-        return jnp.where(jax.vmap(kept)(keys), scaled, jnp.zeros_like(x))
-
-
-def sinusoid(position: Num[Array, " b"], width: int) -> Float[Array, "b {width}"]:
-    """Sinusoidal embedding of timesteps: cosines, then sines (arXiv 1706.03762, section 3.5).
-
-    Args:
-        position: Timesteps, frame strides or FPS.
-        width: Even width of the embedding.
-    """
-    half = width // 2
-    frequency = jnp.exp(-math.log(10000.0) * jnp.arange(half, dtype=jnp.float32) / half)
-    angle = position.astype(jnp.float32)[:, None] * frequency[None]
-    return jnp.concatenate([jnp.cos(angle), jnp.sin(angle)], axis=-1)
-
-
 def upsample_nearest(x: Float[Array, "... h w c"]) -> Float[Array, "... h2 w2 c"]:
     """Doubles height and width by repeating pixels."""
     *leading, h, w, c = x.shape
@@ -337,9 +342,15 @@ def upsample_nearest(x: Float[Array, "... h w c"]) -> Float[Array, "... h2 w2 c"
 
 
 def _boxed(
-    initializer: Initializer, names: Names, key: jax.Array, shape: Sequence[int], dtype: DTypeLike
+    initializer: Initializer,
+    names: Names,
+    adapter: bool,
+    key: jax.Array,
+    shape: Sequence[int],
+    dtype: DTypeLike,
 ) -> Parameter:
-    return Parameter(initializer(key, shape, dtype), names=names, initializer=initializer)
+    value = initializer(key, shape, dtype)
+    return Parameter(value, names=names, initializer=initializer, adapter=adapter)
 
 
 def _fresh(fan_in: int, zero: bool, steady: bool) -> tuple[Initializer, Initializer]:

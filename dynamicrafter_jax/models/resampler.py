@@ -7,7 +7,6 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from dynamicrafter_jax.models.attention import AttentionFn, plain_attention
 from dynamicrafter_jax.models.layers import LayerNorm, Linear, Module
 
 OTHER_LENGTHS = ("all", "nearest")
@@ -31,7 +30,6 @@ class Projector(Module):
         ff_mult: Width of the feed-forward, as a multiple of `dim`.
         video_length: Frames that have queries of their own.
         other_lengths: One of `OTHER_LENGTHS`: what the frames of longer and shorter clips read.
-        attention: The attention kernel.
     """
 
     dim: int = 1024
@@ -44,7 +42,6 @@ class Projector(Module):
     ff_mult: int = 4
     video_length: int = 16
     other_lengths: str = "all"
-    attention: AttentionFn = plain_attention
 
     def __post_init__(self) -> None:
         """Refuses an unknown rule as soon as the network is described."""
@@ -78,14 +75,12 @@ class Projector(Module):
             ("tokens", "embed"),
         )
         x = jnp.broadcast_to(latents.astype(self.dtype)[None], (b, queries, self.dim))
-        tokens = Linear((self.dim,), ("context", "embed"), name="proj_in", **self.types)(tokens)
+        tokens = Linear((self.dim,), ("context", "embed"), name="proj_in")(tokens)
         for i in range(self.depth):
-            x += PerceiverAttention(
-                self.heads, self.dim_head, self.attention, name=f"attn_{i}", **self.types
-            )(tokens, x)
-            x += FeedForward(self.ff_mult, name=f"ff_{i}", **self.types)(x)
-        x = Linear((self.output_dim,), ("embed", "context"), name="proj_out", **self.types)(x)
-        x = LayerNorm(name="norm_out", **self.types)(x)
+            x += PerceiverAttention(self.heads, self.dim_head, name=f"attn_{i}")(tokens, x)
+            x += FeedForward(self.ff_mult, name=f"ff_{i}")(x)
+        x = Linear((self.output_dim,), ("embed", "context"), name="proj_out")(x)
+        x = LayerNorm(name="norm_out")(x)
         return x.reshape(b, self.video_length, self.num_queries, self.output_dim)
 
 
@@ -94,20 +89,19 @@ class PerceiverAttention(Module):
 
     heads: int
     head_width: int
-    attention: AttentionFn = plain_attention
 
     @nn.compact
     def __call__(
         self, tokens: Float[Array, "b n d"], queries: Float[Array, "b l d"]
     ) -> Float[Array, "b l d"]:
-        tokens = LayerNorm(name="norm1", **self.types)(tokens)
-        queries = LayerNorm(name="norm2", **self.types)(queries)
-        linear = functools.partial(Linear, use_bias=False, **self.types)
+        tokens = LayerNorm(name="norm1")(tokens)
+        queries = LayerNorm(name="norm2")(queries)
+        linear = functools.partial(Linear, use_bias=False)
         heads, names = (self.heads, self.head_width), ("heads", "head_width")
         q = linear(heads, ("embed", *names), name="query")(queries)
         both = jnp.concatenate([tokens, queries], axis=1)
         kv = linear((2, *heads), ("embed", None, *names), name="key_value")(both)
-        y = self.attention(q, kv[:, :, 0], kv[:, :, 1])
+        y = self.common.attention(q, kv[:, :, 0], kv[:, :, 1])
         width = queries.shape[-1]
         return linear((width,), (*names, "embed"), num_inputs=2, name="out")(y)
 
@@ -120,7 +114,7 @@ class FeedForward(Module):
     @nn.compact
     def __call__(self, x: Float[Array, "b l d"]) -> Float[Array, "b l d"]:
         d = x.shape[-1]
-        y = LayerNorm(name="norm", **self.types)(x)
-        y = Linear((self.mult * d,), ("embed", "mlp"), use_bias=False, name="in", **self.types)(y)
+        y = LayerNorm(name="norm")(x)
+        y = Linear((self.mult * d,), ("embed", "mlp"), use_bias=False, name="in")(y)
         y = jax.nn.gelu(y, approximate=False)
-        return Linear((d,), ("mlp", "embed"), use_bias=False, name="out", **self.types)(y)
+        return Linear((d,), ("mlp", "embed"), use_bias=False, name="out")(y)

@@ -1,6 +1,8 @@
 """The spatio-temporal U-Net: predicts noise or velocity of a clip of latents."""
 
 import functools
+import math
+import zlib
 from typing import Any
 
 import flax.linen as nn
@@ -8,25 +10,16 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Key, Num
 
-from dynamicrafter_jax.models.attention import (
-    AttentionFn,
-    SpatialTransformer,
-    TemporalAttentionFn,
-    TemporalTransformer,
-    plain_attention,
-    plain_temporal_attention,
-)
 from dynamicrafter_jax.models.layers import (
     Conv,
-    Dropout,
     GroupNorm,
     Linear,
     Module,
     TemporalConv,
-    sinusoid,
     upsample_nearest,
 )
 from dynamicrafter_jax.models.partitioning import ALONG_TIME, WITHIN_FRAMES, constrain, exchange
+from dynamicrafter_jax.models.transformers import SpatialTransformer, TemporalTransformer
 
 
 def products_saveable(primitive: Any, *_: Any, **parameters: Any) -> bool:
@@ -81,8 +74,6 @@ class UNet(Module):
         default_fs: The `fs` condition it expects when none is chosen.
         norm_groups: Groups of channels that are normalised together.
         remat: One of `REMAT_POLICIES`: what the backward pass recomputes.
-        attention: The attention kernel within frames.
-        temporal_attention: The attention kernel along time.
     """
 
     in_channels: int = 8
@@ -99,8 +90,11 @@ class UNet(Module):
     default_fs: int = 24
     norm_groups: int = 32
     remat: str = "none"
-    attention: AttentionFn = plain_attention
-    temporal_attention: TemporalAttentionFn = plain_temporal_attention
+
+    def __post_init__(self) -> None:
+        """Makes every norm inside use `norm_groups`."""
+        super().__post_init__()
+        self.share(norm_groups=self.norm_groups)
 
     @property
     def size_multiple(self) -> int:
@@ -136,13 +130,9 @@ class UNet(Module):
             num_head_channels=self.num_head_channels,
             dropout=self.dropout,
             learnable_image_scale=self.image_cross_attention_scale_learnable,
-            attention=self.attention,
-            temporal_attention=self.temporal_attention,
-            norm_groups=self.norm_groups,
-            **self.types,
         )
-        emb = Embedding(self.model_channels, name="time_embed", **self.types)(timestep)
-        emb += Embedding(self.model_channels, zero=True, name="fs_embed", **self.types)(fs)
+        emb = Embedding(self.model_channels, name="time_embed")(timestep)
+        emb += Embedding(self.model_channels, zero=True, name="fs_embed")(fs)
         condition = (
             jax.nn.silu(emb),
             text.astype(self.dtype),
@@ -152,15 +142,8 @@ class UNet(Module):
         last_level = len(self.channel_mult) - 1
 
         x = constrain(x.astype(self.dtype), WITHIN_FRAMES[:2])
-        h = Conv(self.model_channels, name="input_0", **self.types)(x)
-        h = TemporalTransformer(
-            8,
-            self.num_head_channels,
-            self.temporal_attention,
-            self.norm_groups,
-            name="init_attn",
-            **self.types,
-        )(h)
+        h = Conv(self.model_channels, name="input_0")(x)
+        h = TemporalTransformer(8, self.num_head_channels, name="init_attn")(h)
         skips = [h]
         for level, multiplier in enumerate(self.channel_mult):
             attends = 2**level in self.attention_resolutions
@@ -169,7 +152,7 @@ class UNet(Module):
                 h = block(multiplier * self.model_channels, attends, name=name)(h, *condition)
                 skips.append(h)
             if level != last_level:
-                h = Downsample(name=f"input_{len(skips)}", **self.types)(h)
+                h = Downsample(name=f"input_{len(skips)}")(h)
                 skips.append(h)
 
         h = block(h.shape[-1], attends=True, res_after=True, name="middle")(h, *condition)
@@ -184,8 +167,8 @@ class UNet(Module):
                     name=f"output_{(last_level - level) * (self.num_res_blocks + 1) + i}",
                 )(jnp.concatenate([h, skips.pop()], axis=-1), *condition)
 
-        h = jax.nn.silu(GroupNorm(groups=self.norm_groups, name="out_norm", **self.types)(h))
-        return Conv(self.out_channels, zero=True, name="out", **self.types)(h)
+        h = jax.nn.silu(GroupNorm(name="out_norm")(h))
+        return Conv(self.out_channels, zero=True, name="out")(h)
 
     def _check(self, x: Array, text: Array) -> None:
         if x.shape[-1] != self.in_channels:
@@ -207,11 +190,22 @@ class Embedding(Module):
     @nn.compact
     def __call__(self, position: Num[Array, " b"]) -> Float[Array, "b d"]:
         width = 4 * self.width
-        y = Linear((width,), ("embed", "mlp"), name="in", **self.types)(
-            sinusoid(position, self.width)
-        )
-        y = jax.nn.silu(y)
-        return Linear((width,), ("mlp", "embed"), zero=self.zero, name="out", **self.types)(y)
+        y = sinusoid(position, self.width)
+        y = jax.nn.silu(Linear((width,), ("embed", "mlp"), name="in")(y))
+        return Linear((width,), ("mlp", "embed"), zero=self.zero, name="out")(y)
+
+
+def sinusoid(position: Num[Array, " b"], width: int) -> Float[Array, "b {width}"]:
+    """Sinusoidal embedding of timesteps: cosines, then sines (arXiv 1706.03762, section 3.5).
+
+    Args:
+        position: Timesteps, frame strides or FPS.
+        width: Even width of the embedding.
+    """
+    half = width // 2
+    frequency = jnp.exp(-math.log(10000.0) * jnp.arange(half, dtype=jnp.float32) / half)
+    angle = position.astype(jnp.float32)[:, None] * frequency[None]
+    return jnp.concatenate([jnp.cos(angle), jnp.sin(angle)], axis=-1)
 
 
 class UNetBlock(Module):
@@ -231,9 +225,6 @@ class UNetBlock(Module):
     num_head_channels: int = 64
     dropout: float = 0.0
     learnable_image_scale: bool = False
-    attention: AttentionFn = plain_attention
-    temporal_attention: TemporalAttentionFn = plain_temporal_attention
-    norm_groups: int = 32
 
     @nn.compact
     def __call__(
@@ -244,33 +235,16 @@ class UNetBlock(Module):
         image: Float[Array, "b *frames n d"],
         dropout_keys: Key[Array, " b"] | None = None,
     ) -> Float[Array, "b t h2 w2 c2"]:
-        res_block = functools.partial(
-            ResBlock, self.channels, self.dropout, self.norm_groups, **self.types
-        )
-        heads = self.channels // self.num_head_channels
-        x = res_block(name="res")(x, emb, dropout_keys)
+        heads = (self.channels // self.num_head_channels, self.num_head_channels)
+        x = ResBlock(self.channels, self.dropout, name="res")(x, emb, dropout_keys)
         if self.attends:
-            x = SpatialTransformer(
-                heads,
-                self.num_head_channels,
-                self.learnable_image_scale,
-                self.attention,
-                self.norm_groups,
-                name="spatial",
-                **self.types,
-            )(x, text, image)
-            x = TemporalTransformer(
-                heads,
-                self.num_head_channels,
-                self.temporal_attention,
-                self.norm_groups,
-                name="temporal",
-                **self.types,
-            )(x)
+            spatial = SpatialTransformer(*heads, self.learnable_image_scale, name="spatial")
+            x = spatial(x, text, image)
+            x = TemporalTransformer(*heads, name="temporal")(x)
         if self.res_after:
-            x = res_block(name="res_after")(x, emb, dropout_keys)
+            x = ResBlock(self.channels, self.dropout, name="res_after")(x, emb, dropout_keys)
         if self.upsample:
-            x = Conv(self.channels, name="upsample", **self.types)(upsample_nearest(x))
+            x = Conv(self.channels, name="upsample")(upsample_nearest(x))
         return x
 
 
@@ -279,7 +253,7 @@ class Downsample(Module):
 
     @nn.compact
     def __call__(self, x: Float[Array, "b t h w c"]) -> Float[Array, "b t h2 w2 c"]:
-        return Conv(x.shape[-1], stride=2, name="downsample", **self.types)(x)
+        return Conv(x.shape[-1], stride=2, name="downsample")(x)
 
 
 class ResBlock(Module):
@@ -287,7 +261,6 @@ class ResBlock(Module):
 
     channels: int
     dropout: float = 0.0
-    norm_groups: int = 32
 
     @nn.compact
     def __call__(
@@ -296,26 +269,22 @@ class ResBlock(Module):
         emb: Float[Array, "b e"],
         dropout_keys: Key[Array, " b"] | None = None,
     ) -> Float[Array, "b t h w c2"]:
-        norm = functools.partial(GroupNorm, groups=self.norm_groups, **self.types)
-        y = jax.nn.silu(norm(name="norm1")(x))
-        y = Conv(self.channels, name="conv1", **self.types)(y)
-        shift = Linear((self.channels,), ("embed", "channels_out"), name="emb", **self.types)(emb)
+        y = Conv(self.channels, name="conv1")(jax.nn.silu(GroupNorm(name="norm1")(x)))
+        shift = Linear((self.channels,), ("embed", "channels_out"), name="emb")(emb)
         y += shift[:, None, None, None]
-        y = jax.nn.silu(norm(name="norm2")(y))
-        y = Dropout(self.dropout, name="dropout", **self.types)(y, dropout_keys)
-        y = Conv(self.channels, zero=True, name="conv2", **self.types)(y)
+        y = jax.nn.silu(GroupNorm(name="norm2")(y))
+        y = Dropout(self.dropout, name="dropout")(y, dropout_keys)
+        y = Conv(self.channels, zero=True, name="conv2")(y)
         if x.shape[-1] != self.channels:
             names = ("channels_in", "channels_out")
-            x = Linear((self.channels,), names, name="skip", **self.types)(x)
-        block = TemporalBlock(self.dropout, self.norm_groups, name="temporal_conv", **self.types)
-        return block(x + y, dropout_keys)
+            x = Linear((self.channels,), names, name="skip")(x)
+        return TemporalBlock(self.dropout, name="temporal_conv")(x + y, dropout_keys)
 
 
 class TemporalBlock(Module):
     """Four convolutions along time, added to the input; the last starts at zero."""
 
     dropout: float = 0.0
-    norm_groups: int = 32
 
     @nn.compact
     def __call__(
@@ -323,10 +292,36 @@ class TemporalBlock(Module):
     ) -> Float[Array, "b t h w c"]:
         b, t, h, w, c = x.shape
         x = y = exchange(x.reshape(b, t, h * w, c), WITHIN_FRAMES, ALONG_TIME)
-        norm = functools.partial(GroupNorm, groups=self.norm_groups, **self.types)
         for i in range(1, 5):
-            y = jax.nn.silu(norm(name=f"norm{i}")(y))
+            y = jax.nn.silu(GroupNorm(name=f"norm{i}")(y))
             if i > 1:
-                y = Dropout(self.dropout, name=f"dropout{i}", **self.types)(y, dropout_keys)
-            y = TemporalConv(c, zero=i == 4, name=f"conv{i}", **self.types)(y)
+                y = Dropout(self.dropout, name=f"dropout{i}")(y, dropout_keys)
+            y = TemporalConv(c, zero=i == 4, name=f"conv{i}")(y)
         return exchange(x + y, ALONG_TIME, WITHIN_FRAMES).reshape(b, t, h, w, c)
+
+
+class Dropout(Module):
+    """Zeroes elements at random and scales the rest up, by a key of each sample's own.
+
+    A sample is masked alike in any batch and on any mesh. Sixteen random bits decide an element,
+    so the rate is a multiple of 2^-16.
+    """
+
+    rate: float
+
+    @nn.compact
+    def __call__(
+        self, x: Float[Array, "b *shape"], keys: Key[Array, " b"] | None
+    ) -> Float[Array, "b *shape"]:
+        """Returns `x` with elements dropped, or `x` itself without keys."""
+        if keys is None or self.rate == 0:
+            return x
+        layer = zlib.crc32("/".join(self.path).encode())
+        dropped = round(self.rate * 2**16)
+
+        def kept(key: Array) -> Array:
+            bits = jax.random.bits(jax.random.fold_in(key, layer), x.shape[1:], jnp.uint16)
+            return bits >= dropped
+
+        scaled = x * jnp.asarray(2**16 / (2**16 - dropped), x.dtype)
+        return jnp.where(jax.vmap(kept)(keys), scaled, jnp.zeros_like(x))

@@ -20,6 +20,7 @@ from tqdm import tqdm
 from dynamicrafter_jax.config import DTYPES, config_from_json, load_config, networks_of
 from dynamicrafter_jax.errors import UserError
 from dynamicrafter_jax.models import abstract_models
+from dynamicrafter_jax.models.layers import init_params
 from dynamicrafter_jax.runtime.files import as_path
 from dynamicrafter_jax.runtime.provenance import sha256_of
 from dynamicrafter_jax.weights import converted
@@ -136,6 +137,8 @@ def load_release(
 ) -> dict[str, PyTree[Array]]:
     """Returns the parameters in a release file, by network.
 
+    Those that no release has, adapters, are drawn with key 0.
+
     Args:
         path: A file that `tensors.open_tensors` reads.
         config: The config of the model in it; parameters become `precision.param_dtype`.
@@ -176,6 +179,7 @@ def open_release(
             found = found.join(open_towers(towers, lacked, config, stack))
         elif towers is not None:
             warnings.warn(f"{towers} is not read: {path} has all networks", stacklevel=2)
+        found = dataclasses.replace(found, leaves=fill(found.leaves, boxed, jax.random.key(0)))
         yield _with_bar(found, stack) if progress else found
 
 
@@ -319,6 +323,32 @@ def as_release(
     }
     carried = {name: t for name, t in tensors.items() if unused.get(name) == "carried"}
     return Release(leaves, carried, (path,))
+
+
+def fill(
+    leaves: Mapping[str, Leaves], boxed: Mapping[str, PyTree], key: jax.Array
+) -> dict[str, Leaves]:
+    """Returns functions for all parameters of `boxed`; those that `leaves` lacks are drawn.
+
+    Args:
+        leaves: Functions that read parameters, as in `Release`.
+        boxed: Abstract parameters by network.
+        key: A typed PRNG key, with which `models.layers.init_params` would draw the same.
+    """
+    filled: dict[str, Leaves] = {}
+    for network, tree in boxed.items():
+        known = leaves.get(network, {})
+        filled[network] = {
+            path: known.get(path) or partial(_draw, (network, *path), box, key)
+            for path, box in traverse_util.flatten_dict(tree).items()
+        }
+    return filled
+
+
+def _draw(path: tuple[str, ...], box: Any, key: jax.Array) -> Array:
+    """Draws a leaf alone, as it would be drawn among all others."""
+    (value,) = jax.tree.leaves(init_params(traverse_util.unflatten_dict({path: box}), key))
+    return value
 
 
 def _with_bar(release: Release, stack: contextlib.ExitStack) -> Release:

@@ -11,6 +11,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
+from flax import traverse_util
 from jaxtyping import Float32, PyTree
 
 from dynamicrafter_jax.diffusion.schedule import RESCALE_RAMP, make_schedule
@@ -236,18 +237,28 @@ class ReleaseTensor:
 
 
 def release_tensors(boxed: PyTree, naming: Naming = RELEASE) -> dict[str, ReleaseTensor]:
-    """Returns every parameter's place in the release, by release name.
+    """Returns every parameter's place in the release, by release name, but for `adapters`.
 
     Args:
         boxed: Abstract parameters by section, leaves boxed as `models.layers.Parameter`.
         naming: The names of another kind of file that lays out its tensors alike.
     """
     found = {}
-    for section, tree in boxed.items():
+    in_release = {path: box for path, box in _by_path(boxed).items() if not box.adapter}
+    for section, tree in traverse_util.unflatten_dict(in_release).items():
         for path, name, box in _walk(tree, naming.tables[section], naming.prefixes[section]):
             name, shape = name.removeprefix("."), _release_shape(path, box)
             found[name] = ReleaseTensor(name, shape, (section, *path), tuple(box.value.shape))
     return found
+
+
+def adapters(boxed: PyTree) -> list[str]:
+    """Returns the paths of the parameters that no release has, as "unet/out/kernel".
+
+    Args:
+        boxed: As in `release_tensors`.
+    """
+    return ["/".join(path) for path, box in _by_path(boxed).items() if box.adapter]
 
 
 def unused_tensors(text_layers: int) -> dict[str, str]:
@@ -304,6 +315,10 @@ def schedule_buffers(diffusion: Mapping[str, Any]) -> dict[str, Float32[np.ndarr
         ramp = np.linspace(1, base_scale, RESCALE_RAMP)
         buffers["scale_arr"] = np.concatenate([ramp, np.full(diffusion["timesteps"], base_scale)])
     return {name: table.astype(np.float32) for name, table in buffers.items()}
+
+
+def _by_path(boxed: PyTree) -> dict[tuple[str, ...], Any]:
+    return traverse_util.flatten_dict(boxed)
 
 
 def _walk(

@@ -10,12 +10,10 @@ from typing import Any
 import jax
 import numpy as np
 from etils import epath
-from flax import traverse_util
 from jaxtyping import Array, PyTree
 from ml_collections import ConfigDict
 
 from dynamicrafter_jax.errors import UserError
-from dynamicrafter_jax.models.layers import init_params
 from dynamicrafter_jax.runtime.files import as_path
 from dynamicrafter_jax.weights import converted
 from dynamicrafter_jax.weights.hub_formats import clip_formats, open_hub_file, vae_formats
@@ -25,6 +23,7 @@ from dynamicrafter_jax.weights.load import (
     Release,
     Tensors,
     abstract_params,
+    fill,
     open_canonical,
     open_converted,
     open_towers,
@@ -266,23 +265,10 @@ def _combine(
 ) -> Start:
     leaves: dict[str, Leaf] = {}
     fresh = []
-    for network, tree in boxed.items():
-        boxes: Mapping[tuple[str, ...], Any] = traverse_util.flatten_dict(tree)
-        for path, box in boxes.items():
+    for network, tree in fill(found, boxed, key).items():
+        for path, read in tree.items():
             name = "/".join((network, *path))
-            read = found.get(network, {}).get(path)
-            if read is None:
-                fresh.append(name)
-                read = _draw((network, *path), box, key)
             leaves[name] = read
+            if path not in found.get(network, {}):
+                fresh.append(name)
     return Start(sources, tuple(fresh), leaves)
-
-
-def _draw(path: tuple[str, ...], box: Any, key: jax.Array) -> Leaf:
-    """Returns a function that draws a leaf alone, as it would be drawn among all others."""
-
-    def draw() -> Array:
-        (value,) = jax.tree.leaves(init_params(traverse_util.unflatten_dict({path: box}), key))
-        return value
-
-    return draw

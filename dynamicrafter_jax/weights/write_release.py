@@ -18,7 +18,12 @@ from dynamicrafter_jax.errors import UserError
 from dynamicrafter_jax.runtime.files import as_path, atomic, check_writable
 from dynamicrafter_jax.weights import converted
 from dynamicrafter_jax.weights.load import abstract_params
-from dynamicrafter_jax.weights.release import release_tensors, schedule_buffers, unused_tensors
+from dynamicrafter_jax.weights.release import (
+    adapters,
+    release_tensors,
+    schedule_buffers,
+    unused_tensors,
+)
 from dynamicrafter_jax.weights.tensors import (
     Layout,
     StoredTensor,
@@ -57,6 +62,8 @@ def export(
 ) -> Summary:
     """Writes a converted model as a release file, complete if its tensors were all carried.
 
+    Parameters that no release has, adapters, are left out with a warning.
+
     Args:
         directory: The converted model.
         path: The `.safetensors` file to write.
@@ -78,6 +85,12 @@ def export(
     description = converted.read_description(directory)
     config = config_from_json(description["config"])
     boxed = abstract_params(config)
+    if left_out := adapters(boxed):
+        warnings.warn(
+            f"{path} leaves out {len(left_out)} parameters that no release has: "
+            f"{list_names(left_out)}",
+            stacklevel=2,
+        )
     with converted.open_carried(directory) as carried:
         _report_lacking(config, carried, directory)
         stored_dtype = DTYPES[description["dtype"]]

@@ -11,21 +11,24 @@ import pytest
 import tiny
 
 from dynamicrafter_jax.models import abstract_models
-from dynamicrafter_jax.models.attention import SpatialTransformer
+from dynamicrafter_jax.models.attention import plain_attention, plain_temporal_attention
+from dynamicrafter_jax.models.autoencoder import Autoencoder
 from dynamicrafter_jax.models.layers import (
+    Common,
     Conv,
-    Dropout,
     GroupNorm,
     Linear,
+    Module,
     Parameter,
     TemporalConv,
     abstract_params,
     init_params,
-    sinusoid,
 )
-from dynamicrafter_jax.models.unet import UNet
+from dynamicrafter_jax.models.transformers import SpatialTransformer
+from dynamicrafter_jax.models.unet import Dropout, UNet, sinusoid
 
 KEY = jax.random.key(0)
+BFLOAT16 = Common(dtype=jnp.bfloat16)
 IDENTITY = {"scale": jnp.ones(32), "bias": jnp.zeros(32)}
 
 # One level, one block of each kind: all that structure needs, and quick to compile.
@@ -124,7 +127,7 @@ def test_a_fresh_unet_predicts_zero_and_its_blocks_change_nothing():
 
 def test_bfloat16_computes_in_bfloat16_and_stays_close():
     exact = np.asarray(run(SMALL, small_params(), *unet_inputs()))
-    rough = run(SMALL.clone(dtype=jnp.bfloat16), small_params(), *unet_inputs())
+    rough = run(SMALL.clone(common=BFLOAT16), small_params(), *unet_inputs())
     assert rough.dtype == jnp.bfloat16
     error = np.asarray(rough, np.float32) - exact
     assert 0 < np.sqrt(np.mean(error**2)) < 0.05 * np.sqrt(np.mean(exact**2))
@@ -134,6 +137,52 @@ def test_parameters_are_stored_in_the_type_asked_for():
     for boxed in abstract_models(tiny.models("v", param_dtype=jnp.bfloat16)).values():
         for _, box in leaves(boxed):
             assert box.value.dtype == jnp.bfloat16
+
+
+def commons(models):
+    """What the layers of each network were given, by the network's class."""
+    found = {}
+
+    def note(call, args, kwargs, context):
+        layer = context.module
+        of_network = found.setdefault(type(layer), set()) if not layer.path else found["last"]
+        found["last"] = of_network
+        of_network.add(layer.common)
+        return call(*args, **kwargs)
+
+    with nn.intercept_methods(note):
+        abstract_models(models)
+    return {type(network): found[type(network)] for network in models}
+
+
+@pytest.mark.parametrize("remat", ["none", "blocks"])
+def test_all_layers_of_a_network_have_what_it_was_given(remat):
+    given: dict[str, Any] = {
+        "dtype": jnp.bfloat16,
+        "param_dtype": jnp.float16,
+        "attention": functools.partial(plain_attention),
+        "temporal_attention": functools.partial(plain_temporal_attention),
+    }
+    models = tiny.models("v", **given)
+    unet, vae = models.unet.clone(norm_groups=16, remat=remat), models.vae.clone(norm_groups=8)
+    towers = {type(network): {Common(**given)} for network in models[2:]}
+    assert commons(models._replace(unet=unet, vae=vae)) == {
+        UNet: {Common(**given, norm_groups=16)},
+        Autoencoder: {Common(**given, norm_groups=8)},
+        **towers,
+    }
+
+
+def test_a_layer_keeps_what_it_is_given_itself():
+    class Outer(Module):
+        @nn.compact
+        def __call__(self, x):
+            x = GroupNorm(name="taken_over")(x)
+            return GroupNorm(name="own", common=Common())(x)
+
+    params = abstract_params(Outer(common=Common(param_dtype=jnp.bfloat16)), normal(0, 1, 2, 3, 64))
+    assert params["taken_over"]["scale"].value.dtype == jnp.bfloat16
+    assert params["own"]["scale"].value.dtype == jnp.float32
 
 
 @pytest.mark.parametrize("frames", [1, 2, 5])
@@ -244,7 +293,7 @@ def test_group_norm_against_numpy(relative_error, shape):
 
 def test_group_norm_is_safe_where_the_mean_is_far_from_zero(relative_error):
     x = 1000 + normal(0, 1, 6, 7, 32)
-    ours: Any = GroupNorm(dtype=jnp.bfloat16).apply({"params": IDENTITY}, x.astype(jnp.bfloat16))
+    ours: Any = GroupNorm(common=BFLOAT16).apply({"params": IDENTITY}, x.astype(jnp.bfloat16))
     rounded = np.asarray(x.astype(jnp.bfloat16), np.float64)
     wanted = (rounded - rounded.mean((1, 2))) / np.sqrt(rounded.var((1, 2)) + 1e-5)
     assert relative_error(ours.astype(jnp.float32), wanted) < 1e-2

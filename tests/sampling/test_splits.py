@@ -18,9 +18,9 @@ from dynamicrafter_jax.config import networks_of
 from dynamicrafter_jax.diffusion.loss import denoising_loss
 from dynamicrafter_jax.diffusion.schedule import make_schedule
 from dynamicrafter_jax.models import Models, abstract_models
-from dynamicrafter_jax.models.attention import DualCrossAttention, FeedForward, SelfAttention
 from dynamicrafter_jax.models.layers import Module, abstract_params, init_params
 from dynamicrafter_jax.models.partitioning import WITHIN_FRAMES, constrain
+from dynamicrafter_jax.models.transformers import DualCrossAttention, FeedForward, SelfAttention
 from dynamicrafter_jax.pipeline import ImageToVideo
 from dynamicrafter_jax.planning.hlo import read_program
 from dynamicrafter_jax.training.throughput import product_flops
@@ -197,7 +197,9 @@ def attended(module: Module, x, text, image) -> Any:
     if isinstance(module, DualCrossAttention):
         return module(x, text, image)
     if isinstance(module, SelfAttention):
-        return module(x, functools.partial(networks().unet.attention, names=("batch", "frames")))
+        return module(
+            x, functools.partial(networks().unet.common.attention, names=("batch", "frames"))
+        )
     return module(x)
 
 
