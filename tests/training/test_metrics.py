@@ -73,6 +73,23 @@ def test_numbers_that_are_not_finite_are_kept(tmp_path: Path):
     assert line["loss"] is None and line["norm"] is None
 
 
+def test_numbers_beyond_float32_are_infinite(tmp_path: Path):
+    with MetricWriter(tmp_path) as writer:
+        writer.scalars(2**40, {"größe/high": 1e39, "größe/low": -1e300})
+    assert curve(tmp_path, "größe/high") == {2**40: math.inf}
+    assert curve(tmp_path, "größe/low") == {2**40: -math.inf}
+    assert lines(tmp_path, "größe/low") == {2**40: -1e300}
+
+
+def test_event_files_begin_as_all_do(tmp_path: Path):
+    with MetricWriter(tmp_path) as writer:
+        path = Path(writer._events.path)
+    # 24 bytes follow, with the checksum of that number, a double, and the format.
+    begin = path.read_bytes()
+    assert begin[:12] == b"\x18\0\0\0\0\0\0\0\xa3\x7fK\x22"
+    assert begin[12] == 0x09 and begin[21:36] == b"\x1a\x0dbrain.Event:2"
+
+
 def test_a_run_that_resumes_has_one_history(tmp_path: Path):
     first = MetricWriter(tmp_path)
     for step in (10, 20, 30, 40):
