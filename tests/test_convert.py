@@ -137,7 +137,7 @@ def test_a_failure_halfway_leaves_nothing_behind(tmp_path, release_file, monkeyp
         save_tree(place, tree)
 
     save_tree = converted.save_tree
-    monkeypatch.setattr(converted_model, "save_tree", fail_at_third)
+    monkeypatch.setattr(converted, "save_tree", fail_at_third)
     with pytest.raises(UserError, match="No space left on device"):
         convert.convert(release_file, directory, micro(), overwrite=overwrite)
     assert len(saved) == 3 and saved[0].parent.exists() is False
