@@ -142,11 +142,6 @@ class MetricWriter:
         self._events.add(record)
 
 
-def read_lines(path: epath.PathLike) -> list[dict[str, Any]]:
-    """Returns the objects in a `metrics.jsonl`, without a last line that a kill cut off."""
-    return [values for _, values in _whole_lines(files.as_path(path))]
-
-
 def _as_number(name: str, value: Any) -> float:
     if getattr(value, "shape", None) == ():
         real = any(jnp.issubdtype(value.dtype, kind) for kind in (jnp.floating, jnp.integer))
