@@ -5,6 +5,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import jax
 import numpy as np
@@ -64,12 +65,16 @@ def finish(process: subprocess.Popen, status: int = 0) -> str:
     return said.decode()
 
 
-def losses(workdir: Path) -> dict[int, float]:
-    """The loss of each step that was noted; a line that is still being written does not count."""
+def noted(workdir: Path) -> list[dict[str, Any]]:
+    """What a run noted; a line that is still being written does not count."""
     file = workdir / "metrics.jsonl"
     lines = file.read_bytes().split(b"\n")[:-1] if file.exists() else []
-    told = [json.loads(line) for line in lines]
-    return {values["step"]: values["loss"] for values in told if "loss" in values}
+    return [json.loads(line) for line in lines]
+
+
+def losses(workdir: Path) -> dict[int, float]:
+    """The loss of each step that was noted."""
+    return {values["step"]: values["loss"] for values in noted(workdir) if "loss" in values}
 
 
 def saved(workdir: Path, step: int) -> dict[str, np.ndarray]:

@@ -87,9 +87,13 @@ def test_files_fit_in_the_head():
     ] == []
 
 
-@pytest.mark.parametrize("module", ["dynamicrafter_jax", "dynamicrafter_jax.pipeline"])
+@pytest.mark.parametrize(
+    "module",
+    ["dynamicrafter_jax", "dynamicrafter_jax.pipeline", "dynamicrafter_jax.training.metrics"],
+)
 def test_import_needs_no_extra(module):
-    code = f"import sys, {module}; print({{'torch', 'tensorflow', 'gradio'}} & set(sys.modules))"
+    extras = {"torch", "tensorflow", "gradio", "matplotlib"}
+    code = f"import sys, {module}; print({extras} & set(sys.modules))"
     command = [sys.executable, "-c", code]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "set()"

@@ -6,15 +6,16 @@ them is wrong with nothing that we serve.
 """
 
 import json
-from collections.abc import Awaitable, Callable, Iterator, MutableMapping
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 from urllib.parse import unquote
 
-Message = MutableMapping[str, Any]
-Receive = Callable[[], Awaitable[Message]]
-Send = Callable[[Message], Awaitable[None]]
-Application = Callable[[Message, Receive, Send], Awaitable[None]]
+from starlette.datastructures import Headers
+from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect, Request
+from starlette.responses import PlainTextResponse
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 MAX_JSON = 2**18
 """Bytes of a message that is not an upload."""
@@ -40,25 +41,12 @@ _PAGE_POLICY = (
 _FILE_POLICY = "default-src 'none'; style-src 'unsafe-inline'; sandbox"
 
 
-class Refused(Exception):
-    """A request that goes no further.
-
-    Attributes:
-        status: Of HTTP.
-    """
-
-    def __init__(self, status: int, why: str) -> None:
-        """Says why, in one line."""
-        super().__init__(why)
-        self.status = status
-
-
 class Gate:
     """ASGI middleware that lets through what the page needs, and says no to the rest."""
 
     def __init__(
         self,
-        app: Application,
+        app: ASGIApp,
         *,
         served: Path,
         max_upload: int,
@@ -81,107 +69,94 @@ class Gate:
         self._only_local = only_local
         self._before_upload = before_upload
 
-    async def __call__(self, scope: Message, receive: Receive, send: Send) -> None:
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Passes a request on, or answers it with a refusal."""
         if scope["type"] == "lifespan":
             await self._app(scope, receive, send)
             return
         try:
             if scope["type"] != "http":
-                raise Refused(403, "there are no web sockets here")
+                raise HTTPException(403, "there are no web sockets here")
             receive = await self._check(scope, receive)
-        except Refused as refused:
-            await _answer(send, refused.status, str(refused))
+        except HTTPException as refused:
+            headers = {"connection": "close"}
+            answer = PlainTextResponse(refused.detail, refused.status_code, headers)
+            await answer(scope, receive, send)
             return
         is_file = scope["path"].startswith(_FILE)
         await self._app(scope, receive, _with_headers(send, is_file))
 
-    async def _check(self, scope: Message, receive: Receive) -> Receive:
-        headers = {name.decode("latin-1").lower(): value for name, value in scope["headers"]}
-        check_origin(headers, self._only_local)
+    async def _check(self, scope: Scope, receive: Receive) -> Receive:
+        """Raises `HTTPException` for what goes no further; returns how the rest is read on."""
+        headers = Headers(scope=scope)
+        _check_origin(headers, self._only_local)
         method, path = scope["method"], scope["path"]
         if method in ("GET", "HEAD"):
             if path not in _GET and not path.startswith(_GET_UNDER):
-                raise Refused(404, "there is nothing here")
+                raise HTTPException(404, "there is nothing here")
             if path.startswith(_FILE):
-                check_file(path.removeprefix(_FILE), self._served)
+                _check_file(path.removeprefix(_FILE), self._served)
             return receive
         if method != "POST":
-            raise Refused(405, "this can't be done here")
+            raise HTTPException(405, "this can't be done here")
         if path not in _POST:
-            raise Refused(404, "there is nothing here")
+            raise HTTPException(404, "there is nothing here")
         if path == _UPLOAD:
-            check_length(headers, self._max_upload)
+            # gradio has a limit for each of a thousand files, and none for all together.
+            _check_length(headers, self._max_upload)
             self._before_upload()
             return receive
-        check_length(headers, MAX_JSON)
-        body = await _read(receive)
-        check_paths(body, self._served)
+        _check_length(headers, MAX_JSON)
+        try:
+            body = await Request(scope, receive).body()
+        except ClientDisconnect:
+            raise HTTPException(400, "the message was cut short") from None
+        _check_paths(body, self._served)
         return _replay(body, receive)
 
 
-def check_origin(headers: dict[str, bytes], only_local: bool) -> None:
-    """Refuses what the page of another site sends.
-
-    Raises:
-        Refused: The request is not for this server by its name, or comes from elsewhere.
-    """
-    host = headers.get("host", b"").decode("latin-1")
+def _check_origin(headers: Headers, only_local: bool) -> None:
+    """Refuses what the page of another site sends."""
+    host = headers.get("host", "")
     if only_local and _name(host) not in _LOOPBACK:
-        raise Refused(403, "this server is for its own machine: open it as 127.0.0.1")
+        raise HTTPException(403, "this server is for its own machine: open it as 127.0.0.1")
     origin = headers.get("origin")
-    if origin is not None and origin.decode("latin-1").split("://")[-1] != host:
-        raise Refused(403, "pages of other sites can't use this server")
+    if origin is not None and origin.split("://")[-1] != host:
+        raise HTTPException(403, "pages of other sites can't use this server")
 
 
-def check_length(headers: dict[str, bytes], most: int) -> None:
-    """Refuses a body that is too long, or does not say how long it is.
-
-    Raises:
-        Refused: As said.
-    """
-    length = headers.get("content-length", b"").decode("latin-1")
+def _check_length(headers: Headers, most: int) -> None:
+    """Refuses a body that is too long, or does not say how long it is."""
+    length = headers.get("content-length", "")
     if not (length.isascii() and length.isdigit()):
-        raise Refused(411, "the length of the message is missing")
+        raise HTTPException(411, "the length of the message is missing")
     if int(length) > most:
-        raise Refused(413, f"this is larger than {most / 1e6:.3g} MB, which is the most allowed")
+        words = f"this is larger than {most / 1e6:.3g} MB, which is the most allowed"
+        raise HTTPException(413, words)
 
 
-def check_file(name: str, served: Path) -> None:
-    """Refuses a file, named in an address, that is not in the served folder.
-
-    Raises:
-        Refused: It is elsewhere, or on another machine.
-    """
+def _check_file(name: str, served: Path) -> None:
+    """Refuses a file, named in an address, that is elsewhere or on another machine."""
     # What reads it may decode it once more, so that both readings must be harmless.
     if not (_inside(name, served) and _inside(unquote(name), served)):
-        raise Refused(403, "this file is not for you")
+        raise HTTPException(403, "this file is not for you")
 
 
-def check_paths(body: bytes, served: Path) -> None:
-    """Refuses a message that is no JSON, or names a file outside the served folder.
-
-    Raises:
-        Refused: As said.
-    """
+def _check_paths(body: bytes, served: Path) -> None:
+    """Refuses a message that is no JSON object, or names a file outside the served folder."""
     try:
         message = json.loads(body)
     except (ValueError, RecursionError):
-        raise Refused(400, "the message is not JSON") from None
+        raise HTTPException(400, "the message is not JSON") from None
     if not isinstance(message, dict):
-        raise Refused(400, "the message is not a JSON object")
-    for path in _named_paths(message):
-        if path is not None and not (isinstance(path, str) and _inside(path, served)):
-            raise Refused(403, "the message names a file that was not uploaded here")
-
-
-def _named_paths(message: Any) -> Iterator[Any]:
-    waiting = [message]
+        raise HTTPException(400, "the message is not a JSON object")
+    waiting: list[Any] = [message]
     while waiting:
         value = waiting.pop()
         if isinstance(value, dict):
-            if "path" in value:
-                yield value["path"]
+            path = value.get("path")
+            if path is not None and not (isinstance(path, str) and _inside(path, served)):
+                raise HTTPException(403, "the message names a file that was not uploaded here")
             waiting += value.values()
         elif isinstance(value, list):
             waiting += value
@@ -199,18 +174,6 @@ def _name(host: str) -> str:
     if host.startswith("["):
         return host[1:].partition("]")[0]
     return host.partition(":")[0].lower()
-
-
-async def _read(receive: Receive) -> bytes:
-    """Returns a whole body; the server sees to it that it is not longer than it says."""
-    parts = []
-    while True:
-        message = await receive()
-        if message["type"] == "http.disconnect":
-            raise Refused(400, "the message was cut short")
-        parts.append(message.get("body", b""))
-        if not message.get("more_body", False):
-            return b"".join(parts)
 
 
 def _replay(body: bytes, receive: Receive) -> Receive:
@@ -238,9 +201,3 @@ def _with_headers(send: Send, is_file: bool) -> Send:
         await send(message)
 
     return sending
-
-
-async def _answer(send: Send, status: int, words: str) -> None:
-    headers = [(b"content-type", b"text/plain; charset=utf-8"), (b"connection", b"close")]
-    await send({"type": "http.response.start", "status": status, "headers": headers})
-    await send({"type": "http.response.body", "body": words.encode()})

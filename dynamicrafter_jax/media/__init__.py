@@ -1,7 +1,7 @@
 """Pictures in, video out."""
 
 from dynamicrafter_jax.media.cropping import Window, cover_and_crop, letterbox
-from dynamicrafter_jax.media.pictures import ImageInput, fit_image, fit_images, load_image
+from dynamicrafter_jax.media.pictures import ImageInput, fit_image, fit_images
 from dynamicrafter_jax.media.pillow import MAX_PIXELS, MIN_SIDE, read_picture
 from dynamicrafter_jax.media.sheet import contact_sheet, write_png
 from dynamicrafter_jax.media.video import CODECS, check_output, read_video, write_video
@@ -18,7 +18,6 @@ __all__ = [
     "fit_image",
     "fit_images",
     "letterbox",
-    "load_image",
     "read_picture",
     "read_video",
     "write_png",

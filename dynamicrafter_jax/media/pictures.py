@@ -13,35 +13,18 @@ from dynamicrafter_jax.media.pillow import check_sides, read_picture, rgb_of
 from dynamicrafter_jax.runtime import files
 
 ImageInput = str | os.PathLike[str] | Image.Image | np.ndarray
-"""What `load_image` takes."""
-
-
-def load_image(image: ImageInput, height: int, width: int) -> Float32[np.ndarray, "h w 3"]:
-    """Loads what a person gives as an image, at the model's size.
-
-    Args:
-        image: The path of a picture, a Pillow image or a uint8 array (h, w, 3), which are resized
-            and cropped; or the path of a `.npy` file, or an array, that is float32
-            (height, width, 3) in [-1, 1] already, which is used as it is.
-        height: Of the result, in pixels.
-        width: Of the result, in pixels.
-
-    Returns:
-        float32 (height, width, 3) in [-1, 1].
-
-    Raises:
-        UserError: It can't be read or is not one of these.
-    """
-    return fit_image(image, height, width, "crop")[0]
+"""What `fit_image` takes."""
 
 
 def fit_image(
     image: ImageInput, height: int, width: int, fit: str
 ) -> tuple[Float32[np.ndarray, "h w 3"], Window]:
-    """Loads an image as `load_image` does, cropped or whole.
+    """Loads what a person gives as an image, at the model's size, cropped or whole.
 
     Args:
-        image: As in `load_image`; float32 arrays are used as they are, whatever `fit` is.
+        image: The path of a picture, a Pillow image or a uint8 array (h, w, 3), which are resized;
+            or the path of a `.npy` file, or an array, that is float32 (height, width, 3) in
+            [-1, 1] already, which is used as it is, whatever `fit` is.
         height: Of the result, in pixels.
         width: Of the result, in pixels.
         fit: "crop" for a picture that fills the result, and is cut where it is longer;
@@ -51,7 +34,8 @@ def fit_image(
         float32 (height, width, 3) in [-1, 1], and which part of it is to be shown.
 
     Raises:
-        UserError: As in `load_image`; or there is no such `fit`, or the picture is too narrow.
+        UserError: It can't be read or is not one of these; or there is no such `fit`, or the
+            picture is too narrow.
     """
     if fit not in ("crop", "letterbox"):
         raise UserError(f"fit is {fit!r}: choose from crop, letterbox")

@@ -19,7 +19,6 @@ from jaxtyping import Array, Float, Float32, PyTree, Shaped
 from dynamicrafter_jax import sharding
 from dynamicrafter_jax.errors import UserError
 from dynamicrafter_jax.metrics.arrays import read_arrays, write_arrays
-from dynamicrafter_jax.runtime.files import as_path
 from dynamicrafter_jax.runtime.program import Program
 from dynamicrafter_jax.weights.tensors import list_names
 
@@ -189,43 +188,6 @@ class Extractor:
         if rows:
             missing = self.batch_size - len(rows)
             yield tuple(names), np.stack([*rows, *[np.zeros_like(rows[0])] * missing])
-
-
-def features_of(
-    names: Sequence[str],
-    read: Callable[[str], Shaped[np.ndarray, "..."]],
-    extractor: Extractor,
-    settings: Mapping[str, Any],
-    path: epath.PathLike | None = None,
-) -> Features:
-    """Returns the features of clips, computing those that a file does not have.
-
-    Args:
-        names: Of the clips.
-        read: Returns the clip of a name.
-        extractor: Computes them.
-        settings: See `Features`.
-        path: A file that `Features.save` wrote, or is to write. What is finished is written there
-            even if a clip fails.
-
-    Raises:
-        UserError: If the file was made with other settings, or a clip can't be read or used.
-    """
-    parts = []
-    if path is not None and as_path(path).exists():
-        parts = [Features.load(path)]
-        check_same_settings(parts[0].settings, settings)
-    known = {name for part in parts for name in part.names}
-    missing = [name for name in names if name not in known]
-    try:
-        for found, values in extractor((name, read(name)) for name in missing):
-            parts.append(Features(np.asarray(values, np.float32), found, settings))
-    finally:
-        if path is not None and missing and parts:
-            merge_features(parts).save(path)
-    if not parts:
-        raise UserError("there are no clips to compute features of")
-    return merge_features(parts).select(names)
 
 
 def _fetch(names: tuple[str, ...], made: Array) -> tuple[tuple[str, ...], np.ndarray]:

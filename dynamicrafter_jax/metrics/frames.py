@@ -101,18 +101,6 @@ def frame_consistency(frames: Float[Array, "b t d"]) -> Float[Array, " b"]:
     return _cosine(frames[:, 1:], frames[:, :-1]).mean(-1)
 
 
-def text_similarity(
-    texts: Float[Array, "b d"], frames: Float[Array, "b t d"]
-) -> Float[Array, "b t"]:
-    """Returns the cosine of each frame to its video's text; the mean is known as CLIPSIM.
-
-    Args:
-        texts: Vectors that CLIP's text tower makes of prompts (arXiv 2104.14806).
-        frames: Vectors that its vision tower makes of frames.
-    """
-    return _cosine(jnp.broadcast_to(texts[:, None], frames.shape), frames)
-
-
 def _cosine(x: Array, y: Array) -> Array:
     lengths = jnp.linalg.norm(x, axis=-1) * jnp.linalg.norm(y, axis=-1)
     return (x * y).sum(-1) / lengths

@@ -4,15 +4,13 @@ All is computed on the host in float64, which TPUs do not have and covariances n
 """
 
 import warnings
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
-from etils import epath
 from jaxtyping import Float, Float64, Int
 
 from dynamicrafter_jax.errors import UserError
-from dynamicrafter_jax.metrics.arrays import read_arrays, write_arrays
 
 OfResamples = Callable[[Int[np.ndarray, " n"], Int[np.ndarray, " m"]], float]
 """A distance, given how often each clip of the two sets counts."""
@@ -23,7 +21,7 @@ _BLOCK = 1024
 
 @dataclass(frozen=True)
 class Moments:
-    """What the Fréchet distance takes of a set of clips, which other clips can be added to.
+    """What the Fréchet distance takes of a set of clips.
 
     Attributes:
         count: Clips.
@@ -47,36 +45,6 @@ class Moments:
         centred = features - mean
         return cls(len(features), mean, centred.T @ centred)
 
-    @classmethod
-    def of_batches(cls, batches: Iterable[Float[np.ndarray, "_ d"]]) -> "Moments":
-        """Returns the moments of all batches together, holding one at a time.
-
-        Raises:
-            UserError: If there is none, or a feature is not finite.
-        """
-        total = None
-        for batch in batches:
-            part = cls.of(batch)
-            total = part if total is None else total.merge(part)
-        if total is None:
-            raise UserError("there are no clips to compare")
-        return total
-
-    def merge(self, other: "Moments") -> "Moments":
-        """Returns the moments of both sets together (Chan, Golub and LeVeque 1979, Eq. 2.1).
-
-        Nothing is squared before a mean is subtracted, so large means cost no digits.
-
-        Raises:
-            UserError: If they are of features of different width.
-        """
-        _check_widths(self.mean, other.mean)
-        count = self.count + other.count
-        step = other.mean - self.mean
-        between = np.outer(step, step) * (self.count * other.count / count)
-        mean = self.mean + step * (other.count / count)
-        return Moments(count, mean, self.scatter + other.scatter + between)
-
     @property
     def covariance(self) -> Float64[np.ndarray, "d d"]:
         """The unbiased estimate.
@@ -87,23 +55,6 @@ class Moments:
         if self.count < 2:
             raise UserError("one clip has no covariance: a Fréchet distance needs more of each set")
         return self.scatter / (self.count - 1)
-
-    def save(self, path: epath.PathLike) -> None:
-        """Writes an `.npz` file, whole or not at all."""
-        count = np.asarray(self.count)
-        write_arrays(path, count=count, mean=self.mean, scatter=self.scatter)
-
-    @classmethod
-    def load(cls, path: epath.PathLike) -> "Moments":
-        """Reads what `save` wrote.
-
-        Raises:
-            UserError: If the file is missing or broken.
-        """
-        stored = read_arrays(path, ("count", "mean", "scatter"))
-        if stored["scatter"].shape != stored["mean"].shape * 2:
-            raise UserError(f"{path} does not hold moments: mean and scatter do not fit")
-        return cls(int(stored["count"]), stored["mean"], stored["scatter"])
 
 
 def frechet_distance(a: Moments, b: Moments) -> float:
@@ -138,33 +89,6 @@ def kernel_distance(x: Float[np.ndarray, "n d"], y: Float[np.ndarray, "m _d"]) -
         raise UserError("one clip is too few: a kernel distance needs more of each set")
     across = _kernel_sum(x, y) / (len(x) * len(y))
     return _mean_within(x) + _mean_within(y) - 2 * across
-
-
-def kernel_distance_of_subsets(
-    x: Float[np.ndarray, "n d"],
-    y: Float[np.ndarray, "m _d"],
-    *,
-    subsets: int = 100,
-    size: int = 1000,
-    seed: int = 0,
-) -> Float64[np.ndarray, " {subsets}"]:
-    """Returns the kernel distances of random subsets, whose mean and deviation some report.
-
-    Args:
-        x: Features of one set.
-        y: Features of the other.
-        subsets: How many.
-        size: Clips of each set in a subset, drawn without repetition; all where they are fewer.
-        seed: Of the draws.
-
-    Raises:
-        UserError: As `kernel_distance` does.
-    """
-    found = np.zeros(subsets)
-    for i in range(subsets):
-        draw = np.random.default_rng((seed, i)).permutation
-        found[i] = kernel_distance(x[draw(len(x))[:size]], y[draw(len(y))[:size]])
-    return found
 
 
 def frechet_of_resamples(x: Float[np.ndarray, "n d"], y: Float[np.ndarray, "m _d"]) -> OfResamples:

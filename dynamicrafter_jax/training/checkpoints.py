@@ -24,8 +24,8 @@ from ml_collections import ConfigDict
 
 from dynamicrafter_jax import sharding
 from dynamicrafter_jax.errors import UserError
-from dynamicrafter_jax.training import stored
 from dynamicrafter_jax.training.state import TrainState, create_state
+from dynamicrafter_jax.weights import stored
 from dynamicrafter_jax.weights.tensors import list_names
 from dynamicrafter_jax.weights.warm_start import Start, open_start
 

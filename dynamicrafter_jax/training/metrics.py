@@ -1,5 +1,6 @@
 """What a run writes down as it goes: TensorBoard events, and the same numbers as lines of JSON."""
 
+import io
 import json
 import math
 import re
@@ -16,18 +17,21 @@ import numpy as np
 from etils import epath
 from jaxtyping import UInt8
 from PIL import Image
+from tensorboard.compat.proto import event_pb2
+from tensorboard.summary.writer.record_writer import RecordWriter
 
 from dynamicrafter_jax import media
 from dynamicrafter_jax.runtime import files
-from dynamicrafter_jax.training import events
 from dynamicrafter_jax.training.logfile import LogFile
 
 LINES = "metrics.jsonl"
 """One JSON object a line: `step`, `time` (Unix seconds), and the scalars by name."""
 
+_MESSAGES: Any = event_pb2  # its classes are made when it is imported
 _EVENTS = re.compile(r"events\.out\.tfevents\.(\d+)\..+")
 _REMOTE_FILE_BYTES = 4 << 20
 _PREVIEW_SIDE = 320  # pixels
+_RGB = 3  # a colour space of TensorBoard's
 _HIGHEST_GIF_FPS = 50
 
 
@@ -61,7 +65,8 @@ class MetricWriter:
         self._lines = LogFile(
             self._workdir / LINES, _lines_before(self._workdir / LINES, first_step)
         )
-        start = events.session_start(time.time(), first_step)
+        # Readers then forget what earlier files hold for this step and later.
+        start = _event(time.time(), first_step, session_log={"status": "START"})
         self._events = LogFile(_next_event_file(self._workdir), _opening() + start)
 
     def scalars(self, step: int, values: Mapping[str, Any]) -> None:
@@ -79,7 +84,8 @@ class MetricWriter:
             return
         now = time.time()
         plain = {name: _as_number(name, value) for name, value in values.items()}
-        self._add_event(events.scalars(now, step, plain))
+        shown = [{"tag": name, "simple_value": value} for name, value in plain.items()]
+        self._add_event(_event(now, step, summary={"value": shown}))
         finite = {name: value if math.isfinite(value) else None for name, value in plain.items()}
         line = json.dumps({"step": step, "time": round(now, 3), **finite}, allow_nan=False)
         self._lines.add(line.encode() + b"\n")
@@ -101,7 +107,14 @@ class MetricWriter:
             path = Path(folder) / "preview.gif"
             media.write_video(path, small, min(fps, _HIGHEST_GIF_FPS))
             encoded = path.read_bytes()
-        self._add_event(events.image(time.time(), step, name, height, width, encoded))
+        picture = {
+            "height": height,
+            "width": width,
+            "colorspace": _RGB,
+            "encoded_image_string": encoded,
+        }
+        shown = {"tag": name, "image": picture}
+        self._add_event(_event(time.time(), step, summary={"value": [shown]}))
 
     def flush(self) -> None:
         """Writes what remote storage has not got yet."""
@@ -127,11 +140,6 @@ class MetricWriter:
             self._events.flush()
             self._events = LogFile(_next_event_file(self._workdir), _opening())
         self._events.add(record)
-
-
-def read_lines(path: epath.PathLike) -> list[dict[str, Any]]:
-    """Returns the objects in a `metrics.jsonl`, without a last line that a kill cut off."""
-    return [values for _, values in _whole_lines(files.as_path(path))]
 
 
 def _as_number(name: str, value: Any) -> float:
@@ -164,7 +172,16 @@ def _whole_lines(path: epath.Path) -> Iterator[tuple[bytes, dict[str, Any]]]:
 
 
 def _opening() -> bytes:
-    return events.version(time.time())
+    """Returns the record that every event file begins with."""
+    return _event(time.time(), 0, file_version="brain.Event:2")
+
+
+def _event(wall_time: float, step: int, **content: Any) -> bytes:
+    """Returns a record of an event file: TensorBoard's message with its length and checksums."""
+    message = _MESSAGES.Event(wall_time=wall_time, step=step, **content)
+    record = io.BytesIO()
+    RecordWriter(record).write(message.SerializeToString())
+    return record.getvalue()
 
 
 def _next_event_file(workdir: epath.Path) -> epath.Path:

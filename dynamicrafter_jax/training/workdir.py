@@ -30,7 +30,8 @@ from ml_collections import ConfigDict
 from dynamicrafter_jax.config import config_from_json, config_to_json
 from dynamicrafter_jax.errors import UserError
 from dynamicrafter_jax.runtime import files, provenance
-from dynamicrafter_jax.training import checkpoints, freezing, stored
+from dynamicrafter_jax.training import checkpoints, freezing
+from dynamicrafter_jax.weights import stored
 from dynamicrafter_jax.weights.load import abstract_params
 from dynamicrafter_jax.weights.tensors import list_names
 

@@ -1,9 +1,9 @@
-"""Trees of arrays in Orbax checkpoints, and the directories of converted models.
+"""The directories of converted models.
 
 A converted model is a directory of
 
 - `config.json`: its config, and where it comes from;
-- `params/SECTION/`: an Orbax checkpoint of each network's parameters;
+- `params/SECTION/`: a stored tree of each network's parameters;
 - `carried.safetensors`: what a release file holds besides, for an export; may be absent.
 """
 
@@ -11,14 +11,11 @@ import contextlib
 import functools
 import importlib.metadata
 import json
-import math
-import os
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import jax
 import jax.numpy as jnp
-import orbax.checkpoint as ocp
 from etils import epath
 from jax.typing import DTypeLike
 from jaxtyping import Array, PyTree
@@ -28,6 +25,7 @@ from dynamicrafter_jax.config import config_from_json, config_to_json
 from dynamicrafter_jax.errors import UserError
 from dynamicrafter_jax.runtime.files import as_path, read_bytes, utf8_path, write_json
 from dynamicrafter_jax.runtime.placeholders import refuse_placeholder
+from dynamicrafter_jax.weights import stored
 from dynamicrafter_jax.weights.tensors import (
     EXTENSIONS,
     StoredTensor,
@@ -43,9 +41,6 @@ FORMAT_VERSION = 1
 # What people take for converted models is told apart, and this is said.
 _RELEASE = "give a file of the release's own names, as model.ckpt of Doubiiu/DynamiCrafter_512"
 
-# Orbax holds what it reads twice for a while, so a tree is restored in parts of about this size.
-_PART_BYTES = 2**28
-
 
 def save_tree(directory: epath.PathLike, tree: PyTree[Array]) -> None:
     """Writes a tree of arrays as an Orbax checkpoint, and returns when it is there.
@@ -54,12 +49,8 @@ def save_tree(directory: epath.PathLike, tree: PyTree[Array]) -> None:
         directory: Where to; it must not exist.
         tree: Nested dicts of `jax.Array`.
     """
-    # Compression would save 7% of trained float32 weights, take several times as long, and hold
-    # a second copy of everything until the end.
-    handler = ocp.PyTreeCheckpointHandler(use_compression=False)
     as_path(directory).parent.mkdir(parents=True, exist_ok=True)
-    with ocp.Checkpointer(handler) as checkpointer:
-        checkpointer.save(_absolute(directory), args=ocp.args.PyTreeSave(tree))
+    stored.save(_utf8(directory), tree)
 
 
 def restore_tree(
@@ -81,21 +72,8 @@ def restore_tree(
         UserError: If the checkpoint is absent or broken, or its leaves are not those of
             `abstract`; the message lists them.
     """
-    return dict(restore_children(directory, abstract, dtype=dtype, shardings=shardings))
-
-
-def restore_children(
-    directory: epath.PathLike,
-    abstract: Mapping[str, PyTree],
-    *,
-    dtype: DTypeLike | None = None,
-    shardings: Mapping[str, PyTree] | None = None,
-) -> Iterator[tuple[str, PyTree[Array]]]:
-    """Yields the children of the tree one by one, reading a few at a time; see `restore_tree`."""
-    path = _absolute(directory)
-    wanted = _find_tree(path, abstract, dtype, shardings)
-    for part in _parts(wanted):
-        yield from _restore_part(path, part).items()
+    path = _utf8(directory)
+    return _read(path, _find_tree(path, abstract, dtype, shardings))
 
 
 def open_tree(
@@ -114,12 +92,12 @@ def open_tree(
     Raises:
         UserError: As in `restore_tree`.
     """
-    path = _absolute(directory)
+    path = _utf8(directory)
     wanted = _find_tree(path, abstract, dtype, None)
 
     @functools.lru_cache(maxsize=1)
     def child(name: str) -> PyTree[Array]:
-        return _restore_part(path, {name: wanted[name]})[name]
+        return _read(path, {name: wanted[name]})[name]
 
     def leaf(place: tuple[str, ...]) -> Array:
         return functools.reduce(lambda tree, key: tree[key], place[1:], child(place[0]))
@@ -166,7 +144,7 @@ def write_description(
         "package_version": _package_version(),
         "dtype": config.precision.param_dtype,
         "sources": sources,
-        "files": _list_files(path),
+        "files": stored.sizes_in(path),
         "config": config_to_json(config),
     }
     write_json(path / CONFIG_FILE, description)
@@ -272,28 +250,9 @@ def _package_version() -> str:
         return "unknown"
 
 
-def _list_files(directory: epath.Path, prefix: str = "") -> dict[str, int]:
-    """Returns the size of every file below a directory, by relative path."""
-    sizes = {}
-    for child in sorted(directory.iterdir()):
-        name = prefix + child.name
-        if child.is_dir():
-            sizes |= _list_files(child, f"{name}/")
-        else:
-            sizes[name] = child.stat().length
-    return sizes
-
-
-def _absolute(path: epath.PathLike) -> epath.Path:
-    """Orbax takes no relative paths, and none that are not UTF-8."""
-    place = as_path(path)
-    return place if "://" in os.fspath(place) else utf8_path(os.path.abspath(place))
-
-
-def _reason(error: Exception) -> str:
-    """The beginning of what Orbax says, which may go on for pages."""
-    words = " ".join(str(error).split())
-    return words if len(words) < 200 else f"{words[:200]}..."
+def _utf8(path: epath.PathLike) -> epath.Path:
+    """Returns a path that Orbax takes: absolute, and in UTF-8."""
+    return utf8_path(stored.absolute(path))
 
 
 def _find_tree(
@@ -312,47 +271,19 @@ def _find_tree(
         jax.tree.map(lambda _: one_device, abstract) if shardings is None else shardings,
     )
     try:
-        with contextlib.closing(ocp.PyTreeCheckpointHandler()) as handler:
-            stored = handler.metadata(path).tree
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise UserError(f"{path} is no whole checkpoint: {_reason(error)}") from error
-    if mismatch := describe_mismatch(_shapes(wanted), _shapes(stored)):
-        details = describe_mismatch(_shapes(wanted), _shapes(stored), most=None)
+        here = stored.shapes_of(stored.described(path))
+    except stored.Damaged as error:
+        raise UserError(f"{path} is no whole checkpoint ({error})") from error
+    shapes = stored.shapes_of(stored.leaves_of(wanted))
+    if mismatch := describe_mismatch(shapes, here):
+        details = describe_mismatch(shapes, here, most=None)
         raise UserError(f"the parameters in {path} do not fit the config: {mismatch}", details)
     return wanted
 
 
-def _restore_part(path: epath.Path, part: dict[str, PyTree]) -> dict[str, PyTree[Array]]:
+def _read(path: epath.Path, wanted: dict[str, PyTree]) -> dict[str, PyTree[Array]]:
     """Reads some children of a tree."""
-    restore_args = ocp.checkpoint_utils.construct_restore_args(part)
-    arguments = ocp.args.PyTreeRestore(part, restore_args=restore_args, partial_restore=True)
-    with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as checkpointer:
-        try:
-            return checkpointer.restore(path, args=arguments)
-        except jax.errors.JaxRuntimeError:  # such as a device without room
-            raise
-        except Exception as error:  # which Orbax raises for unreadable arrays
-            raise UserError(f"{path} is damaged: {_reason(error)}") from error
-
-
-def _shapes(tree: PyTree) -> dict[str, tuple[int, ...]]:
-    """Returns the shape of each leaf by its path, as "a/b/c"."""
-    leaves = jax.tree_util.tree_leaves_with_path(tree)
-    return {
-        jax.tree_util.keystr(path, simple=True, separator="/"): tuple(getattr(leaf, "shape", ()))
-        for path, leaf in leaves
-    }
-
-
-def _parts(tree: Mapping[str, PyTree]) -> Iterator[dict[str, PyTree]]:
-    """Splits a tree by its children, in order, into parts of some size."""
-    part, size = {}, 0
-    for name, child in tree.items():
-        part[name] = child
-        leaves = jax.tree.leaves(child)
-        size += sum(math.prod(leaf.shape) * leaf.dtype.itemsize for leaf in leaves)
-        if size >= _PART_BYTES:
-            yield part
-            part, size = {}, 0
-    if part:
-        yield part
+    try:
+        return stored.read(path, wanted)
+    except stored.Damaged as error:
+        raise UserError(f"{path} is damaged ({error})") from error

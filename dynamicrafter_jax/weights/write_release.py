@@ -156,13 +156,9 @@ def _read_params(
 ) -> Iterator[tuple[str, Shaped[np.ndarray, "..."]]]:
     """Yields the parameters by release name in the release's layout, in the order of `boxed`."""
     for section, tree in boxed.items():
-        place = converted.section_path(directory, section)
-        for name, child in converted.restore_children(place, nn.meta.unbox(tree)):
-            for tensor in release_tensors({section: {name: tree[name]}}).values():
-                leaf = child
-                for key in tensor.path[2:]:
-                    leaf = leaf[key]
-                yield tensor.name, tensor.to_release(np.asarray(leaf))
+        read = converted.open_tree(converted.section_path(directory, section), nn.meta.unbox(tree))
+        for tensor in release_tensors({section: tree}).values():
+            yield tensor.name, tensor.to_release(np.asarray(read(tensor.path[1:])))
 
 
 def _cast(

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from data.drawn import scenes
+from data.drawn import flow, scenes
 from scipy import ndimage
 
 from dynamicrafter_jax.data.synthetic import (
@@ -18,7 +18,6 @@ from dynamicrafter_jax.data.synthetic import (
     Renderer,
     Scene,
     draw_scene,
-    flow,
     trajectory,
 )
 from dynamicrafter_jax.data.synthetic.photographs import PHOTOGRAPHS, SPLITS, photograph

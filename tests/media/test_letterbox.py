@@ -118,7 +118,7 @@ def test_pictures_of_one_batch_share_a_window():
         media.fit_images([small, large, square], 32, 48, "letterbox")
     pixels, window = media.fit_images([small, square], 32, 48, "crop")
     assert window == Window(0, 0, 32, 48)
-    np.testing.assert_array_equal(pixels[1], media.load_image(square, 32, 48))
+    np.testing.assert_array_equal(pixels[1], media.fit_image(square, 32, 48, "crop")[0])
 
 
 def test_an_unknown_fit_is_refused():

@@ -232,7 +232,7 @@ def test_pixels_that_are_broken_are_refused(tmp_path: Path, data: bytes):
 @pytest.mark.parametrize("data", [PNGS["EXIF"], PNGS["a text that is cut"]])
 def test_an_opened_image(data: bytes):
     expected = (PIXELS / 127.5 - 1).astype(np.float32)
-    found = media.load_image(Image.open(io.BytesIO(data)), 20, 24)
+    found, _ = media.fit_image(Image.open(io.BytesIO(data)), 20, 24, "crop")
     np.testing.assert_allclose(found, expected, atol=1e-6)
 
 

@@ -6,6 +6,7 @@ import struct
 import warnings
 import zlib
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -25,6 +26,10 @@ def saved(path: Path, picture: Image.Image, **options) -> np.ndarray:
     """Saves a picture and reads it back with the function under test."""
     picture.save(path, **options)
     return media.read_picture(path)
+
+
+def cropped(image: Any, height: int, width: int) -> np.ndarray:
+    return media.fit_image(image, height, width, "crop")[0]
 
 
 def assert_all(picture: np.ndarray, colour: tuple[int, int, int]):
@@ -69,7 +74,7 @@ def test_exif_orientation_of_16_bits_and_of_a_pillow_image():
     picture = Image.fromarray(stored(upright, 6).astype(np.uint16) * 257)
     picture.getexif()[0x0112] = 6
     expected = (np.repeat(upright[..., None], 3, -1) / 127.5 - 1).astype(np.float32)
-    np.testing.assert_allclose(media.load_image(picture, 20, 24), expected, atol=1e-7)
+    np.testing.assert_allclose(cropped(picture, 20, 24), expected, atol=1e-7)
 
 
 @pytest.mark.parametrize("exif", [b"Exif\0\0garbage", b"Exif\0\0MM\0*\0\0\0\x08\0\x05\x01\x12"])
@@ -296,7 +301,7 @@ def test_bad_pictures(tmp_path: Path, data: bytes, message: str):
     path.write_bytes(data)
     with warnings.catch_warnings(record=True) as leaked, pytest.raises(UserError) as caught:
         warnings.simplefilter("always")
-        media.load_image(path, 32, 32)
+        cropped(path, 32, 32)
     text = str(caught.value)
     assert caught.match(message)
     assert text.startswith(os.fspath(path)) and "\n" not in text and " object at " not in text
@@ -306,9 +311,9 @@ def test_bad_pictures(tmp_path: Path, data: bytes, message: str):
 
 def test_missing_pictures(tmp_path: Path):
     with pytest.raises(UserError, match=r"none\.png does not exist"):
-        media.load_image(tmp_path / "none.png", 32, 32)
+        cropped(tmp_path / "none.png", 32, 32)
     with pytest.raises(UserError, match="is a directory"):
-        media.load_image(tmp_path, 32, 32)
+        cropped(tmp_path, 32, 32)
 
 
 def test_no_warnings_leak(tmp_path: Path):
@@ -316,7 +321,7 @@ def test_no_warnings_leak(tmp_path: Path):
     with warnings.catch_warnings(record=True) as leaked:
         warnings.simplefilter("always")
         saved(tmp_path / "a.png", palette_picture(1), transparency=bytes([255, 51]))
-        media.load_image(palette_picture(1), 32, 32)
+        cropped(palette_picture(1), 32, 32)
     assert not leaked
 
 
@@ -333,7 +338,7 @@ def test_every_kind_of_image_gives_the_same(tmp_path: Path):
         expected,
         tmp_path / "a.npy",
     ):
-        loaded = media.load_image(image, 32, 32)
+        loaded = cropped(image, 32, 32)
         assert loaded.dtype == np.float32
         np.testing.assert_array_equal(loaded, expected)
 
@@ -354,19 +359,19 @@ def test_bad_arrays(tmp_path: Path, array: np.ndarray, message: str):
     np.save(tmp_path / "a.npy", array, allow_pickle=True)
     for image in (array, tmp_path / "a.npy"):
         with pytest.raises(UserError, match=message):
-            media.load_image(image, 32, 48)
+            cropped(image, 32, 48)
 
 
 def test_pixels_in_an_npy_file_are_refused(tmp_path: Path):
     np.save(tmp_path / "a.npy", noise(32, 48, 3))
     with pytest.raises(UserError, match=r"a.npy must be float32 .* it is uint8"):
-        media.load_image(tmp_path / "a.npy", 32, 48)
+        cropped(tmp_path / "a.npy", 32, 48)
 
 
 @pytest.mark.parametrize("shape", [(32, 32), (32, 32, 4), (2, 32, 32, 3), (8, 32, 3)])
 def test_bad_pixel_arrays(shape: tuple[int, ...]):
     with pytest.raises(UserError, match=r"the image array (must be|is too small)"):
-        media.load_image(noise(*shape), 32, 32)
+        cropped(noise(*shape), 32, 32)
 
 
 @pytest.mark.parametrize("picture, message", [
@@ -375,4 +380,4 @@ def test_bad_pixel_arrays(shape: tuple[int, ...]):
 ])  # fmt: skip
 def test_bad_pillow_images(picture: Image.Image, message: str):
     with pytest.raises(UserError, match=message):
-        media.load_image(picture, 32, 32)
+        cropped(picture, 32, 32)

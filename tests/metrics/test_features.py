@@ -6,7 +6,7 @@ import pytest
 
 from dynamicrafter_jax import sharding
 from dynamicrafter_jax.errors import UserError
-from dynamicrafter_jax.metrics.features import Extractor, Features, features_of, merge_features
+from dynamicrafter_jax.metrics.features import Extractor, Features, merge_features
 from dynamicrafter_jax.metrics.fvd import Moments
 
 SETTINGS = {"network": "sums", "weights_sha256": "00", "frames": 4}
@@ -54,11 +54,10 @@ def test_batches_keep_clips_in_order(count, devices, clips_per_device):
 
 def test_statistics_do_not_depend_on_the_devices():
     names = names_of(37)
-    streams = [
-        Moments.of_batches(values for _, values in extractor(n)((i, clip(i)) for i in names))
+    one, eight = (
+        Moments.of(np.concatenate([v for _, v in extractor(n)((i, clip(i)) for i in names)]))
         for n in (1, 8)
-    ]
-    one, eight = streams
+    )
     assert one.count == eight.count == 37
     assert np.abs(one.mean / eight.mean - 1).max() < 1e-8
     assert np.abs(one.covariance / eight.covariance - 1).max() < 1e-8
@@ -99,42 +98,6 @@ def test_different_settings_are_not_merged():
         merge_features([features(["1", "2"]), features(["2"])])
     with pytest.raises(UserError, match="no features to merge"):
         merge_features([])
-
-
-def test_features_are_reused(tmp_path):
-    path, read = tmp_path / "features.npz", []
-
-    def reader(name):
-        read.append(name)
-        return clip(name)
-
-    first = features_of(["1", "2"], reader, extractor(1), SETTINGS, path)
-    both = features_of(["3", "1", "0"], reader, extractor(1), SETTINGS, path)
-    assert read == ["1", "2", "3", "0"]
-    assert first.names == ("1", "2") and both.names == ("3", "1", "0")
-    assert np.array_equal(both.values, expected(["3", "1", "0"]))
-    assert set(Features.load(path).names) == {"0", "1", "2", "3"}
-    with pytest.raises(UserError, match="frames is 4 and 8"):
-        features_of(["1"], reader, extractor(1), {**SETTINGS, "frames": 8}, path)
-
-
-def test_finished_features_are_kept_when_a_clip_fails(tmp_path):
-    path = tmp_path / "features.npz"
-
-    def reader(name):
-        if name == "3":
-            raise UserError("3 can't be read")
-        return clip(name)
-
-    with pytest.raises(UserError, match="3 can't be read"):
-        features_of(names_of(5), reader, extractor(1), SETTINGS, path)
-    kept = Features.load(path)
-    assert kept.names == ("0", "1", "2") and np.array_equal(kept.values, expected(kept.names))
-
-
-def test_no_clips_are_refused():
-    with pytest.raises(UserError, match="no clips"):
-        features_of([], clip, extractor(1), SETTINGS)
 
 
 def test_files_of_another_kind_are_refused(tmp_path):

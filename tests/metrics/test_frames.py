@@ -15,7 +15,6 @@ from dynamicrafter_jax.metrics.frames import (
     motion_degree,
     psnr,
     ssim,
-    text_similarity,
 )
 
 
@@ -51,9 +50,6 @@ def test_cosines():
     angles = np.deg2rad([[0, 60, 60, 150], [0, 0, 180, 180]])
     vectors = 3 * np.stack([np.cos(angles), np.sin(angles)], axis=-1).astype(np.float32)
     assert np.allclose(frame_consistency(jnp.asarray(vectors)), [0.5, 1 / 3], atol=1e-6)
-    text = jnp.asarray([[0.0, 5.0], [2.0, 0.0]])
-    found = text_similarity(text, jnp.asarray(vectors))
-    assert np.allclose(found, [[0, 0.75**0.5, 0.75**0.5, 0.5], [1, 1, -1, -1]], atol=1e-6)
 
 
 def test_devices_share_videos():

@@ -13,7 +13,6 @@ from dynamicrafter_jax.metrics.fvd import (
     Moments,
     frechet_distance,
     kernel_distance,
-    kernel_distance_of_subsets,
 )
 
 
@@ -64,7 +63,7 @@ def test_a_set_is_not_away_from_itself(clips, decay):
     features = 5 + normal(0, clips, 200) @ covariance(1, 200, decay)
     features = features.astype(np.float32)
     one = Moments.of(features)
-    other = Moments.of_batches(np.array_split(features[::-1], 7))
+    other = Moments.of(features[::-1])
     scale = np.trace(one.covariance)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)
@@ -91,25 +90,6 @@ def test_enough_clips_give_no_warning():
         frechet_distance(Moments.of(normal(0, 51, 50)), Moments.of(normal(1, 60, 50)))
 
 
-@pytest.mark.parametrize("offset", [0, 1e6])
-def test_streamed_moments_are_those_of_all(offset):
-    features = offset + normal(0, 103, 6)
-    streamed = Moments.of_batches(np.split(features, [1, 9, 50]))
-    assert streamed.count == 103
-    assert np.allclose(streamed.mean, features.mean(0), rtol=1e-14)
-    expected = np.cov(features - offset, rowvar=False)
-    assert np.allclose(streamed.covariance, expected, rtol=1e-9, atol=1e-9)
-
-
-def test_moments_are_kept(tmp_path):
-    path, saved = tmp_path / "moments.npz", Moments.of(normal(0, 9, 4))
-    saved.save(path)
-    loaded = Moments.load(path)
-    assert loaded.count == 9 and np.array_equal(loaded.mean, saved.mean)
-    assert np.array_equal(loaded.scatter, saved.scatter)
-    assert [file.name for file in tmp_path.iterdir()] == ["moments.npz"]
-
-
 def kernel(x, y):
     return (np.dot(x, y) / len(x) + 1) ** 3
 
@@ -128,17 +108,6 @@ def test_blocks_do_not_show(monkeypatch):
     assert abs(kernel_distance(x, y) / whole - 1) < 1e-12
 
 
-def test_kernel_distances_of_subsets_scatter_around_that_of_all():
-    x, y = normal(0, 300, 5), 0.7 + normal(1, 250, 5)
-    found = kernel_distance_of_subsets(x, y, subsets=60, size=100, seed=1)
-    assert abs(found.mean() - kernel_distance(x, y)) < 4 * found.std() / np.sqrt(60)
-    assert len(set(found)) == 60
-    again = kernel_distance_of_subsets(x, y, subsets=2, size=100, seed=1)
-    assert np.array_equal(again, found[:2])
-    whole = kernel_distance_of_subsets(x, y, subsets=1, size=1000)
-    assert abs(whole[0] / kernel_distance(x, y) - 1) < 1e-12
-
-
 def test_what_can_not_be_compared_is_refused():
     x = normal(0, 20, 4)
     with pytest.raises(UserError, match="4 and 5 wide"):
@@ -151,23 +120,5 @@ def test_what_can_not_be_compared_is_refused():
         kernel_distance(x[:1], x)
     with pytest.raises(UserError, match="no clips"):
         Moments.of(x[:0])
-    with pytest.raises(UserError, match="no clips"):
-        Moments.of_batches([])
     with pytest.raises(UserError, match="NaN"):
         kernel_distance(x, np.where(x > 1, np.nan, x))
-
-
-def test_broken_files_are_refused(tmp_path):
-    path = tmp_path / "moments.npz"
-    with pytest.raises(UserError, match="does not exist"):
-        Moments.load(path)
-    Moments.of(normal(0, 9, 4)).save(path)
-    path.write_bytes(path.read_bytes()[:-40])
-    with pytest.raises(UserError, match=r"no whole \.npz file"):
-        Moments.load(path)
-    np.savez(path, mean=np.zeros(3))
-    with pytest.raises(UserError, match="does not hold count and mean and scatter"):
-        Moments.load(path)
-    np.savez(path, count=np.asarray(3), mean=np.zeros(3), scatter=np.zeros((2, 2)))
-    with pytest.raises(UserError, match="do not fit"):
-        Moments.load(path)

@@ -127,9 +127,9 @@ def strip(path: Path) -> None:
 
 
 READERS = {
-    "picture": ("a.png", functools.partial(media.load_image, height=32, width=32)),
-    "webp": ("a.webp", functools.partial(media.load_image, height=32, width=32)),
-    "image array": ("a.npy", functools.partial(media.load_image, height=32, width=32)),
+    "picture": ("a.png", functools.partial(media.fit_image, height=32, width=32, fit="crop")),
+    "webp": ("a.webp", functools.partial(media.fit_image, height=32, width=32, fit="crop")),
+    "image array": ("a.npy", functools.partial(media.fit_image, height=32, width=32, fit="crop")),
     "array": ("a.npy", files.read_array),
     "noise": ("a.npz", lambda path: noise.read_noise(str(path))),
     "features": ("a.npz", functools.partial(read_arrays, names=["a"])),

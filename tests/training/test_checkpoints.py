@@ -14,10 +14,9 @@ import optax
 import pytest
 from states import abstract, assert_same, make_state, placed, refusal, steps_in
 
-from dynamicrafter_jax.training import stored
 from dynamicrafter_jax.training.checkpoints import Checkpoints, surplus
 from dynamicrafter_jax.training.state import TrainState
-from dynamicrafter_jax.weights import converted
+from dynamicrafter_jax.weights import converted, stored
 
 
 @pytest.fixture

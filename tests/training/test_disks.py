@@ -120,7 +120,7 @@ def test_a_workdir_that_is_a_file(tmp_path: Path):
 KILLED = """
 import os, signal, sys, time
 import jax.numpy as jnp, optax
-from dynamicrafter_jax.training import stored
+from dynamicrafter_jax.weights import stored
 from dynamicrafter_jax.training.checkpoints import Checkpoints
 from dynamicrafter_jax.training.state import TrainState
 

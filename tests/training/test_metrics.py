@@ -10,6 +10,7 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import runs
 import storage
 from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
@@ -17,7 +18,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from dynamicrafter_jax.errors import UserError
 from dynamicrafter_jax.runtime import files
 from dynamicrafter_jax.training import metrics
-from dynamicrafter_jax.training.metrics import MetricWriter, read_lines
+from dynamicrafter_jax.training.metrics import MetricWriter
 
 
 def shown(workdir: Path) -> EventAccumulator:
@@ -35,7 +36,7 @@ def curve(workdir: Path, name: str) -> dict[int, float]:
 
 
 def lines(workdir: Path, name: str) -> dict[int, Any]:
-    return {line["step"]: line[name] for line in read_lines(workdir / metrics.LINES)}
+    return {line["step"]: line[name] for line in runs.noted(workdir)}
 
 
 def test_scalars_of_every_kind_of_number(tmp_path: Path):
@@ -47,7 +48,7 @@ def test_scalars_of_every_kind_of_number(tmp_path: Path):
     assert curve(tmp_path, "count") == lines(tmp_path, "count") == {3: 7, 6: 8, 9: 9.5}
     assert curve(tmp_path, "norm") == {3: 1.5}
     (event, *_) = shown(tmp_path).Scalars("loss")
-    assert event.wall_time == pytest.approx(read_lines(tmp_path / metrics.LINES)[0]["time"], abs=1)
+    assert event.wall_time == pytest.approx(runs.noted(tmp_path)[0]["time"], abs=1)
 
 
 @pytest.mark.parametrize(
@@ -57,7 +58,7 @@ def test_what_is_no_number_is_refused(tmp_path: Path, value):
     writer = MetricWriter(tmp_path)
     with pytest.raises(TypeError, match=r"the metric 'loss' is .*: a real number is needed"):
         writer.scalars(1, {"fine": 1.0, "loss": value})
-    assert shown(tmp_path).Tags()["scalars"] == [] and not read_lines(tmp_path / metrics.LINES)
+    assert shown(tmp_path).Tags()["scalars"] == [] and not runs.noted(tmp_path)
 
 
 def test_numbers_that_are_not_finite_are_kept(tmp_path: Path):
@@ -71,6 +72,23 @@ def test_numbers_that_are_not_finite_are_kept(tmp_path: Path):
 
     line = json.loads(text, parse_constant=refuse)
     assert line["loss"] is None and line["norm"] is None
+
+
+def test_numbers_beyond_float32_are_infinite(tmp_path: Path):
+    with MetricWriter(tmp_path) as writer:
+        writer.scalars(2**40, {"größe/high": 1e39, "größe/low": -1e300})
+    assert curve(tmp_path, "größe/high") == {2**40: math.inf}
+    assert curve(tmp_path, "größe/low") == {2**40: -math.inf}
+    assert lines(tmp_path, "größe/low") == {2**40: -1e300}
+
+
+def test_event_files_begin_as_all_do(tmp_path: Path):
+    with MetricWriter(tmp_path) as writer:
+        path = Path(writer._events.path)
+    # 24 bytes follow, with the checksum of that number, a double, and the format.
+    begin = path.read_bytes()
+    assert begin[:12] == b"\x18\0\0\0\0\0\0\0\xa3\x7fK\x22"
+    assert begin[12] == 0x09 and begin[21:36] == b"\x1a\x0dbrain.Event:2"
 
 
 def test_a_run_that_resumes_has_one_history(tmp_path: Path):

@@ -20,7 +20,6 @@ from dynamicrafter_jax.config import settings_of
 from dynamicrafter_jax.data.opening import open_examples
 from dynamicrafter_jax.models.layers import Parameter
 from dynamicrafter_jax.training.inputs import Batch
-from dynamicrafter_jax.training.metrics import read_lines
 from dynamicrafter_jax.training.settings import TrainSettings
 from dynamicrafter_jax.training.state import create_state
 
@@ -126,7 +125,7 @@ def test_every_number_of_a_run(program, tmp_path, monkeypatch):
         assert program.train(chosen, settings, str(tmp_path), stack)
 
     told: dict[int, dict[str, float]] = {}
-    for line in read_lines(tmp_path / "metrics.jsonl"):
+    for line in runs.noted(tmp_path):
         told.setdefault(line["step"], {}).update(line)
     key = jax.random.key(SEED)
     ema = None

@@ -1,4 +1,6 @@
+import functools
 import json
+import operator
 import warnings
 
 import jax
@@ -8,7 +10,7 @@ import pytest
 import tiny
 
 from dynamicrafter_jax.errors import UserError
-from dynamicrafter_jax.weights import converted
+from dynamicrafter_jax.weights import converted, stored
 
 
 def some_tree():
@@ -60,15 +62,20 @@ def test_paths_may_be_relative(saved, monkeypatch):
 
 
 def test_a_tree_comes_back_in_parts_too(saved, monkeypatch):
-    monkeypatch.setattr(converted, "_PART_BYTES", 100)
+    monkeypatch.setattr(stored, "_PART_BYTES", 100)
     assert_same(converted.restore_tree(saved, abstract(some_tree())), some_tree())
 
 
-def test_children_come_one_by_one(saved):
-    children = converted.restore_children(saved, abstract(some_tree()))
-    name, child = next(children)
-    assert_same({name: child}, {name: some_tree()[name]})
-    assert {name, *dict(children)} == set(some_tree())
+def test_leaves_come_one_by_one_and_children_are_read_once(saved, monkeypatch):
+    reads, read_parts = [], stored.read
+    monkeypatch.setattr(
+        stored, "read", lambda path, tree: reads.append([*tree]) or read_parts(path, tree)
+    )
+    leaf = converted.open_tree(saved, abstract(some_tree()))
+    for path in (("in", "bias"), ("in", "kernel"), ("block_10", "norm", "scale"), ("alpha",)):
+        expected = functools.reduce(operator.getitem, path, some_tree())
+        assert_same(leaf(path), expected)
+    assert reads == [["in"], ["block_10"], ["alpha"]]
 
 
 def test_types_are_changed_on_the_way(saved):

@@ -136,10 +136,10 @@ def test_an_export_that_fails_halfway_leaves_nothing_behind(tmp_path, converted_
     def broken(directory, abstract):
         if directory.name == "vae":
             raise UserError("the disk is broken")
-        yield from restore_children(directory, abstract)
+        return open_tree(directory, abstract)
 
-    restore_children = converted.restore_children
-    monkeypatch.setattr(converted, "restore_children", broken)
+    open_tree = converted.open_tree
+    monkeypatch.setattr(converted, "open_tree", broken)
     with pytest.raises(UserError, match="the disk is broken"):
         export(converted_model, tmp_path / "again.safetensors")
     assert files_in(tmp_path) == []

@@ -15,7 +15,7 @@ from dynamicrafter_jax.data.synthetic.motion import (
     Trajectory,
 )
 from dynamicrafter_jax.data.synthetic.photographs import Split
-from dynamicrafter_jax.data.synthetic.rendering import Renderer, flow
+from dynamicrafter_jax.data.synthetic.rendering import Renderer
 from dynamicrafter_jax.data.synthetic.scenes import Scene, draw_scene, trajectory
 
 __all__ = [
@@ -30,6 +30,5 @@ __all__ = [
     "SyntheticExamples",
     "Trajectory",
     "draw_scene",
-    "flow",
     "trajectory",
 ]
