@@ -245,10 +245,10 @@ def test_damaged_files_are_refused(damaged: Path, file: str):
 
 
 def test_other_descriptions_are_refused(damaged: Path, tmp_path: Path):
-    with pytest.raises(UserError, match=r"is no exported model: it has no artifact\.json"):
+    with pytest.raises(UserError, match=r"is not an exported model: it has no artifact\.json"):
         artifact.load(tmp_path)
     describe_anew(damaged, format_version=2)
-    with pytest.raises(UserError, match=r"format 2, newer than this code knows \(1\): upgrade"):
+    with pytest.raises(UserError, match=r"format 2, newer than this code can read \(1\): upgrade"):
         artifact.load(damaged)
     describe_anew(damaged, format_version=1, inputs=None)
     with pytest.raises(UserError, match="it has no inputs"):

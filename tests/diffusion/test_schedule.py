@@ -89,7 +89,7 @@ def test_unknown_spacing_is_refused():
 @pytest.mark.parametrize(
     ("replaced", "message"),
     [
-        ({"rescale_betas_zero_snr": True}, "knowing the noise says nothing about x0"),
+        ({"rescale_betas_zero_snr": True}, "the noise says nothing about x0"),
         ({"parameterization": "x0"}, "parameterization is 'x0'"),
         ({"timesteps": 1}, "timesteps is 1"),
         ({"linear_start": 0.0}, r"linear_start and linear_end are 0\.0 and 0\.012"),

@@ -55,8 +55,8 @@ def test_only_pictures_are_frames(tmp_path: Path):
 
 
 @pytest.mark.parametrize("names, message", [
-    (["1.png", "1.jpg", "2.png"], r"has the frames 1\.jpg and 1\.png of one name"),
-    (["rgb_1.png", "depth_1.png"], r"two series, as depth_1\.png and rgb_1\.png"),
+    (["1.png", "1.jpg", "2.png"], r"has the frames 1\.jpg and 1\.png with the same name"),
+    (["rgb_1.png", "depth_1.png"], r"two series, such as depth_1\.png and rgb_1\.png"),
 ])  # fmt: skip
 def test_folders_that_are_not_clear(tmp_path: Path, names: list[str], message: str):
     for name in names:

@@ -231,7 +231,12 @@ def test_folder_of_pngs(tmp_path: Path, place: str):
 
 
 BAD_OUTPUTS: list[tuple[str, dict, str]] = [
-    ("a.avi", {}, "unknown extension .avi: give .mp4, .gif, .webp, or a folder of PNGs"),
+    (
+        "a.avi",
+        {},
+        "unknown extension .avi: give .mp4, .gif or .webp, or end with a slash for a folder "
+        "of PNGs",
+    ),
     ("a.mp4.txt", {}, "unknown extension .txt"),
     (".mp4", {}, "has an extension but no name"),
     ("file/a.mp4", {}, "file is a file, not a directory"),
@@ -239,7 +244,7 @@ BAD_OUTPUTS: list[tuple[str, dict, str]] = [
     ("file", {}, "file is a file, which a folder can't replace"),
     ("full/", {}, "full/ is a folder that is not empty"),
     ("x" * 300 + ".mp4", {}, "can't be written: File name too long"),
-    ("a.mp4", {"codec": "h266"}, "'h266' is not a known codec: give one of libx264, libx265"),
+    ("a.mp4", {"codec": "h266"}, "'h266' is not a known codec: choose from libx264, libx265"),
     ("a.mp4", {"codec": "aac"}, "'aac' is not a known codec"),
     ("a.mp4", {"crf": 52}, "crf 52 is out of range for libx264: give 0 to 51"),
     ("a.mp4", {"crf": -1}, "crf -1 is out of range"),
