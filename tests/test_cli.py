@@ -68,7 +68,7 @@ def test_short_flags_win_over_the_config():
         ("--fps=fast", "flag --fps=fast: could not convert"),
         ("--spacing=odd", "sampling.spacing is 'odd': choose 'uniform' or 'uniform_trailing'"),
         ("--image=https://example.org/a.png", "https://example.org/a.png is a URL"),
-        ("--image=https://example.org/a.png", "download it first"),
+        ("--image=https://example.org/a.png", "download the file"),
         ("--checkpoint=i2v_512", "its weights are in Doubiiu/DynamiCrafter_512"),
         ("--checkpoint=stage1", "stage1 is the name of a config, which has no weights"),
     ],

@@ -221,6 +221,6 @@ def _listen(server: subprocess.Popen[str]) -> str:
     assert output is not None
     threading.Thread(target=lambda: lines.put(output.readline()), daemon=True).start()
     line = lines.get(timeout=300)
-    assert "is the page; Ctrl-C ends it" in line, line
+    assert "the page is at http://" in line and "press Ctrl-C to stop" in line, line
     server.send_signal(signal.SIGINT)
     return line

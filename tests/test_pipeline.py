@@ -241,7 +241,7 @@ def test_bfloat16_is_finite_and_near(relative_error):
         ({"seed": -1}, "sampling.seed is -1"),
         ({"seed": 2**32}, "choose one below 2\\^32"),
         ({"spacing": "random"}, "sampling.spacing is 'random'"),
-        ({"height": 4}, "sampling.height is 4: at least 8"),
+        ({"height": 4}, "sampling.height is 4: give at least 8"),
         ({"fit": "stretch"}, "sampling.fit is 'stretch': choose from crop, letterbox"),
         ({"image": picture(0, (16, 100)), "fit": "letterbox"}, "100 x 16 pixels is too narrow"),
         ({"end_image": []}, "1 images but 0 end images"),

@@ -287,7 +287,7 @@ def test_outputs_that_cannot_be_written_are_noticed_first(tmp_path, photograph):
     (tmp_path / "cat.mp4.json").write_text('{"of": "the user"}')
     said = "cat.mp4.json is in the way: a run would write its record there, and no run wrote this"
     refused(tmp_path, said, image=photograph, output=tmp_path / "cat.mp4")
-    said = "--save_latents and --output are one file"
+    said = "--save_latents and --output are the same file"
     output = tmp_path / "out.mp4"
     refused(tmp_path, said, image=photograph, output=output, save_latents=output)
 
@@ -349,9 +349,9 @@ def test_tables_that_do_not_fit(tmp_path, photograph):
     common = {"image": None, "output": None}
     table = tmp_path / "batch.csv"
     for text, said in (
-        ("id,prompt\na,b\n", "line 2: no 'image'"),
+        ("id,prompt\na,b\n", "line 2: has no 'image'"),
         ("id,image\n../a,b.png\n", "id '../a'"),
-        ("id,image\na,photograph.png\na,photograph.png\n", "stands twice"),
+        ("id,image\na,photograph.png\na,photograph.png\n", "occurs twice"),
         ("id,image,seed\na,photograph.png,x\n", "seed 'x'"),
         ("id,image,steps\na,photograph.png,0\n", "line 2: sampling.steps is 0"),
         ("id,image,colour\na,photograph.png,red\n", "colour"),

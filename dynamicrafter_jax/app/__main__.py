@@ -2,8 +2,7 @@
 
     python -m dynamicrafter_jax.app
 
-opens it at http://127.0.0.1:7860, for this machine alone, with the model that ships. See
-docs/app.md.
+opens it at http://127.0.0.1:7860, for this machine only, with the packaged model. See docs/app.md.
 """
 
 import functools
@@ -45,21 +44,21 @@ def define_flags() -> Flags:
             "checkpoint",
             [],
             "A model to offer besides demo: a converted directory, a Hub id, or a file with its "
-            "config, as model.ckpt,config=i2v_512. May be given several times.",
+            "config, such as model.ckpt,config=i2v_512. May be given several times.",
         ),
         settings=cli.define_settings(),
         allow_any_model=flags.DEFINE_bool(
-            "allow_any_model", False, "Let people name any model that this machine can read."
+            "allow_any_model", False, "Let users name any model that this machine can read."
         ),
         loaded_models=flags.DEFINE_integer("loaded_models", 1, "Models kept in memory.", 1),
-        host=flags.DEFINE_string("host", "127.0.0.1", "Address to listen at; 0.0.0.0 for all."),
-        port=flags.DEFINE_integer("port", 7860, "Port to listen at; 0 for any.", 0, 65535),
+        host=flags.DEFINE_string("host", "127.0.0.1", "Address to listen on; 0.0.0.0 for all."),
+        port=flags.DEFINE_integer("port", 7860, "Port to listen on; 0 for any.", 0, 65535),
         workdir=flags.DEFINE_string(
-            "workdir", None, "Folder of all files; else a new one, removed at the end."
+            "workdir", None, "Folder for all files; by default a new one, removed at the end."
         ),
-        max_upload=flags.DEFINE_float("max_upload", 20.0, "Megabytes of a picture.", 0.01),
+        max_upload=flags.DEFINE_float("max_upload", 20.0, "Limit on a picture, in MB.", 0.01),
         keep_results=flags.DEFINE_integer("keep_results", 100, "Videos that are kept.", 1),
-        queue_size=flags.DEFINE_integer("queue_size", 20, "People who may wait.", 1),
+        queue_size=flags.DEFINE_integer("queue_size", 20, "Requests that may wait.", 1),
     )
 
 
@@ -86,7 +85,9 @@ def main(given: Flags, _: Sequence[str]) -> None:
         queue_size=given.queue_size.value,
     )
     serving.serve(
-        catalogue, site, lambda address: print(f"{address} is the page; Ctrl-C ends it", flush=True)
+        catalogue,
+        site,
+        lambda address: print(f"the page is at {address}; press Ctrl-C to stop", flush=True),
     )
 
 

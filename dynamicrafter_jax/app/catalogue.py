@@ -1,4 +1,4 @@
-"""The models of a page: which may be used, and the last few in memory."""
+"""The models that a page offers, and those it keeps in memory."""
 
 import functools
 import re
@@ -16,20 +16,20 @@ _CONFIG = ",config="
 
 
 def split_config(name: str) -> tuple[str, str | None]:
-    """Splits "model.ckpt,config=i2v_512" into the model and its config; None without one."""
+    """Splits "model.ckpt,config=i2v_512" into the model and its config, which may be None."""
     source, separator, config = name.partition(_CONFIG)
     return source, config if separator else None
 
 
 def load_model(name: str, overrides: Sequence[str] = ()) -> ImageToVideo:
-    """Loads a model by its name, with a config where one is needed.
+    """Loads a model by name, with a config if it needs one.
 
     Args:
-        name: As `ImageToVideo.from_pretrained` takes it, perhaps with a config behind it.
-        overrides: Settings in place of the config's, as "precision.dtype=bfloat16".
+        name: A source for `ImageToVideo.from_pretrained`, optionally followed by a config.
+        overrides: Settings that override the config's, such as "precision.dtype=bfloat16".
 
     Raises:
-        UserError: As `ImageToVideo.from_pretrained`, or a setting can't be.
+        UserError: The model can't be loaded, or a setting can't be used.
     """
     source, given = split_config(name)
     if not overrides:
@@ -40,12 +40,12 @@ def load_model(name: str, overrides: Sequence[str] = ()) -> ImageToVideo:
 
 
 class ModelCatalogue:
-    """Loads models when they are first asked for, and forgets those not used for longest.
+    """Loads models when they are first used, and drops the least recently used ones.
 
     Attributes:
-        names: Those that everyone may use; the first is shown first.
-        overrides: Settings that all models have in place of their own, as "sampling.steps=25".
-        allow_any: Whether people may name others: any file or repository that this machine reads.
+        names: The models that everyone may use; the first is the default.
+        overrides: Settings that override those of all models, such as "sampling.steps=25".
+        allow_any: Whether users may name others: any file or repository this machine can read.
     """
 
     def __init__(
@@ -57,14 +57,14 @@ class ModelCatalogue:
         capacity: int = 1,
         load: Callable[[str], ImageToVideo] | None = None,
     ) -> None:
-        """Names the models; none is loaded yet.
+        """Takes the names of models; none is loaded yet.
 
         Args:
-            names: As `load_model` takes them.
-            overrides: See above.
-            allow_any: See above.
-            capacity: Models that are kept in memory.
-            load: Gives the model of a name, in place of `load_model`.
+            names: Names for `load_model`.
+            overrides: See the attribute.
+            allow_any: See the attribute.
+            capacity: How many models are kept in memory.
+            load: Loads a model by name, instead of `load_model`.
         """
         self.names = list(dict.fromkeys(names))
         self.overrides = tuple(overrides)
@@ -75,15 +75,15 @@ class ModelCatalogue:
         self._lock = threading.Lock()
 
     def get(self, name: str) -> ImageToVideo:
-        """Returns a model, from memory if it is there.
+        """Returns a model, from memory if possible.
 
         Raises:
-            UserError: It is not one of those allowed, or can't be loaded.
+            UserError: The model is not allowed, or can't be loaded.
         """
         self._check(name)
         with self._lock:
             if name not in self._loaded:
-                # Room is made first: two large models at once may be more than there is.
+                # Make room first, since two large models may not fit in memory.
                 while len(self._loaded) >= self._capacity:
                     self._loaded.popitem(last=False)
                 self._loaded[name] = self._load(name)
@@ -98,4 +98,4 @@ class ModelCatalogue:
         _, config = split_config(name)
         # A config file is a program, which a stranger must not be able to upload and run.
         if config is not None and not re.fullmatch(r"\w+", config):
-            raise UserError(f"{config!r} is not the name of a config that ships, as i2v_512")
+            raise UserError(f"{config!r} is not the name of a packaged config, such as i2v_512")

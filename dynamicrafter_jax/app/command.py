@@ -1,4 +1,4 @@
-"""The command line of `sample.py` that makes the same frames as a request on the page."""
+"""The `sample.py` command that makes the same frames as a request on the page."""
 
 import shlex
 from collections.abc import Sequence
@@ -15,13 +15,13 @@ from dynamicrafter_jax.cli.setting_flags import SETTING_FLAGS
 def sample_command(request: Request, config: ConfigDict, overrides: Sequence[str] = ()) -> str:
     """Returns the command, quoted for a POSIX shell.
 
-    Pictures are named without their folder: the command is for where they lie. A setting that is
-    the config's own is left out.
+    Pictures are named without their folder, so the command must be run there. Settings that equal
+    the config's are left out.
 
     Args:
-        request: What was asked for.
-        config: Of the model that made it.
-        overrides: How the page's config differs from the model's own, as "sampling.steps=25".
+        request: The request.
+        config: The config of the model used.
+        overrides: How the page's config differs from the model's own, e.g. "sampling.steps=25".
     """
     source, given = split_config(request.model)
     words = ["python", "sample.py"]
@@ -36,7 +36,7 @@ def sample_command(request: Request, config: ConfigDict, overrides: Sequence[str
         words.append("--loop")
     if request.prompt:
         words.append(f"--prompt={request.prompt}")
-    own = {"fit": "crop", **config.sampling.to_dict(), "seed": None}  # the seed is always told
+    own = {"fit": "crop", **config.sampling.to_dict(), "seed": None}  # always include the seed
     for name, value in request.settings.items():
         if value != own[name]:
             flag = name if name in SETTING_FLAGS else f"config.sampling.{name}"

@@ -1,4 +1,4 @@
-"""The settings that the page shows, and what it lets people ask for."""
+"""The settings that the page shows, and the values it accepts."""
 
 import math
 from collections.abc import Mapping
@@ -17,7 +17,7 @@ MODES = {
     INTERPOLATION: "from one picture to another",
     LOOPING: "end where it began",
 }
-"""What can be made, each with a few words."""
+"""Modes of generation, each with a short description."""
 
 MAX_SEED = 2**32 - 1
 MAX_SAMPLES = 4
@@ -26,17 +26,17 @@ MAX_PROMPT = 1000  # characters; a model reads 77 tokens
 
 @dataclass(frozen=True)
 class Control:
-    """One of `SamplingSettings` as a person sees it.
+    """One of `SamplingSettings`, as shown to users.
 
     Attributes:
-        name: Of the setting.
-        label: What it is called.
+        name: Name of the setting.
+        label: Its label.
         help: What it does, in a sentence.
-        low: The least that is allowed, of a number.
-        high: The most.
-        step: Between two values of a slider; whole numbers have 1.
-        choices: Of which one is taken, of a text.
-        optional: Whether it may be unset, which 0 stands for.
+        low: Least value, for a number.
+        high: Largest value, for a number.
+        step: Step of the slider, for a number; 1 for whole numbers.
+        choices: The values to choose from, for a text; empty for any.
+        optional: Whether it may be unset, which is shown as 0.
     """
 
     name: str
@@ -50,14 +50,14 @@ class Control:
 
     @property
     def is_number(self) -> bool:
-        """Whether its value is a number, not a text."""
+        """Whether its value is a number rather than a text."""
         return self.step > 0
 
     def check(self, value: Any) -> Any:
-        """Returns a value as the sampler takes it.
+        """Returns a value converted for the sampler.
 
         Raises:
-            UserError: It is of another kind, or not allowed.
+            UserError: The value has the wrong type, or is not allowed.
         """
         if not self.is_number:
             return self._check_text(value)
@@ -65,7 +65,7 @@ class Control:
             return None
         if isinstance(value, bool) or not isinstance(value, int | float):
             raise UserError(f"{self.label} is {_short(value)}: give a number")
-        if not self.low <= value <= self.high:  # so written, NaN fails
+        if not self.low <= value <= self.high:  # written like this, NaN fails
             raise UserError(
                 f"{self.label} is {_short(value)}: give {self.low:g} to {self.high:g} on this page"
             )
@@ -79,7 +79,7 @@ class Control:
         if value is None and not self.choices:
             return ""
         if not isinstance(value, str):
-            raise UserError(f"{self.label} is {_short(value)}: give a text")
+            raise UserError(f"{self.label} is {_short(value)}: give text")
         if self.choices and value not in self.choices:
             raise UserError(f"{self.label} is {_short(value)}: give {' or '.join(self.choices)}")
         if len(value) > MAX_PROMPT:
@@ -95,7 +95,7 @@ PROMPT = Control("prompt", "Prompt", "What happens; empty for the picture alone.
 SEED = Control(
     "seed",
     "Seed",
-    "Of all random draws: the same seed gives the same video.",
+    "The same seed gives the same video.",
     low=0,
     high=MAX_SEED,
     step=1,
@@ -104,7 +104,7 @@ SEED = Control(
 NUM_SAMPLES = Control(
     "num_samples",
     "Videos",
-    "How many to make at once; each takes its own draws.",
+    "How many to make at once, each from different noise.",
     low=1,
     high=MAX_SAMPLES,
     step=1,
@@ -114,7 +114,7 @@ CONTROLS = (
     Control(
         "steps",
         "Steps",
-        "Of the solver. More take longer, and show finer detail up to a point.",
+        "Steps of the solver. More take longer and, up to a point, give finer detail.",
         low=1,
         high=100,
         step=1,
@@ -138,7 +138,7 @@ CONTROLS = (
     Control(
         "guidance_rescale",
         "Guidance rescale",
-        "Takes back the harsh contrast of strong guidance: 0 for none, 0.7 for most.",
+        "Reduces the harsh contrast of strong guidance: 0 for none, 0.7 for most.",
         low=0,
         high=1,
         step=0.05,
@@ -146,7 +146,7 @@ CONTROLS = (
     Control(
         "image_guidance_scale",
         "Image guidance scale",
-        "A scale of the picture's own; the other is then the text's alone. 0: one for both.",
+        "A separate scale for the picture; the other is then for the text only. 0: one for both.",
         low=0,
         high=20,
         step=0.1,
@@ -155,8 +155,8 @@ CONTROLS = (
     Control(
         "fps",
         "FPS condition",
-        "What the model is told of the speed: a lower one asks for more motion (for the 256 "
-        "model it is the stride between frames: a higher one does).",
+        "The speed that the model is asked for: a lower value gives more motion (for the 256 model "
+        "it is the stride between frames, and a higher value gives more motion).",
         low=1,
         high=60,
         step=1,
@@ -172,32 +172,32 @@ CONTROLS = (
     Control(
         "spacing",
         "Spacing",
-        "Which timesteps are visited. Trailing ones start from pure noise, as the models with "
-        "zero terminal SNR were trained.",
+        "Which timesteps are visited. Trailing ones start from pure noise, as models trained with "
+        "zero terminal SNR need.",
         choices=("uniform_trailing", "uniform"),
     ),
     Control(
         "fit",
         "Fit",
-        "Crop the picture to the model's shape, or keep it whole: the video then has its shape.",
+        "Crop the picture to the model's shape, or keep it whole and give the video its shape.",
         choices=("crop", "letterbox"),
     ),
-    Control("negative_prompt", "Negative prompt", "What to keep away from."),
+    Control("negative_prompt", "Negative prompt", "What to avoid."),
 )
 """The settings of a request, in the order of the page."""
 
 
 def defaults(settings: SamplingSettings) -> dict[str, Any]:
-    """Returns what each control shows, the seed too, for a model's own settings."""
+    """Returns the values that controls, including the seed, show for a model's own settings."""
     values = {control.name: getattr(settings, control.name) for control in (SEED, *CONTROLS)}
     return {name: 0 if value is None else value for name, value in values.items()}
 
 
 def check_settings(values: Mapping[str, Any]) -> dict[str, Any]:
-    """Returns the settings of `CONTROLS`, and the seed, as the sampler takes them.
+    """Returns the settings of `CONTROLS`, and the seed, converted for the sampler.
 
     Raises:
-        UserError: One is missing, of another kind, or not allowed on the page.
+        UserError: A setting is missing, has the wrong type, or is not allowed on the page.
     """
     return {control.name: control.check(values.get(control.name)) for control in (SEED, *CONTROLS)}
 

@@ -1,4 +1,4 @@
-"""What stands where on the page, and how it looks."""
+"""The layout of the page, and its style."""
 
 from importlib import resources
 from typing import Any, NamedTuple
@@ -17,7 +17,7 @@ EXAMPLES = (
     ("coffee.jpg", controls.IMAGE_TO_VIDEO, "the camera pans left"),
     ("rocket.jpg", controls.LOOPING, "the camera pans right"),
 )
-"""Photographs that ship with the package, a mode and a prompt for each."""
+"""Photographs in the package, with a mode and a prompt for each."""
 
 _MASTHEAD = """
 <header id="masthead">
@@ -28,7 +28,7 @@ _MASTHEAD = """
 
 
 class Inputs(NamedTuple):
-    """What a person fills in, by the names that `check_request` takes."""
+    """The fields that users fill in, by the names that `check_request` takes."""
 
     model: gr.Dropdown
     mode: gr.Radio
@@ -40,22 +40,22 @@ class Inputs(NamedTuple):
 
     @property
     def named(self) -> dict[str, Component]:
-        """Every component with its name."""
+        """All components by name."""
         fields = self._asdict()
         return {**fields.pop("settings"), **fields}
 
 
 class Outputs(NamedTuple):
-    """What shows a result.
+    """The components that show a result.
 
     Attributes:
         video: The video.
-        status: A line of words.
-        session: All that is to be seen only when there is a result.
+        status: A line of text.
+        session: Everything that is visible only when there is a result.
         gallery: A picture of each result.
-        command: That of `sample.py`.
+        command: The command for `sample.py`.
         details: How the video was made.
-        history: The results of the person, `Result`s.
+        history: The user's results, as `Result`s.
     """
 
     video: gr.Video
@@ -68,7 +68,7 @@ class Outputs(NamedTuple):
 
 
 class Buttons(NamedTuple):
-    """What is pressed."""
+    """The buttons."""
 
     generate: gr.Button
     stop: gr.Button
@@ -77,8 +77,8 @@ class Buttons(NamedTuple):
 
 
 def theme() -> themes.Base:
-    """Returns colours and fonts, all of which come from this server."""
-    weights = (400, 700)  # those of which gradio has the whole alphabet
+    """Returns the colours and fonts, all served from this server."""
+    weights = (400, 700)  # the weights for which gradio has the whole alphabet
     return themes.Default(
         primary_hue=themes.colors.teal,
         secondary_hue=themes.colors.teal,
@@ -97,12 +97,12 @@ def css() -> str:
 def lay_out(
     catalogue: ModelCatalogue, own: SamplingSettings, max_upload: int
 ) -> tuple[Inputs, Outputs, Buttons]:
-    """Puts everything on the page that is being built.
+    """Adds all components to the page that is being built.
 
     Args:
         catalogue: The models to choose from.
-        own: Settings of the first of them.
-        max_upload: Bytes of a picture, to be said to people.
+        own: Settings of the first model.
+        max_upload: Limit on a picture in bytes, for display.
     """
     gr.HTML(_MASTHEAD, elem_id="top")
     with gr.Row(equal_height=False, elem_id="columns"):
@@ -143,7 +143,7 @@ def _choices(catalogue: ModelCatalogue) -> tuple[gr.Dropdown, gr.Radio]:
             catalogue.names,
             value=catalogue.names[0],
             label="Model",
-            info="Or type a path, or owner/name of the Hub." if catalogue.allow_any else None,
+            info="Or type a path, or owner/name on the Hub." if catalogue.allow_any else None,
             allow_custom_value=catalogue.allow_any,
             elem_id="model",
             min_width=140,
@@ -212,7 +212,7 @@ def _settings(own: SamplingSettings) -> dict[str, Component]:
 
 
 def _component(control: Control, value: Any) -> Component:
-    """Returns what a setting is set with."""
+    """Returns the component for a setting."""
     common: dict[str, Any] = {
         "label": control.label,
         "info": control.help,
@@ -268,7 +268,7 @@ def _command() -> tuple[gr.Textbox, gr.Button]:
     with gr.Group(elem_id="again"):
         command = gr.Textbox(
             label="The same frames from the command line",
-            info="For the folder that the picture lies in.",
+            info="Run it in the picture's folder.",
             lines=2,
             max_lines=6,
             interactive=False,

@@ -1,4 +1,4 @@
-"""The page: what happens when something on it is pressed."""
+"""The page: what happens when users press something on it."""
 
 import html
 from typing import Any
@@ -13,12 +13,12 @@ from dynamicrafter_jax.app.studio import Result, Studio
 from dynamicrafter_jax.errors import UserError
 
 SHOWN_RESULTS = 24
-"""Videos of a person that are kept, the newest."""
+"""How many of a user's newest videos are kept."""
 
-# What needs no answer of the server runs in the browser.
+# What needs no answer from the server runs in the browser.
 _ROLL = f"() => Math.floor(Math.random() * {controls.MAX_SEED + 1})"
 _LOOK = "() => document.getElementById('video').scrollIntoView({block: 'nearest'})"
-# The clipboard is for pages of this machine and of https; elsewhere the old way still works.
+# The clipboard API works only for local and https pages; elsewhere the old way still works.
 _COPY = """(text) => {
   const old = () => {
     const area = document.createElement("textarea");
@@ -31,11 +31,11 @@ _COPY = """(text) => {
   if (navigator.clipboard) navigator.clipboard.writeText(text).catch(old); else old();
 }"""
 
-# Where gradio sees this as the default of a parameter, it puts what a run reports to.
+# gradio replaces a parameter that has this default by the object to report progress to.
 _PROGRESS = gr.Progress()
 _HIDDEN: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private"}
-# Values come as they were sent: gradio's own look at them would decode a picture before its size
-# is known, and would say what is wrong with them in its own words.
+# Values come as they were sent: gradio's own preprocessing would decode a picture before its size
+# is checked, and would report errors in its own words.
 _RAW: dict[str, Any] = {"preprocess": False}
 _ONE_AT_A_TIME: dict[str, Any] = {
     "concurrency_id": "model",
@@ -48,8 +48,8 @@ def build_page(studio: Studio, *, max_upload: int) -> gr.Blocks:
     """Returns the page.
 
     Args:
-        studio: What it does.
-        max_upload: Bytes of a picture, to be said to people.
+        studio: Makes the videos.
+        max_upload: Limit on a picture in bytes, for display.
 
     Raises:
         UserError: The first model can't be loaded.
@@ -70,7 +70,7 @@ def build_page(studio: Studio, *, max_upload: int) -> gr.Blocks:
 
 
 def _connect_making(studio: Studio, inputs: Inputs, outputs: Outputs, buttons: Buttons) -> None:
-    """Generate, and stop."""
+    """Connects the buttons that generate and stop."""
     names = {component: name for name, component in inputs.named.items()}
 
     def make(
@@ -113,7 +113,7 @@ def _connect_making(studio: Studio, inputs: Inputs, outputs: Outputs, buttons: B
 
 
 def _connect_history(studio: Studio, outputs: Outputs) -> None:
-    """Results that were made before."""
+    """Connects the gallery of earlier results."""
 
     def choose(event: gr.SelectData, history: list[Result]) -> dict[Any, Any]:
         index = event.index
@@ -128,7 +128,7 @@ def _connect_history(studio: Studio, outputs: Outputs) -> None:
 
 
 def _connect_inputs(studio: Studio, inputs: Inputs, buttons: Buttons) -> None:
-    """Fields that change others."""
+    """Connects the fields that change others."""
 
     def take_defaults(model: str) -> list[Any]:
         try:
@@ -167,7 +167,7 @@ def _connect_inputs(studio: Studio, inputs: Inputs, buttons: Buttons) -> None:
 
 
 def _check_upload(picture: Any) -> Any:
-    """Says at once what is wrong with a picture, and takes it away."""
+    """Checks a picture at once; warns about one that can't be used, and removes it."""
     path = _path_of(picture)
     if path is not None:
         try:
@@ -179,7 +179,7 @@ def _check_upload(picture: Any) -> Any:
 
 
 def _show(outputs: Outputs, history: list[Result], index: int) -> dict[Any, Any]:
-    """Returns what the outputs show when a result is chosen."""
+    """Returns the values of the outputs for a chosen result."""
     chosen = history[index]
     return {
         outputs.video: str(chosen.stored.video),
@@ -193,13 +193,13 @@ def _show(outputs: Outputs, history: list[Result], index: int) -> dict[Any, Any]
 
 
 def _keep(history: list[Result]) -> tuple[list[Result], list[Result]]:
-    """Splits results into those that stay, and those too many."""
+    """Splits results into those to keep, and those that are too many."""
     there = [result for result in history if result.stored.exists]
     return there[:SHOWN_RESULTS], there[SHOWN_RESULTS:]
 
 
 def _path_of(picture: Any) -> str | None:
-    """Returns the path of an uploaded file, as gradio describes it."""
+    """Returns the path of an uploaded file, from gradio's description of it."""
     return picture["path"] if isinstance(picture, dict) else None
 
 
@@ -208,7 +208,7 @@ def _session(request: gr.Request) -> str:
 
 
 def _shown(error: UserError) -> gr.Error:
-    """Returns what the person sees, without a traceback on the server."""
+    """Returns an error for the user to see, without a traceback on the server."""
     words = " ".join(str(error).split())
     return gr.Error(html.escape(words), title="This does not work", print_exception=False)
 

@@ -1,4 +1,4 @@
-"""How far a generation has come, in words; and its end when it is no longer wanted."""
+"""Reports the progress of a generation in words, and stops it on request."""
 
 import threading
 import time
@@ -6,18 +6,18 @@ from collections.abc import Callable
 from statistics import median
 
 Show = Callable[[float, str], None]
-"""Takes the share that is done, 0 to 1, and a few words."""
+"""Takes the share that is done, 0 to 1, and a short description."""
 
 
 class Stopped(Exception):
-    """The person who asked for a video no longer wants it."""
+    """The user has stopped the generation."""
 
 
 class Watch:
     """A `sampler.Progress` that shows steps and the time left, and ends a run that was stopped.
 
-    The sampler reports between steps and holds nothing that must be put back, so leaving it by an
-    exception there is safe: its compiled programs stay, and the next call starts anew.
+    The sampler reports between steps and has no state to restore, so it is safe to raise an
+    exception there: its compiled programs are kept, and the next call starts from scratch.
     """
 
     def __init__(
@@ -29,9 +29,9 @@ class Watch:
         """Starts the clock.
 
         Args:
-            show: Is told of every report.
-            stopped: Set from another thread when the run shall end.
-            clock: Seconds, from any start.
+            show: Receives progress updates.
+            stopped: Set from another thread to end the run.
+            clock: Returns seconds, from any start.
         """
         self._show = show
         self._stopped = stopped
@@ -43,7 +43,7 @@ class Watch:
         """See `sampler.Progress`.
 
         Raises:
-            Stopped: If the run shall end.
+            Stopped: The run was stopped.
         """
         self.check()
         now = self._clock()
@@ -53,7 +53,7 @@ class Watch:
         self._show(*self._describe(stage, done, total))
 
     def check(self) -> None:
-        """Raises `Stopped` if the run shall end."""
+        """Raises `Stopped` if the run was stopped."""
         if self._stopped.is_set():
             raise Stopped
 
@@ -68,12 +68,12 @@ class Watch:
             remaining = f", about {format_seconds(left)} left" if done < total else ""
             return done / total, f"step {done} of {total}{remaining}"
         if stage == "compile" and done < total:
-            return 0.0, f"getting ready: program {done + 1} of {total}, compiled once a size"
+            return 0.0, f"getting ready: program {done + 1} of {total}, compiled once per size"
         return 1.0, "drawing the frames"
 
 
 def format_seconds(seconds: float | int) -> str:
-    """Returns a duration as a person says it: "4 s", "2 min 5 s", "1 h 3 min"."""
+    """Returns a duration for people to read: "4 s", "2 min 5 s", "1 h 3 min"."""
     whole = max(1, round(seconds))
     minutes, rest = divmod(whole, 60)
     hours, minutes_of_hour = divmod(minutes, 60)

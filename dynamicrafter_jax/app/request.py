@@ -1,4 +1,4 @@
-"""What a person asks for on the page, checked before anything is computed."""
+"""Requests of the page's users, checked before anything is computed."""
 
 import os
 from collections.abc import Mapping
@@ -13,13 +13,13 @@ from dynamicrafter_jax.errors import UserError
 
 @dataclass(frozen=True)
 class Request:
-    """Pictures, words and settings of a generation.
+    """Pictures, prompt and settings of a generation.
 
     Attributes:
-        model: What the model is called.
+        model: Name of the model.
         mode: One of `controls.MODES`.
         image: The picture's file.
-        end_image: The file of the picture to end at, in interpolation; else None.
+        end_image: The file of the picture to end at, in interpolation; otherwise None.
         prompt: What happens.
         num_samples: How many videos.
         settings: The seed, and a value for each of `controls.CONTROLS`.
@@ -35,7 +35,7 @@ class Request:
 
     @property
     def options(self) -> dict[str, Any]:
-        """Keyword arguments of `ImageToVideo.sample`."""
+        """Keyword arguments for `ImageToVideo.sample`."""
         return {
             "end_image": None if self.end_image is None else str(self.end_image),
             "loop": self.mode == controls.LOOPING,
@@ -45,23 +45,24 @@ class Request:
 
 
 def check_request(values: Mapping[str, Any]) -> Request:
-    """Returns the request that the page's values make.
+    """Builds a request from the page's values.
 
     Args:
-        values: By the names of `Request`'s fields and of the settings; from anyone, so of any type.
+        values: Values by the names of `Request`'s fields and of the settings; they are untrusted,
+            and may have any type.
 
     Raises:
-        UserError: One is missing or not allowed; the message says which, and what to do.
+        UserError: A value is missing or not allowed; the message says which, and what to do.
     """
     mode, image, end_image = values.get("mode"), values.get("image"), values.get("end_image")
     if not isinstance(mode, str) or mode not in controls.MODES:
-        raise UserError(f"choose one of {', '.join(controls.MODES)}")
+        raise UserError(f"choose a mode from {', '.join(controls.MODES)}")
     if image is None:
         raise UserError("choose a picture first: upload one, or take an example")
     if mode != controls.INTERPOLATION:
         end_image = None
     elif end_image is None:
-        raise UserError("interpolation needs a picture to end at, too")
+        raise UserError("interpolation also needs a picture to end at")
     model = values.get("model")
     if not isinstance(model, str) or not model:
         raise UserError("choose a model")
@@ -79,11 +80,11 @@ def check_request(values: Mapping[str, Any]) -> Request:
 def check_picture(path: str | os.PathLike[str]) -> Path:
     """Returns the path of a file that holds a whole picture.
 
-    Its size in pixels is read from the header, before anything is decoded.
+    Its size in pixels is checked in the header, before anything is decoded.
 
     Raises:
-        UserError: It does not; the message names the file without its folder, which is nothing to
-            the person who uploaded it.
+        UserError: It does not hold one; the message names the file without its folder, which means
+            nothing to the user who uploaded it.
     """
     file = Path(path)
     try:

@@ -1,4 +1,4 @@
-"""The videos of a page on disk: each in a folder of its own, the oldest removed."""
+"""The videos and uploads of a page on disk; the oldest are removed."""
 
 import re
 import secrets
@@ -15,7 +15,7 @@ from dynamicrafter_jax import media
 
 @dataclass(frozen=True)
 class Stored:
-    """Where a video is.
+    """The files of a video.
 
     Attributes:
         video: The `.mp4`.
@@ -27,23 +27,23 @@ class Stored:
 
     @property
     def exists(self) -> bool:
-        """Whether it is still kept."""
+        """Whether the video is still kept."""
         return self.video.exists()
 
 
 class ResultStore:
-    """Keeps the newest videos of all people.
+    """Keeps the newest videos of all users.
 
-    A video's folder has a name that can't be guessed, since who knows the path of a file that the
-    page serves can see it.
+    A video's folder has a name that can't be guessed, because anyone who knows the path of a file
+    that the page serves can see it.
     """
 
     def __init__(self, folder: Path, keep: int) -> None:
-        """Takes over the videos that are there.
+        """Takes over the videos that are already there.
 
         Args:
-            folder: Where to; made if need be.
-            keep: How many are kept.
+            folder: Folder of the videos; made if it does not exist.
+            keep: How many videos to keep.
         """
         self._folder = folder
         self._keep = keep
@@ -57,7 +57,7 @@ class ResultStore:
         Args:
             frames: The video.
             fps: Frames a second of the file.
-            name: What its file is called, in any words.
+            name: A name for its file, as any text.
         """
         place = self._folder / secrets.token_urlsafe(16)
         stored = Stored(place / f"{slug(name)}.mp4", place / "poster.png")
@@ -71,7 +71,7 @@ class ResultStore:
         return stored
 
     def remove(self, stored: Stored) -> None:
-        """Removes a video that nobody will see again."""
+        """Removes a video that nobody will ask for again."""
         place = stored.video.parent
         with self._lock:
             self._order = [folder for folder in self._order if folder != place]
@@ -79,18 +79,18 @@ class ResultStore:
 
 
 class UploadStore:
-    """Keeps what people upload within a size and a number: the oldest is removed.
+    """Keeps uploads within a total size and number, by removing the oldest.
 
-    Each upload is a folder of one level in `folder`, beside others that are left alone.
+    Each upload is a subfolder of `folder`; what else is in there is left alone.
     """
 
     def __init__(self, folder: Path, *, max_bytes: int, max_files: int) -> None:
-        """Leaves alone what is in the folder now.
+        """Marks what is in the folder now as not being uploads.
 
         Args:
-            folder: Where uploads go.
-            max_bytes: How much may lie there.
-            max_files: How many.
+            folder: Folder of the uploads.
+            max_bytes: Limit on their total size.
+            max_files: Limit on their number.
         """
         self._folder = folder
         self._max_bytes = max_bytes
@@ -98,7 +98,7 @@ class UploadStore:
         self._others = set(folder.iterdir())
 
     def trim(self) -> None:
-        """Removes the oldest uploads until the rest is within both."""
+        """Removes the oldest uploads until the rest is within both limits."""
         entries = [entry for entry in self._folder.iterdir() if entry not in self._others]
         sized = [(entry.stat().st_mtime, _bytes_in(entry), entry) for entry in entries]
         total, count = sum(size for _, size, _ in sized), len(sized)
@@ -113,7 +113,7 @@ class UploadStore:
 
 
 def slug(words: str) -> str:
-    """Returns words as the name of a file: "The camera pans!" is "the-camera-pans"."""
+    """Returns a text as a file name: "The camera pans!" becomes "the-camera-pans"."""
     return re.sub(r"[^a-z0-9]+", "-", words.lower())[:60].strip("-") or "video"
 
 

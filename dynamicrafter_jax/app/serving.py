@@ -1,4 +1,4 @@
-"""The server of the page, and the folder that all its files lie in."""
+"""The server of the page, and the folder for all of its files."""
 
 import contextlib
 import logging
@@ -22,23 +22,23 @@ from dynamicrafter_jax.app.results import ResultStore, UploadStore
 from dynamicrafter_jax.app.studio import Studio
 from dynamicrafter_jax.errors import UserError
 
-# A message has, besides its files, a few lines about each.
+# Besides its files, a request has a few lines about each of them.
 _AROUND_FILES = 2**16
 _LARGE_UPLOADS_KEPT = 50  # of the largest size
-_UPLOADS_KEPT = 1000  # of any
+_UPLOADS_KEPT = 1000  # of any size
 
 
 @dataclass(frozen=True)
 class Site:
-    """Where the page is, and what it allows.
+    """The page's address and limits.
 
     Attributes:
-        host: Address to listen at.
-        port: Port to listen at; 0 for any that is free.
-        workdir: Folder of all its files; None for a new one, which is removed at the end.
-        max_upload: Bytes of a picture.
-        keep_results: Videos that are kept, of all people.
-        queue_size: People who may wait.
+        host: Address to listen on.
+        port: Port to listen on; 0 for any free one.
+        workdir: Folder for all files; None for a new one, which is removed at the end.
+        max_upload: Limit on a picture, in bytes.
+        keep_results: How many videos are kept, over all users.
+        queue_size: How many requests may wait.
     """
 
     host: str = "127.0.0.1"
@@ -50,7 +50,7 @@ class Site:
 
     @property
     def only_local(self) -> bool:
-        """Whether only this machine reaches it."""
+        """Whether the page can be reached only from this machine."""
         return self.host in ("127.0.0.1", "localhost", "::1")
 
 
@@ -59,8 +59,8 @@ def serve(catalogue: ModelCatalogue, site: Site, say: Callable[[str], None]) -> 
 
     Args:
         catalogue: The models; the first is loaded before the page opens.
-        site: See there.
-        say: Is told the page's address when it is open.
+        site: The page's address and limits.
+        say: Called with the page's address when it is open.
 
     Raises:
         UserError: The address or the folder can't be used, or the first model can't be loaded.
@@ -73,7 +73,7 @@ def serve(catalogue: ModelCatalogue, site: Site, say: Callable[[str], None]) -> 
             log_level="warning",
             proxy_headers=False,
             ws="none",
-            timeout_graceful_shutdown=1,  # open pages keep their connection, and would for ever
+            timeout_graceful_shutdown=1,  # open pages would keep their connections for ever
         )
         say(address)
         _Server(config).run(sockets=[listener])
@@ -81,7 +81,7 @@ def serve(catalogue: ModelCatalogue, site: Site, say: Callable[[str], None]) -> 
 
 class _Server(uvicorn.Server):
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
-        """Ends without a traceback for each page that is still open."""
+        """Shuts down without a traceback for each page that is still open."""
         logging.getLogger("uvicorn.error").setLevel(logging.CRITICAL)
         await super().shutdown(sockets)
 
@@ -91,8 +91,8 @@ def build_application(catalogue: ModelCatalogue, site: Site, folder: Path) -> Ga
 
     Args:
         catalogue: The models.
-        site: What it allows.
-        folder: As `own_folder` gives it, while that is in force.
+        site: The page's limits.
+        folder: The folder from `own_folder`, within its context.
 
     Raises:
         UserError: The first model can't be loaded.
@@ -101,7 +101,7 @@ def build_application(catalogue: ModelCatalogue, site: Site, folder: Path) -> Ga
     results = ResultStore(served / "results", site.keep_results)
     blocks = build_page(Studio(catalogue, results), max_upload=site.max_upload)
     blocks.queue(max_size=site.queue_size, api_open=False)
-    # gradio looks at this before it checks that a file was uploaded, and only `launch` sets it.
+    # gradio checks uploads only if this is set, and only `launch` sets it.
     blocks.has_launched = True
     application = gr.mount_gradio_app(
         fastapi.FastAPI(docs_url=None, redoc_url=None, openapi_url=None),
@@ -132,13 +132,13 @@ def build_application(catalogue: ModelCatalogue, site: Site, folder: Path) -> Ga
 
 @contextlib.contextmanager
 def own_folder(workdir: Path | None) -> Iterator[Path]:
-    """Gives the folder that all files lie in, and has every library write there.
+    """Gives the folder for all files, and makes every library write there.
 
     Args:
-        workdir: It; None for a new one, which is removed at the end.
+        workdir: The folder; None for a new one, which is removed at the end.
 
     Raises:
-        UserError: It can't be made or written.
+        UserError: The folder can't be made or written to.
     """
     try:
         folder = Path(tempfile.mkdtemp(prefix="dynamicrafter-")) if workdir is None else workdir
@@ -155,7 +155,7 @@ def own_folder(workdir: Path | None) -> Iterator[Path]:
         "GRADIO_TEMP_DIR": str(served),
         "GRADIO_EXAMPLES_CACHE": str(served),
         "GRADIO_ANALYTICS_ENABLED": "False",
-        "MPLBACKEND": "agg",  # gradio asks matplotlib for one, which may look for windows and fonts
+        "MPLBACKEND": "agg",  # gradio loads matplotlib, which might look for a display and fonts
         "MPLCONFIGDIR": str(temporary),
         "TMPDIR": str(temporary),
     }
@@ -176,10 +176,10 @@ def own_folder(workdir: Path | None) -> Iterator[Path]:
 
 @contextlib.contextmanager
 def listening(host: str, port: int) -> Iterator[socket.socket]:
-    """Gives a socket that listens.
+    """Gives a listening socket.
 
     Raises:
-        UserError: The address is none of this machine's, or taken.
+        UserError: The address does not belong to this machine, or is taken.
     """
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     try:
@@ -187,7 +187,7 @@ def listening(host: str, port: int) -> Iterator[socket.socket]:
     except (OSError, OverflowError) as error:
         reason = getattr(error, "strerror", None) or str(error)
         raise UserError(
-            f"{_printed(host)}:{port} can't be listened at ({reason}): give another --port, or "
+            f"can't listen on {_printed(host)}:{port} ({reason}): give another --port, or "
             "--host=127.0.0.1"
         ) from error
     with listener:

@@ -1,4 +1,4 @@
-"""From a request to videos: one at a time, and stopped when it is no longer wanted."""
+"""Turns requests into videos, one at a time, and stops them on request."""
 
 import threading
 import time
@@ -25,9 +25,9 @@ class Result:
 
     Attributes:
         stored: Its files.
-        title: A few words to know it by.
-        details: What it was made from, by what each is called.
-        command: The command of `sample.py` that makes the same frames.
+        title: A short title.
+        details: What it was made from, by label.
+        command: The `sample.py` command that makes the same frames.
     """
 
     stored: Stored
@@ -39,44 +39,44 @@ class Result:
 def make_frames(
     animate: ImageToVideo, request: Request, progress: Progress | None = None
 ) -> UInt8[np.ndarray, "n t h w 3"]:
-    """Returns the frames of all videos of a request, as `sample.py` makes them."""
+    """Returns the frames of all videos of a request, the same as from `sample.py`."""
     clips = animate.sample(str(request.image), request.prompt, progress=progress, **request.options)
     return clips.frames()
 
 
 class Studio:
-    """What the page does, for all people who use it.
+    """Generates the videos of all users of a page.
 
     Attributes:
         catalogue: The models.
     """
 
     def __init__(self, catalogue: ModelCatalogue, results: ResultStore) -> None:
-        """Joins the models and the place for their videos."""
+        """Takes the models, and the store for their videos."""
         self.catalogue = catalogue
         self._results = results
         self._turn = threading.Lock()
         self._running: dict[threading.Event, str] = {}
 
     def defaults(self, model: str) -> SamplingSettings:
-        """Returns a model's own settings, loading it if need be.
+        """Returns a model's own settings, loading it if necessary.
 
         Raises:
-            UserError: As `ModelCatalogue.get`.
+            UserError: As in `ModelCatalogue.get`.
         """
         return SamplingSettings.from_config(self.catalogue.get(model).config.sampling)
 
     def generate(self, session: str, request: Request, show: Show) -> list[Result]:
-        """Makes the videos of a request, when all before it are made.
+        """Makes the videos of a request, after all earlier requests.
 
         Args:
-            session: Of the person, by which `stop` finds it.
+            session: The user's session, by which `stop` finds the request.
             request: What to make.
-            show: Is told how far it has come.
+            show: Receives progress updates.
 
         Raises:
-            UserError: As `ModelCatalogue.get` and `ImageToVideo.sample`.
-            Stopped: If it is no longer wanted.
+            UserError: As in `ModelCatalogue.get` and `ImageToVideo.sample`.
+            Stopped: The request was stopped.
         """
         with self._stoppable(session) as stopped, self._turn:
             watch = Watch(show, stopped)
@@ -86,7 +86,7 @@ class Studio:
             started = time.monotonic()
             videos = make_frames(animate, request, watch)
             seconds = time.monotonic() - started
-            spent = f"{format_seconds(seconds)}, {watch.seconds_per_step:.2f} s a step"
+            spent = f"{format_seconds(seconds)}, {watch.seconds_per_step:.2f} s per step"
             command = sample_command(request, animate.config, self.catalogue.overrides)
             fps = request.settings["video_fps"]
             made = []
@@ -99,14 +99,14 @@ class Studio:
             return made
 
     def stop(self, session: str) -> bool:
-        """Ends what a person's session is making, between two steps; returns if there is any."""
+        """Stops what a session is making, between two steps; returns whether there was anything."""
         events = [event for event, who in list(self._running.items()) if who == session]
         for event in events:
             event.set()
         return bool(events)
 
     def forget(self, results: list[Result]) -> None:
-        """Removes the videos of a person who has left."""
+        """Removes videos that a user no longer needs."""
         for result in results:
             self._results.remove(result.stored)
 

@@ -1,7 +1,7 @@
-"""A model as files that run without its code: serialised XLA programs and their weights.
+"""Models as files that run without their code: serialised XLA programs and their weights.
 
-`load` and `Artifact` need none of the networks' code. `exporting`, which has to be imported by
-its name, does: it is what makes artifacts. See docs/exporting.md.
+`load` and `Artifact` need none of the networks' code. `exporting`, which makes artifacts, does need
+it, and must be imported by its name. See docs/exporting.md.
 """
 
 from dynamicrafter_jax.artifact.loading import Artifact, Samples, load

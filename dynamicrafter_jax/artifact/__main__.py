@@ -2,7 +2,7 @@ r"""Exports a model as programs that run without its code.
 
     python -m dynamicrafter_jax.artifact --checkpoint=model_512 --output=artifact_512
 
-Settings that decide the programs are those of the config: `--config.sampling.steps=25`. See
+The programs depend on the settings in the config, such as `--config.sampling.steps=25`. See
 docs/exporting.md.
 """
 
@@ -25,21 +25,21 @@ CONFIG = cli.define_config()
 CHECKPOINT = flags.DEFINE_string(
     "checkpoint", None, "demo, a converted directory, a file, or a Hub id."
 )
-TOWERS = flags.DEFINE_string("towers", None, "Where frozen towers come from, if not in there.")
+TOWERS = flags.DEFINE_string("towers", None, "Source of frozen towers, if not in --checkpoint.")
 OUTPUT = flags.DEFINE_string("output", None, "Directory to write, new or empty.")
-PLATFORMS = flags.DEFINE_list("platforms", None, "Of portable, tpu and cuda; else what can be.")
-BATCH_SIZE = flags.DEFINE_integer("batch_size", 1, "Clips that a call samples.", 1)
+PLATFORMS = flags.DEFINE_list("platforms", None, "portable, tpu, cuda; by default all possible.")
+BATCH_SIZE = flags.DEFINE_integer("batch_size", 1, "Clips sampled by one call.", 1)
 INTERPOLATION = flags.DEFINE_bool("interpolation", False, "Clips have an end image, or loop.")
 
 
 def main(_: Sequence[str]) -> None:
-    """Checks all that is cheap, reads the model and exports it."""
+    """Checks everything that is cheap to check, reads the model and exports it."""
     started = time.perf_counter()
     checkpoint, output = CHECKPOINT.value, OUTPUT.value
     if checkpoint is None:
         raise UserError("no --checkpoint: give demo, a converted directory, a file, or a Hub id")
     if output is None:
-        raise UserError("no --output: the directory to write")
+        raise UserError("no --output: give the directory to write")
     config = CONFIG.of_model(checkpoint)
     targets = possible_targets() if PLATFORMS.value is None else PLATFORMS.value
     check_targets(targets)

@@ -1,4 +1,4 @@
-"""Sampling as serialised programs, which take parameters, tables and inputs and need no code."""
+"""Exports sampling as serialised programs, which take parameters, tables and inputs."""
 
 import contextlib
 import dataclasses
@@ -44,8 +44,8 @@ class Target:
     """A program that can be exported.
 
     Attributes:
-        kernel: Attention, by its name in `attention.choose_attention`.
-        platforms: What it runs on, by their names in `jax.export`.
+        kernel: Attention kernel, by its name in `attention.choose_attention`.
+        platforms: Platforms that it runs on, by their names in `jax.export`.
     """
 
     kernel: str
@@ -58,12 +58,12 @@ TARGETS = {
     "cuda": Target("cudnn", ("cuda",)),
 }
 
-# JAX does not promise that a later version runs this kernel as it was lowered.
+# JAX does not guarantee that later versions can run this kernel as it was lowered.
 _CHECKS = [export.DisabledSafetyCheck.custom_call("__cudnn$fmhaSoftmax")]
 
 
 def possible_targets() -> list[str]:
-    """Returns the programs that can be exported here: cuDNN's needs a GPU to be traced for."""
+    """Returns the programs that can be exported here; tracing cuDNN's needs a GPU."""
     return [name for name in TARGETS if name != "cuda" or _has_nvidia_gpu()]
 
 
@@ -77,26 +77,26 @@ def export_artifact(
     interpolation: bool = False,
     sources: Sequence[dict[str, Any]] = (),
 ) -> None:
-    """Writes a model as an artifact; `artifact.layout` says what is in one.
+    """Writes a model as an artifact; `artifact.layout` describes its files.
 
     Args:
-        config: The config of the model. `sampling` says what the programs are made for.
-        params: Its parameters, by network.
-        directory: Where to, new or empty. Nothing is there until everything is.
-        targets: Names of `TARGETS`; by default those that can be exported here.
-        batch_size: Clips that a call samples.
+        config: The config of the model. Its section `sampling` is built into the programs.
+        params: The parameters, by network.
+        directory: Where to write, new or empty. It appears once everything is written.
+        targets: Names from `TARGETS`; by default those that can be exported here.
+        batch_size: Clips sampled by one call.
         interpolation: Whether clips have an end image.
-        sources: What the parameters come from, as `weights.origin` returns it.
+        sources: Where the parameters come from, as `weights.load.origin` returns it.
 
     Raises:
-        UserError: If a target can't be exported here, the config is refused, or the directory
-            can't be written.
+        UserError: A target can't be exported here, the config is refused, or the directory can't be
+            written.
     """
     targets = possible_targets() if targets is None else targets
     check_targets(targets)
     settings = SamplingSettings.from_config(config.sampling)
     if batch_size < 1:
-        raise UserError(f"batch_size is {batch_size}: at least 1")
+        raise UserError(f"batch_size is {batch_size}: give at least 1")
     if interpolation and settings.num_frames < 2:
         raise UserError("interpolation needs sampling.num_frames of at least 2")
     tables = make_tables(config, settings)
@@ -128,10 +128,10 @@ def export_artifact(
 
 
 def check_targets(targets: Sequence[str]) -> None:
-    """Makes sure that programs can be exported here.
+    """Checks that programs can be exported here.
 
     Raises:
-        UserError: If not; the message says where they can.
+        UserError: A program can't be; the message says where it can.
     """
     if not targets:
         raise UserError(f"no program to export: choose from {', '.join(TARGETS)}")
@@ -142,14 +142,14 @@ def check_targets(targets: Sequence[str]) -> None:
             )
         if name not in possible_targets():
             raise UserError(
-                f"the {name} program can't be exported here: its attention is chosen by the GPU "
-                "and cuDNN at hand, so export it on a machine with an NVIDIA GPU; the portable "
+                f"the {name} program can't be exported here: its attention depends on the GPU "
+                "and its cuDNN, so export it on a machine with an NVIDIA GPU; the portable "
                 "program runs on such GPUs too"
             )
 
 
 def make_tables(config: ConfigDict, settings: SamplingSettings) -> dict[str, np.ndarray]:
-    """Returns the solver's coefficients by name, a row for each step."""
+    """Returns the solver's coefficients by name, with a row for each step."""
     schedule = make_schedule(**config.diffusion.to_dict())
     _, coefficients = stages.make_solver(schedule, settings)
     return {name: np.asarray(table) for name, table in _named(coefficients).items()}
@@ -158,7 +158,7 @@ def make_tables(config: ConfigDict, settings: SamplingSettings) -> dict[str, np.
 def input_shapes(
     models: Models, settings: SamplingSettings, batch_size: int, interpolation: bool
 ) -> dict[str, jax.ShapeDtypeStruct]:
-    """Returns what a program takes beside weights and tables, by name."""
+    """Returns the inputs that a program takes besides weights and tables, by name."""
     length = models.text_encoder.context_length
     image = (batch_size, settings.height, settings.width, 3)
     key_data = jax.eval_shape(lambda: jax.random.key_data(_random_key()))
@@ -184,14 +184,14 @@ def export_program(
     tables: dict[str, jax.ShapeDtypeStruct],
     inputs: dict[str, jax.ShapeDtypeStruct],
 ) -> export.Exported:
-    """Traces and lowers sampling for a target, whatever the machine it is done on.
+    """Traces and lowers sampling for a target, independently of this machine.
 
     Args:
         config: The config of the model.
-        target: What for.
-        weights: Shapes of the parameters by path.
-        tables: Shapes of `make_tables`.
-        inputs: Shapes of `input_shapes`.
+        target: What to export.
+        weights: Shapes of the parameters, by path.
+        tables: Shapes of the tables from `make_tables`.
+        inputs: Shapes of the inputs, as from `input_shapes`.
     """
     function = jax.jit(sampling_function(config, target.kernel))
     with matmul_precision(config), _without_source_paths():
@@ -205,8 +205,8 @@ def sampling_function(
 ) -> Callable[[Arrays, Arrays, Arrays], Arrays]:
     """Returns sampling as one function of (weights, tables, inputs), for one device.
 
-    It returns `latents`, scaled and with the padding that the networks need, and `frames` of 8
-    bits: the same as `pipeline.ImageToVideo` makes of the same keys.
+    The function returns `latents`, scaled and with the padding that the networks need, and 8-bit
+    `frames`. They equal those of `pipeline.ImageToVideo` with the same keys.
     """
     mesh = sharding.make_mesh(devices=jax.local_devices()[:1])
     models = networks_of(config, choose_attention(mesh, kernel))
@@ -263,13 +263,13 @@ def sampling_function(
 
 
 def _named(coefficients: Coefficients) -> dict[str, Any]:
-    """Tables by their names, in the order of the tree's leaves."""
+    """Returns tables by their names, in the order of the tree's leaves."""
     leaves = jax.tree_util.tree_leaves_with_path(coefficients)
     return {jax.tree_util.keystr(path, simple=True, separator="."): leaf for path, leaf in leaves}
 
 
 def _shown(video: Float[Array, "b t h w 3"]) -> UInt8[Array, "b t h w 3"]:
-    """What `sampler.shown_frames` does, within the program: a quarter of the bytes leave it."""
+    """Converts as `sampler.shown_frames` does, in the program, to output a quarter of the bytes."""
     return jnp.round((jnp.clip(video, -1, 1) + 1) * 127.5).astype(jnp.uint8)
 
 
@@ -278,7 +278,7 @@ def _random_key() -> Array:
 
 
 def _has_nvidia_gpu() -> bool:
-    with contextlib.suppress(RuntimeError):  # raised where there is no such platform
+    with contextlib.suppress(RuntimeError):  # raised if there is no such platform
         return bool(jax.devices("cuda"))
     return False
 
@@ -292,7 +292,7 @@ def _describe(shape: jax.ShapeDtypeStruct) -> dict[str, Any]:
 
 
 def _write_arrays(path: epath.Path, arrays: dict[str, Any]) -> None:
-    """Writes arrays one by one, those of wider types first."""
+    """Writes arrays one by one, in decreasing order of item size."""
     ordered = sorted(arrays.items(), key=lambda item: -item[1].dtype.itemsize)
     layout = {name: (np.dtype(array.dtype), array.shape) for name, array in ordered}
     with path.open("wb") as file:
@@ -301,7 +301,7 @@ def _write_arrays(path: epath.Path, arrays: dict[str, Any]) -> None:
 
 @contextlib.contextmanager
 def _without_source_paths() -> Iterator[None]:
-    """Keeps the paths of this machine's source files out of what is lowered."""
+    """Keeps the paths of this machine's source files out of lowered programs."""
     name = "jax_traceback_in_locations_limit"
     limit = getattr(jax.config, name)
     jax.config.update(name, 0)

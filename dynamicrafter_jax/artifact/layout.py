@@ -1,10 +1,10 @@
-"""What an artifact's directory holds, and the file that describes it.
+"""The files of an artifact, and the one that describes the others.
 
-- `artifact.json`: what the programs take and return, the settings that they were made for, and
+- `artifact.json`: the inputs and outputs of the programs, the settings that they were made for, and
   the size and SHA-256 of every other file;
-- `programs/NAME.bin`: the sampling function by `jax.export`, for the platforms listed;
-- `weights.safetensors`: the parameters, by path, which the programs take as arguments;
-- `tables.safetensors`: the solver's coefficients, which they take too.
+- `programs/NAME.bin`: the sampling function, exported by `jax.export`, for the platforms listed;
+- `weights.safetensors`: the parameters by path, which the programs take as arguments;
+- `tables.safetensors`: the solver's coefficients, which they also take as arguments.
 """
 
 import json
@@ -24,7 +24,7 @@ TABLES_FILE = "tables.safetensors"
 FORMAT_VERSION = 1
 
 RANDOM_IMPLEMENTATION = "threefry2x32"
-"""Of the random keys, whose data programs take: it is part of the format."""
+"""Kind of the random keys, whose data programs take: it is part of the format."""
 
 _FIELDS = {
     "format_version": int,
@@ -38,14 +38,14 @@ _FIELDS = {
 
 
 def program_file(name: str) -> str:
-    """Returns where the program called `name` is, relative to the artifact."""
+    """Returns the path of the program called `name`, relative to the artifact."""
     return f"programs/{name}.bin"
 
 
 def write_description(
     directory: epath.Path, description: dict[str, Any], names: Sequence[str]
 ) -> None:
-    """Writes `description`, the version of the format, and what each file of `names` holds."""
+    """Writes `description`, the format version, and sizes and hashes of the files `names`."""
     files = {
         name: {
             "bytes": (directory / name).stat().length,
@@ -58,14 +58,14 @@ def write_description(
 
 
 def read_description(directory: epath.PathLike) -> dict[str, Any]:
-    """Returns what an artifact says of itself.
+    """Returns the description of an artifact.
 
     Raises:
-        UserError: If there is no artifact, or not one of this format.
+        UserError: There is no artifact, or it has another format.
     """
     path = as_path(directory) / DESCRIPTION_FILE
     if not path.exists():
-        raise UserError(f"{directory} is no exported model: it has no {DESCRIPTION_FILE}")
+        raise UserError(f"{directory} is not an exported model: it has no {DESCRIPTION_FILE}")
     try:
         description = json.loads(read_bytes(path))
     except UserError:
@@ -75,11 +75,11 @@ def read_description(directory: epath.PathLike) -> dict[str, Any]:
         raise UserError(f"{path} is not whole ({error}): copy the directory again") from error
     if not isinstance(description, dict) or "format_version" not in description:
         refuse_placeholder(path, path)
-        raise UserError(f"{path} has no format_version: this is no exported model")
+        raise UserError(f"{path} has no format_version: this is not an exported model")
     version = description["format_version"]
     if isinstance(version, int) and version > FORMAT_VERSION:
         raise UserError(
-            f"{directory} has format {version}, newer than this code knows ({FORMAT_VERSION}): "
+            f"{directory} has format {version}, newer than this code can read ({FORMAT_VERSION}): "
             "upgrade dynamicrafter-jax"
         )
     for name, kind in _FIELDS.items():
@@ -91,10 +91,10 @@ def read_description(directory: epath.PathLike) -> dict[str, Any]:
 def check_files(
     directory: epath.PathLike, description: dict[str, Any], names: Sequence[str]
 ) -> None:
-    """Makes sure that files are those that were exported.
+    """Checks that files are the ones that were exported.
 
     Raises:
-        UserError: If one is absent, or holds something else.
+        UserError: A file is missing or has changed.
     """
     for name in names:
         path = as_path(directory) / name

@@ -1,4 +1,4 @@
-"""Running an artifact: only its programs, and nothing of the networks or of diffusion.
+"""Runs an artifact: only its programs, without the code of the networks or of diffusion.
 
 animate = load("artifact")
 video = animate("picture.png", "a man surfing", seed=0)  # uint8 (t, h, w, 3)
@@ -31,7 +31,7 @@ from dynamicrafter_jax.sampling.noise import KeyedNoise
 from dynamicrafter_jax.tokenizer import tokenize
 from dynamicrafter_jax.weights.tensors import open_tensors
 
-# Settings that a call may change, with the numbers that they may be.
+# Settings that a call may change, with their ranges.
 _RANGES = {
     "guidance_scale": (-math.inf, math.inf),
     "image_guidance_scale": (-math.inf, math.inf),
@@ -43,7 +43,7 @@ _CHANGEABLE = (*_RANGES, "negative_prompt", "fit")
 
 
 class Samples(NamedTuple):
-    """What a call made.
+    """The results of a call.
 
     Attributes:
         latents: Scaled latents, with the padding that the networks need.
@@ -60,10 +60,10 @@ def load(directory: epath.PathLike) -> "Artifact":
     Every file that is used is compared with its SHA-256. Nothing is executed but XLA programs.
 
     Args:
-        directory: What `python -m dynamicrafter_jax.artifact` wrote.
+        directory: The output of `python -m dynamicrafter_jax.artifact`.
 
     Raises:
-        UserError: If it is absent, damaged, of a newer format, or made for other platforms.
+        UserError: It is missing, damaged, of a newer format, or made for other platforms.
     """
     description = read_description(directory)
     name = choose_program(description["programs"], export.default_export_platform())
@@ -71,13 +71,13 @@ def load(directory: epath.PathLike) -> "Artifact":
     path = as_path(directory) / program_file(name)
     try:
         program = export.deserialize(bytearray(read_bytes(path)))
-    except Exception as error:  # whatever a library finds in what another version wrote
+    except Exception as error:  # libraries may raise anything on what another version wrote
         made_with = (
             description.get("made_with", {}).get("versions", {}).get("jax", "another version")
         )
         raise UserError(
             f"{path} was made with JAX {made_with}, and JAX {jax.__version__} can't read it "
-            f"({error}): export the model again, or use a version closer to that"
+            f"({error}): export the model again, or use a version closer to that one"
         ) from error
     weights, tables = (
         _read_arrays(as_path(directory) / file) for file in (WEIGHTS_FILE, TABLES_FILE)
@@ -86,30 +86,30 @@ def load(directory: epath.PathLike) -> "Artifact":
 
 
 def choose_program(programs: Mapping[str, Sequence[str]], platform: str) -> str:
-    """Returns the program made for a platform: one for it alone where there is one.
+    """Returns the program for a platform, preferably one made for it alone.
 
     Args:
         programs: The platforms that each program runs on.
-        platform: Its name in `jax.export`: "cpu", "cuda", "rocm" or "tpu".
+        platform: Name of the platform in `jax.export`: "cpu", "cuda", "rocm" or "tpu".
 
     Raises:
-        UserError: If there is none.
+        UserError: No program runs on the platform.
     """
     fitting = [name for name, platforms in programs.items() if platform in platforms]
     if not fitting:
         made_for = sorted({platform for platforms in programs.values() for platform in platforms})
         raise UserError(
             f"the exported model runs on {', '.join(made_for)}, not on {platform}: export it with "
-            "the program for this platform, or choose another by JAX_PLATFORMS"
+            "a program for this platform, or choose another platform with JAX_PLATFORMS"
         )
     return min(fitting, key=lambda name: len(programs[name]))
 
 
 class Artifact:
-    """An exported model. It compiles when it is first called, and once only.
+    """An exported model. It compiles once, when it is first called.
 
     Attributes:
-        description: What `artifact.json` says.
+        description: The contents of `artifact.json`.
         batch_size: Clips that one run of the program makes.
     """
 
@@ -137,11 +137,11 @@ class Artifact:
 
         Args:
             image: A path, picture or uint8 array (h, w, 3); or a list of them.
-            prompt: What happens; empty for the image alone. One for all, or a list.
+            prompt: What happens; empty for the image alone. One for all images, or a list.
             **options: As in `sample`.
 
         Returns:
-            The video (t, h, w, 3); with a list (n, t, h, w, 3).
+            The video (t, h, w, 3); for a list of images (n, t, h, w, 3).
         """
         frames = self.sample(image, prompt, **options).frames
         return frames if isinstance(image, (list, tuple)) else frames[0]
@@ -156,22 +156,23 @@ class Artifact:
         first_index: int = 0,
         **settings: Any,
     ) -> Samples:
-        """Animates images and returns latents beside frames, as `pipeline.ImageToVideo` does.
+        """Animates images and returns latents and frames, as `pipeline.ImageToVideo` does.
 
-        Any number of images may be given: they are sampled `batch_size` at a time.
+        Any number of images may be given; they are sampled `batch_size` at a time.
 
         Args:
             image: One image or a list of them.
             prompt: One prompt for all, or a list.
-            end_image: Where each clip ends: needed, unless looping, by a model exported for
-                interpolation, and refused by others.
+            end_image: Image that each clip ends at. A model exported for interpolation needs it
+                unless `loop` is set; others refuse it.
             loop: Whether each clip ends where it began; for interpolation only.
-            first_index: Global index of the first clip, which with the seed decides its noise.
+            first_index: Global index of the first clip, which determines its noise together with
+                the seed.
             **settings: `guidance_scale`, `image_guidance_scale`, `guidance_rescale`, `fps`,
-                `negative_prompt`, `seed` and `fit`, in place of those exported with the model.
+                `negative_prompt`, `seed` and `fit`, instead of those exported with the model.
 
         Raises:
-            UserError: If an input or a setting can't be used; the message says why.
+            UserError: An input or a setting can't be used; the message says why.
         """
         chosen = self._choose(settings)
         rows, window = self._read(_as_list(image), prompt, end_image, loop, chosen["fit"])
@@ -186,7 +187,7 @@ class Artifact:
         negative = {"negative_token_ids": self._tokenize([chosen["negative_prompt"]])}
         runs = []
         for start in range(0, count, self.batch_size):
-            # The last row fills a batch up, and what becomes of it is dropped.
+            # The last row fills up the batch; the surplus results are dropped.
             chosen_rows = np.minimum(np.arange(start, start + self.batch_size), count - 1)
             batch = {name: values[chosen_rows] for name, values in rows.items()}
             runs.append(self.run(batch | negative))
@@ -197,13 +198,13 @@ class Artifact:
         return Samples(latents, window.cut(frames[:, :-1] if loop else frames))
 
     def run(self, inputs: Mapping[str, ArrayLike]) -> dict[str, Array]:
-        """Runs the program once, on inputs as `description["inputs"]` lists them.
+        """Runs the program once, on the inputs listed in `description["inputs"]`.
 
         Returns:
             `latents`, float32 (b, t, h, w, z), and `frames`, uint8 (b, t, h, w, 3).
 
         Raises:
-            UserError: If an input is missing, unknown, or of another shape or type.
+            UserError: An input is missing, unknown, or of another shape or type.
         """
         expected = self.description["inputs"]
         if difference := sorted(set(expected) ^ set(inputs)):
@@ -223,7 +224,7 @@ class Artifact:
 
     def _choose(self, settings: Mapping[str, Any]) -> dict[str, Any]:
         """Returns the settings of a call, checked."""
-        exported = {"fit": "crop"} | self.description["settings"]  # older ones say nothing of it
+        exported = {"fit": "crop"} | self.description["settings"]  # older artifacts have no fit
         given = {name: value for name, value in settings.items() if value is not None}
         for name, value in given.items():
             if name not in exported:
@@ -231,14 +232,14 @@ class Artifact:
             if name not in _CHANGEABLE and value != exported[name]:
                 raise UserError(
                     f"{name} is {exported[name]} in this exported model and can't be {value}: "
-                    f"export another; {', '.join(_CHANGEABLE)} can be chosen"
+                    f"export another model; only {', '.join(_CHANGEABLE)} can be changed"
                 )
             if name in _RANGES:
                 _check_number(name, value)
         chosen = {**exported, **given}
         passes = self.description["num_passes"]
         if passes == 1 and chosen["guidance_scale"] != 1:
-            raise UserError("this model was exported without guidance: guidance_scale has to be 1")
+            raise UserError("this model was exported without guidance: guidance_scale must be 1")
         if passes < 3 and chosen["image_guidance_scale"] is not None:
             raise UserError("this model was exported without image_guidance_scale: leave it out")
         return chosen
@@ -251,9 +252,9 @@ class Artifact:
         loop: bool,
         fit: str,
     ) -> tuple[dict[str, np.ndarray], Window]:
-        """Returns images and prompts as the program takes them, one row a clip.
+        """Returns images and prompts as inputs of the program, with one row per clip.
 
-        Beside them: which part of the frames is to be shown.
+        It also returns the part of the frames to show.
         """
         if self.description["interpolation"] != (loop or end_image is not None):
             raise UserError(
@@ -300,6 +301,6 @@ def _as_list(value: Any) -> list:
 
 
 def _read_arrays(path: epath.Path) -> dict[str, Array]:
-    """Returns the arrays of a file on the device, where they come one by one."""
+    """Reads the arrays of a file one by one, and returns them on the device."""
     with open_tensors(path) as tensors:
         return {name: jax.device_put(tensor.read()) for name, tensor in tensors.items()}

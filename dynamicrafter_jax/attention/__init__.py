@@ -1,4 +1,4 @@
-"""Which attention kernel runs: decided here, by platform, shapes and types, and nowhere else.
+"""Chooses the attention kernel, by platform, shapes and types; no other code does.
 
 | platform | within frames | along time |
 | --- | --- | --- |
@@ -6,7 +6,7 @@
 | NVIDIA GPU | cuDNN for half precision | one batched product |
 | any | chunked | one batched product |
 
-What a platform's kernel does not take runs in the portable form, `chunked`.
+Inputs that a platform's kernel does not support go to the portable form, `chunked`.
 """
 
 import dataclasses
@@ -39,16 +39,16 @@ from dynamicrafter_jax.models.partitioning import Names
 # Platform of devices -> fused kernel. `cuda` and `rocm` are names of `gpu`; cuDNN is NVIDIA's.
 _FUSED = {"tpu": "splash", "gpu": "cudnn", "cuda": "cudnn"}
 
-# From here on, sums along time that grow with t^2 are left to matrix units.
+# With this many frames or more, the sums along time, which grow with t^2, go to matrix units.
 _MANY_FRAMES = 64
 
 
 class Kernels(NamedTuple):
-    """What the networks attend with.
+    """The attention functions of the networks.
 
     Attributes:
-        attention: Within frames, and in towers and VAE.
-        temporal_attention: Along time.
+        attention: Attention within frames, and in the towers and the VAE.
+        temporal_attention: Attention along time.
     """
 
     attention: AttentionFn
@@ -59,12 +59,12 @@ def choose_attention(mesh: Mesh, kernel: str | None = None) -> Kernels:
     """Returns the kernels for the devices of a mesh; both are hashable and equal by value.
 
     Args:
-        mesh: Says the platform, and how axes are split.
-        kernel: One for all platforms: "plain" (einsums) or "chunked" (portable); or "splash" or
-            "cudnn", as on a TPU or GPU. By default what suits the platform.
+        mesh: Determines the platform, and how axes are split.
+        kernel: "plain" (einsums) or "chunked" (portable), for all platforms; or "splash" or
+            "cudnn", as on a TPU or GPU. By default the one that suits the platform.
 
     Raises:
-        UserError: If there is no such kernel.
+        UserError: There is no such kernel.
     """
     platform = mesh.devices.flat[0].platform
     kernel = _FUSED.get(platform, "chunked") if kernel is None else kernel
@@ -77,9 +77,9 @@ def choose_attention(mesh: Mesh, kernel: str | None = None) -> Kernels:
 
 @dataclasses.dataclass(frozen=True)
 class SplitAttention:
-    """An `AttentionFn`: a kernel on what each device holds, under `jax.shard_map`.
+    """An `AttentionFn` that runs a kernel on each device's shard, under `jax.shard_map`.
 
-    Leading axes and heads that their mesh axes do not divide are padded with zeros.
+    Leading axes and heads are padded with zeros if their mesh axes do not divide them.
 
     Attributes:
         mesh: Splits the axes, by the table in `sharding`.
@@ -118,8 +118,8 @@ class SplitAttention:
         return y[tuple(slice(size) for size in query.shape)]
 
     def _axes(self, names: Names, x: Array) -> tuple[PartitionSpec, tuple[int, ...]]:
-        """How an array is split, whose trailing axes are tokens, heads and width."""
-        # What splits frames over all devices leaves none to heads.
+        """Returns how an array with the trailing axes tokens, heads and width is split."""
+        # Splitting frames over all devices leaves none for heads.
         heads = None if "frames_everywhere" in names else "heads"
         logical = (*names[: x.ndim - 3], None, heads, None)
         return sharding.split_axes(x.shape, logical, self.mesh)
@@ -127,7 +127,7 @@ class SplitAttention:
 
 @dataclasses.dataclass(frozen=True)
 class TemporalAttention:
-    """A `TemporalAttentionFn`, which XLA splits.
+    """A `TemporalAttentionFn`, which XLA splits over devices.
 
     Attributes:
         kernel: "splash" (for TPUs), "cudnn" or "chunked".

@@ -1,4 +1,4 @@
-"""Attention in plain XLA operations that never holds all logits: for CPUs, and portable."""
+"""Portable attention in plain XLA operations, for CPUs too, that never holds all logits."""
 
 import functools
 import math
@@ -11,22 +11,22 @@ from jaxtyping import Array, Bool, Float
 
 
 class Limits(NamedTuple):
-    """How many logits there are at a time, in numbers of float32.
+    """How many float32 logits there may be at a time.
 
     Attributes:
-        in_all: Fewer than this in all are computed in one product, without loops.
-        a_step: A step of a loop makes at most so many, but those of one query at least.
+        in_all: Up to this many in total are computed in one product, without loops.
+        a_step: A step of a loop computes at most this many, but at least those of one query.
     """
 
     in_all: int
     a_step: int
 
 
-# 16 MB, which XLA transposes and multiplies fastest in one piece; and 4 MB, of which most stays
-# in the caches of two cores.
+# 16 MB, which XLA transposes and multiplies fastest in one piece; and 4 MB, most of which stays in
+# the caches of two cores.
 CPU_LIMITS = Limits(2**22, 2**20)
 
-# 256 MB and 64 MB: small beside an accelerator's memory, and large enough to fill it with work.
+# 256 MB and 64 MB: small compared to an accelerator's memory, but large enough to keep it busy.
 ACCELERATOR_LIMITS = Limits(2**26, 2**24)
 
 
@@ -39,15 +39,15 @@ def chunked_attention(
 ) -> Float[Array, "n l heads d"]:
     """Softmax attention in loops over entries, heads and rows of queries (arXiv 2112.05682).
 
-    The softmax is in float32. The backward pass computes the logits of each step again, so that
-    memory is linear in `l` and `m` both ways.
+    The softmax is in float32. The backward pass recomputes the logits of each step, so memory is
+    linear in `l` and `m` in both directions.
 
     Args:
         query: Queries.
         key: Keys.
         value: Values.
-        mask: Which keys each query sees; without one, all.
-        limits: When loops begin, and the size of their steps.
+        mask: Which keys each query sees; None for all.
+        limits: When to use loops, and the size of their steps.
     """
     n, tokens, heads, _ = query.shape
     m = key.shape[1]
@@ -61,7 +61,7 @@ def chunked_attention(
 
 
 def _heads_at_once(query: Array, key: Array, value: Array, mask: Array | None) -> Array:
-    """All logits in one product, with heads in front: `n heads l m`."""
+    """Computes all logits in one product, with heads in front: `n heads l m`."""
     rows = _rows(
         query.transpose(0, 2, 1, 3),
         key.transpose(0, 2, 3, 1),
@@ -74,7 +74,7 @@ def _heads_at_once(query: Array, key: Array, value: Array, mask: Array | None) -
 def _heads_in_turn(
     query: Array, key: Array, value: Array, mask: Array | None, a_step: int
 ) -> Array:
-    """One head and some of its queries at a time, of one entry."""
+    """Attends with one head and some of its queries at a time, for one entry."""
     _, tokens, _, d = query.shape
     m = key.shape[1]
     num_chunks = math.ceil(tokens / max(1, a_step // m))
@@ -101,20 +101,20 @@ def _rows(
     value: Float[Array, "*n m d"],
     mask: Bool[Array, "*#n l m"] | None,
 ) -> Float[Array, "*n l d"]:
-    """Attention of some rows of queries; keys are transposed, as XLA multiplies fastest."""
+    """Attends with some rows of queries; keys are transposed, which XLA multiplies fastest."""
     product = functools.partial(jnp.matmul, preferred_element_type=jnp.float32)
     logits = product(query, key) * query.shape[-1] ** -0.5
     if mask is not None:
         logits = jnp.where(mask, logits, jnp.finfo(jnp.float32).min)
     highest = jax.lax.stop_gradient(logits.max(-1, keepdims=True))
     weights = jnp.exp(logits - highest)
-    # Dividing the few results rather than the many weights saves a pass over the logits.
+    # Dividing the few results instead of the many weights saves a pass over the logits.
     y = product(weights.astype(value.dtype), value) / weights.sum(-1, keepdims=True)
     return y.astype(query.dtype)
 
 
 def _each(function: Callable[..., Array], *arrays: Array) -> Array:
-    """Maps over the leading axis, without a loop where there is one entry."""
+    """Maps over the leading axis, without a loop if there is only one entry."""
     if len(arrays[0]) == 1:
         return function(*(x[0] for x in arrays))[None]
     return jax.lax.map(lambda entries: function(*entries), arrays)

@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-# The widest head that cuDNN takes on every GPU with fused attention.
+# The widest head that cuDNN supports on every GPU with fused attention.
 _WIDEST_HEAD = 128
 
 
@@ -20,5 +20,5 @@ def cudnn_attention(
     key: Float[Array, "n m heads d"],
     value: Float[Array, "n m heads d"],
 ) -> Float[Array, "n l heads d"]:
-    """Softmax attention that never leaves the chip; bfloat16 or float16 in and out."""
+    """Computes softmax attention without writing logits to memory, in bfloat16 or float16."""
     return jax.nn.dot_product_attention(query, key, value, implementation="cudnn")

@@ -8,8 +8,8 @@ from jaxtyping import Array, Float
 # The kernel's blocks are multiples of a TPU's lanes.
 _LANES = 128
 
-# Rows of a block, by the widest head they are for: a block's float32 logits and its operands
-# have to fit the 16 MB that a v5e gives a kernel.
+# Rows in a block, by the widest head they can serve: a block's float32 logits and its operands
+# must fit into the 16 MB that a v5e gives a kernel.
 _LARGEST_BLOCK = {128: 1024, 512: 512}
 
 # With fewer keys, padding to blocks and starting kernels cost more than logits do.
@@ -17,9 +17,9 @@ _FEWEST_KEYS = 512
 
 
 def splash_takes(query: Array, key: Array, mask: Array | None) -> bool:
-    """Returns whether the kernel is right and worth it, for arrays `(n, l, heads, d)`.
+    """Returns whether the kernel is accurate and pays off, for arrays `(n, l, heads, d)`.
 
-    float32 is left to other forms: the kernel multiplies in one pass of bfloat16.
+    It is not used for float32, since it multiplies in a single pass of bfloat16.
     """
     return (
         mask is None
@@ -36,16 +36,16 @@ def splash_attention(
     *,
     interpret: bool = False,
 ) -> Float[Array, "n l heads d"]:
-    """Softmax attention by `jax.experimental.pallas.ops.tpu.splash_attention`.
+    """Computes softmax attention with `jax.experimental.pallas.ops.tpu.splash_attention`.
 
-    Lengths are padded to multiples of 128; padded keys are of another segment, so that no query
-    sees them.
+    Lengths are padded to multiples of 128; padded keys are in a separate segment, which no query
+    sees.
 
     Args:
         query: Queries, bfloat16.
         key: Keys.
         value: Values.
-        interpret: Run the kernel's steps as XLA operations, on any platform.
+        interpret: Whether to run the kernel's steps as XLA operations, on any platform.
     """
     _, tokens, heads, d = query.shape
     m = key.shape[1]
@@ -63,12 +63,12 @@ def splash_attention(
         segments = pallas.SegmentIds(jnp.zeros(rows, jnp.int32), padded)
     with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
         y = jax.vmap(lambda q, k, v: kernel(q, k, v, segments))(q, k, v)
-    assert isinstance(y, Array)  # and no residuals, which were not asked for
+    assert isinstance(y, Array)  # no residuals, which were not requested
     return y.transpose(0, 2, 1, 3)[:, :tokens]
 
 
 def _blocks_of_heads(x: Array) -> Array:
-    """Makes `n l heads d` `n heads l d`, with tokens padded to whole lanes."""
+    """Transposes `n l heads d` to `n heads l d`, with tokens padded to whole lanes."""
     padding = -x.shape[1] % _LANES
     return jnp.pad(x, ((0, 0), (0, padding), (0, 0), (0, 0))).transpose(0, 2, 1, 3)
 
@@ -76,7 +76,7 @@ def _blocks_of_heads(x: Array) -> Array:
 def _block_sizes(rows: int, columns: int, d: int) -> pallas.BlockSizes:
     limit = next(block for width, block in _LARGEST_BLOCK.items() if d <= width)
     q, kv = _largest_divisor(rows, limit), _largest_divisor(columns, limit)
-    # Tokens are minor in memory: heads of 64 would fill half of each row of lanes.
+    # Tokens are the minor axis in memory, since heads of 64 would fill only half of each row.
     layout = pallas.QKVLayout.SEQ_MINOR
     return pallas.BlockSizes(
         block_q=q,
@@ -92,6 +92,6 @@ def _block_sizes(rows: int, columns: int, d: int) -> pallas.BlockSizes:
 
 
 def _largest_divisor(length: int, limit: int) -> int:
-    """The largest multiple of 128 up to `limit` that divides `length`."""
+    """Returns the largest multiple of 128 up to `limit` that divides `length`."""
     sizes = range(_LANES, min(length, limit) + 1, _LANES)
     return max(size for size in sizes if length % size == 0)

@@ -1,6 +1,6 @@
 """Attention along time: few frames at very many pixels, in plain XLA operations.
 
-Clips, pixels and heads are split by XLA itself, since these are but products and sums.
+XLA itself splits clips, pixels and heads, since these are only products and sums.
 """
 
 import functools
@@ -15,14 +15,14 @@ def elementwise_temporal_attention(
     key: Float[Array, "b t n heads d"],
     value: Float[Array, "b t n heads d"],
 ) -> Float[Array, "b t n heads d"]:
-    """Both products as sums of element-wise ones, which XLA fuses with the softmax.
+    """Attends with sums of element-wise products, which XLA fuses with the softmax.
 
-    Matrix units want 128 rows, and have t here; what they would do one pixel at a time, vector
-    units do for all pixels, without transposing and without storing logits of padded tiles. Sums
-    and softmax are in float32. Work outside matrix units grows with t^2.
+    Matrix units need 128 rows, but here there are only t. Vector units do the same work for all
+    pixels at once instead of one at a time, without transposing and without storing logits of
+    padded tiles. Sums and softmax are in float32. Work outside matrix units grows with t^2.
 
-    For TPUs alone: compiled for CPUs by jax 0.10.2, 1024 pixels of 16 frames come out wrong, where
-    the same operations one by one agree with float64.
+    For TPUs only: compiled for CPUs by jax 0.10.2, results for 1024 pixels of 16 frames are wrong,
+    while the same operations run one by one agree with float64.
     """
     logits = (query[:, :, None] * key[:, None]).astype(jnp.float32).sum(-1)
     weights = jax.nn.softmax(logits * query.shape[-1] ** -0.5, axis=2).astype(value.dtype)
@@ -35,7 +35,7 @@ def batched_temporal_attention(
     key: Float[Array, "b t n heads d"],
     value: Float[Array, "b t n heads d"],
 ) -> Float[Array, "b t n heads d"]:
-    """One batched matrix product over all pixels and heads, then another."""
+    """Attends with two matrix products, each batched over all pixels and heads."""
     product = functools.partial(jnp.matmul, preferred_element_type=jnp.float32)
     logits = product(query.transpose(0, 2, 3, 1, 4), key.transpose(0, 2, 3, 4, 1))
     weights = jax.nn.softmax(logits * query.shape[-1] ** -0.5, axis=-1).astype(value.dtype)

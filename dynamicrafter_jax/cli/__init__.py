@@ -1,7 +1,7 @@
-"""What the command lines share: flags, and one readable line for what the user can mend.
+"""What the command lines share: flags, and one readable line for errors that users can fix.
 
-Entry points import this first: from then on, Ctrl-C ends them with a line, not with a traceback of
-whatever was being imported.
+Entry points import this first. From then on, Ctrl-C ends them with one line instead of a traceback
+of whatever was being imported.
 """
 
 import contextlib
@@ -23,23 +23,23 @@ from ml_collections import ConfigDict
 from dynamicrafter_jax.errors import UserError
 from dynamicrafter_jax.runtime import quiet
 
-flags.disclaim_key_flags()  # what is defined here belongs to the entry point's --help
+flags.disclaim_key_flags()  # flags defined here belong in the entry point's --help
 
 SETTINGS = "config.SECTION.FIELD"
-"""The flag that every `--config.section.field=value` becomes, named as --help should show it."""
+"""The flag that every `--config.section.field=value` becomes, named for display in --help."""
 
-# Exit status of what the user can mend, and of Ctrl-C, as shells have it.
+# Exit status of errors that users can fix, and of Ctrl-C, as in shells.
 _WRONG, _INTERRUPTED = 2, 130
 _STOPPED = "stopped by Ctrl-C\n"
 
 
 class ConfigFlag:
-    """`--config` (a file, or the name of a config that ships) and `--config.section.field=value`.
+    """`--config` (a file, or the name of a packaged config) and `--config.section.field=value`.
 
-    The settings are of the config in the file, or without one of the model's own.
+    The settings apply to the config in the file or, without a file, to the model's own.
 
     Attributes:
-        name: Of the flag.
+        name: Name of the flag.
     """
 
     name = "config"
@@ -47,18 +47,18 @@ class ConfigFlag:
     def __init__(self) -> None:
         """Defines the two flags."""
         self._file = flags.DEFINE_string(
-            self.name, None, "Config file or name, as i2v_512; by default the model's own, if any."
+            self.name, None, "Config file or name, such as i2v_512; by default the model's own."
         )
         self._settings = define_settings()
 
     @property
     def settings(self) -> Sequence[str]:
-        """What is set, as "sampling.steps=25"."""
+        """The settings, such as "sampling.steps=25"."""
         return self._settings.value
 
     @property
     def value(self) -> ConfigDict | None:
-        """The config of the file, settings included; None without a file.
+        """The config in the file, with the settings applied; None without a file.
 
         Raises:
             UserError: There is no such config, or it has no such setting.
@@ -73,10 +73,10 @@ class ConfigFlag:
         return config
 
     def of_model(self, source: epath.PathLike) -> ConfigDict:
-        """Returns the config of the file, else that of the model `source`, settings included.
+        """Returns the config in the file, or else the model's, with the settings applied.
 
         Raises:
-            UserError: As `value`, or as `pretrained.config_for`.
+            UserError: As in `value` or `names.config_for`.
         """
         from dynamicrafter_jax.cli.overrides import set_fields
         from dynamicrafter_jax.weights.names import config_for  # imports JAX and Orbax
@@ -89,7 +89,7 @@ class ConfigFlag:
 
 
 class ProcessFlags:
-    """`--multihost`, and the flags that say who the processes of a run are."""
+    """`--multihost`, and the flags that describe the processes of a run."""
 
     def __init__(self) -> None:
         """Defines the flags."""
@@ -98,14 +98,14 @@ class ProcessFlags:
         )
         self._address = flags.DEFINE_string("coordinator_address", None, "Process 0, as host:port.")
         self._count = flags.DEFINE_integer("num_processes", None, "Processes that share the work.")
-        self._number = flags.DEFINE_integer("process_id", None, "Which of them this is, from 0.")
+        self._number = flags.DEFINE_integer("process_id", None, "Number of this process, from 0.")
 
     @contextlib.contextmanager
     def joined(self) -> Iterator[None]:
-        """Joins the other processes, if there are any, and leaves at once when one fails.
+        """Joins the other processes, if there are any, and exits at once if this one fails.
 
         Raises:
-            UserError: As `distributed.initialize`.
+            UserError: As in `distributed.initialize`.
         """
         from dynamicrafter_jax.runtime import distributed  # imports JAX
 
@@ -120,7 +120,7 @@ class ProcessFlags:
 
 
 def define_processes() -> ProcessFlags:
-    """Defines the flags of runs of several processes."""
+    """Defines the flags for runs of several processes."""
     return ProcessFlags()
 
 
@@ -132,7 +132,7 @@ def define_config() -> ConfigFlag:
 def define_settings() -> flags.FlagHolder[list[str]]:
     """Defines `--config.section.field=value` alone; its value lists "section.field=value"."""
     return flags.DEFINE_multi_string(
-        SETTINGS, [], "Any setting of the config, as --config.sampling.steps=25."
+        SETTINGS, [], "Any setting of the config, such as --config.sampling.steps=25."
     )
 
 
@@ -143,7 +143,7 @@ def collect_settings(
 
     Args:
         words: A command line.
-        flag_values: Its flags. Where settings are none of them, nothing changes.
+        flag_values: Its flags. If settings are not among them, nothing changes.
     """
     if SETTINGS not in flag_values:
         return list(words)
@@ -166,10 +166,10 @@ def collect_settings(
 
 
 def run(main: Callable[[Sequence[str]], None]) -> None:
-    """Runs an entry point, and ends it so that its user knows why.
+    """Runs an entry point; if it fails, prints a readable reason and exits.
 
-    `UserError`, bad flags and devices that are not there become one line and exit status 2, Ctrl-C
-    one line and 130. With `DYNAMICRAFTER_DEBUG=1` the traceback is shown.
+    `UserError`, bad flags and missing devices give one line and exit status 2, Ctrl-C one line and
+    130. With `DYNAMICRAFTER_DEBUG=1` the traceback is shown too.
     """
 
     def parse(argv: Sequence[str]) -> Sequence[str]:
@@ -178,31 +178,31 @@ def run(main: Callable[[Sequence[str]], None]) -> None:
             words = flags.FLAGS.read_flags_from_files(words, force_gnu=False)
             try:
                 rest = flags.FLAGS([program, *collect_settings(words)])
-            except SystemExit as shown:  # help, after which absl gives 1
+            except SystemExit as shown:  # help, after which absl exits with 1
                 raise SystemExit(0) from shown
             if len(rest) > 1:
-                raise UserError(f"unexpected argument {rest[1]!r}: flags are written --name=value")
+                raise UserError(f"unexpected argument {rest[1]!r}: write flags as --name=value")
             return rest
 
     def guarded(argv: Sequence[str]) -> None:
         with ending_readably():
             enable_compilation_cache()
-            logging.set_verbosity(logging.WARNING)  # libraries report every step of theirs
+            logging.set_verbosity(logging.WARNING)  # libraries log every step they take
             warnings.showwarning = _show_warning
             main(argv)
 
     if isinstance(sys.stdout, io.TextIOWrapper):
-        # A path may hold what can't be printed here, as bytes that are not UTF-8.
+        # A path may hold characters that can't be printed, such as bytes that are not UTF-8.
         sys.stdout.reconfigure(errors="backslashreplace")
     app.run(guarded, flags_parser=parse)
 
 
 @contextlib.contextmanager
 def ending_readably() -> Iterator[None]:
-    """Turns what the user can mend, or did, into one line on stderr and an exit status.
+    """Turns errors that users can fix, and Ctrl-C, into one line on stderr and an exit status.
 
     Raises:
-        SystemExit: In place of those.
+        SystemExit: Instead of the original error.
     """
     try:
         yield
@@ -217,7 +217,7 @@ def ending_readably() -> Iterator[None]:
 
 
 def enable_compilation_cache() -> None:
-    """Keeps compiled programs on disk from run to run, unless JAX was told where already."""
+    """Keeps compiled programs on disk between runs, unless JAX already has a folder for them."""
     import jax
 
     if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
@@ -226,12 +226,12 @@ def enable_compilation_cache() -> None:
 
 
 def _show_warning(message: Warning | str, *_: object, **__: object) -> None:
-    """One line for the person at the keyboard, without the line of code that raised it."""
+    """Prints a warning as one line, without the line of code that raised it."""
     sys.stderr.write(f"warning: {message}\n")
 
 
 def _leave(line: str, status: int, error: BaseException) -> NoReturn:
-    """Ends the process with a line and a status, and the traceback for who looks for a fault."""
+    """Ends the process with a line and a status, and a traceback when debugging."""
     if isinstance(error, UserError) and error.details and quiet.debugging():
         line = f"{line}\n{error.details}"
     if quiet.debugging():
@@ -241,13 +241,13 @@ def _leave(line: str, status: int, error: BaseException) -> NoReturn:
 
 
 def _lack_of_devices() -> str | None:
-    """Says that JAX has no devices of the kind that it was told to use; None if it has."""
+    """Returns a message if JAX has no devices of the kind it was told to use; otherwise None."""
     import jax
 
     try:
         jax.devices()
     except (RuntimeError, AssertionError) as error:
-        # In its own words, without its advice in brackets; for some kinds it has none.
+        # JAX's own words, without its advice in brackets; for some kinds there are none.
         words = str(error).partition(" (set ")[0].rstrip(".") or "its support is not installed"
         asked = jax.config.jax_platforms  # pyright: ignore[reportAttributeAccessIssue]
         return (
@@ -259,9 +259,9 @@ def _lack_of_devices() -> str | None:
 
 
 def _heed_interrupts() -> None:
-    """Has Ctrl-C end the process in a line before `run` has begun too, and lose none.
+    """Makes Ctrl-C end the process with one line even before `run` starts, and never lose one.
 
-    Python drops a Ctrl-C that comes while it collects garbage, for which JAX runs code of its own.
+    Python drops a Ctrl-C that arrives during garbage collection, in which JAX runs its own code.
     """
     show_before, drop_before = sys.excepthook, sys.unraisablehook
     main_thread = threading.main_thread().ident

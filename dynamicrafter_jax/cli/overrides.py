@@ -1,4 +1,4 @@
-"""Settings of a config from text, as a command line has them."""
+"""Sets fields of a config from text, as given on a command line."""
 
 import re
 from collections.abc import Sequence
@@ -11,14 +11,15 @@ from dynamicrafter_jax.errors import UserError
 
 
 def set_fields(config: ConfigDict, settings: Sequence[str]) -> None:
-    """Sets fields of a config from text, each in the type that the field has.
+    """Sets fields of a config from text, each converted to the type of the field.
 
     Args:
-        config: Is changed. A field that models converted before lack is added.
-        settings: As "sampling.steps=25"; of a field that is true or false, its name sets it.
+        config: The config, which is changed. A field that is missing because the model was
+            converted before the field was introduced is added.
+        settings: Settings such as "sampling.steps=25"; the name alone sets a boolean field.
 
     Raises:
-        UserError: There is no such field, or the text is no value of its type.
+        UserError: There is no such field, or the text is not a value of its type.
     """
     if not settings:
         return
@@ -43,7 +44,7 @@ def set_fields(config: ConfigDict, settings: Sequence[str]) -> None:
 
 
 def _add_later_fields(config: ConfigDict, settings: Sequence[str]) -> None:
-    """Adds the fields of `settings` that came after the model was converted, by their defaults."""
+    """Adds the fields of `settings` that are newer than the model, with their defaults."""
     defaults = load_config("i2v_512")
     for setting in settings:
         section, _, field = setting.partition("=")[0].partition(".")

@@ -1,4 +1,4 @@
-"""Settings of sampling that have flags of their own, which win over the config's."""
+"""Flags for the settings of sampling, which override the config's."""
 
 import types
 from collections.abc import Mapping
@@ -10,22 +10,22 @@ from ml_collections import ConfigDict
 from dynamicrafter_jax.sampling.settings import SamplingSettings
 
 SETTING_FLAGS: Mapping[str, str] = {
-    "steps": "Solver steps; time is proportional to it.",
-    "fps": "What the model is told: frames a second, or for i2v_256 a stride.",
-    "guidance_scale": "How strongly text and image are followed; 1 for no guidance.",
-    "image_guidance_scale": "The image's own scale, beside the text's.",
-    "guidance_rescale": "0 to 1, against the harsh contrast of strong guidance.",
+    "steps": "Solver steps; the time is proportional to them.",
+    "fps": "The model's condition on speed: frames a second, or for i2v_256 a stride.",
+    "guidance_scale": "How strongly to follow text and image; 1 for no guidance.",
+    "image_guidance_scale": "A separate scale for the image, in addition to the text's.",
+    "guidance_rescale": "0 to 1; reduces the harsh contrast of strong guidance.",
     "negative_prompt": "What to move away from.",
     "eta": "Fresh noise at each step, 0 to 1.",
     "spacing": "Which timesteps are visited: uniform or uniform_trailing.",
-    "height": "Of the frames, in pixels.",
-    "width": "Of the frames, in pixels.",
-    "num_frames": "Of the video.",
+    "height": "Height of frames, in pixels.",
+    "width": "Width of frames, in pixels.",
+    "num_frames": "Number of frames in the video.",
     "video_fps": "Frames a second of the file.",
-    "fit": "Pictures are cropped, or whole.",
-    "seed": "Of all random draws.",
+    "fit": "Whether pictures are cropped or kept whole.",
+    "seed": "Seed of all random draws.",
 }
-"""What `--help` says of each, by the names of `SamplingSettings`."""
+"""The help of each flag, by the names in `SamplingSettings`."""
 
 
 def define_setting_flags() -> dict[str, flags.FlagHolder]:
@@ -36,7 +36,7 @@ def define_setting_flags() -> dict[str, flags.FlagHolder]:
 
 def set_given(config: ConfigDict, given: Mapping[str, flags.FlagHolder]) -> None:
     """Sets the fields of a config's section `sampling` whose flags are given."""
-    # Models converted before may lack a field, and may keep a frame rate as a whole number.
+    # The configs of older models may lack a field, and may hold a frame rate as an integer.
     with config.unlocked(), config.ignore_type():
         for name, flag in given.items():
             if flag.value is not None:

@@ -1,4 +1,4 @@
-"""Training data, all on the host: without JAX, so that workers start fast.
+"""Training data, prepared on the host without JAX, which keeps the start of workers fast.
 
-Only `cache` and `cache_encoder`, which run the networks, import it.
+Only `data.cache.__main__` and `training.cache_encoder`, which run the networks, import JAX.
 """

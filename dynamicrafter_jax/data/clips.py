@@ -1,4 +1,4 @@
-"""Training samples from videos: a clip, its prompt, and what was drawn for them."""
+"""Training samples from videos: a clip, its prompt, and the random choices made for them."""
 
 import warnings
 
@@ -16,7 +16,7 @@ Example = dict[str, np.ndarray]
 """The arrays of one sample, by name; numbers are arrays without axes."""
 
 PROBLEM_BYTES = 200
-"""Of what is said about a broken video; the rest is cut off."""
+"""Length of the description of a broken video; the rest is cut off."""
 
 
 class VideoExamples:
@@ -26,17 +26,18 @@ class VideoExamples:
 
     - `index` int64, its number; `item` int64, its video's number in the source.
     - `weight` float32: 1, or 0 if its video can't be used. Then `problem` (`PROBLEM_BYTES` bytes,
-      else empty) says why, starting with the video's name, and all arrays but the numbers are 0.
+      otherwise empty) says why, starting with the video's name, and all arrays except the two
+      numbers are 0.
     - `video` uint8 (t, h, w, 3): the frames that are read.
     - `frame` int32: which of these is the conditioning image; `keep_image` float32: 1, or 0 where
-      that condition is dropped; `ends` bool: whether the clip is given by both its ends.
-    - `places` int32 (t,): which frames of the clip are read; absent where all are.
-    - `ids` int32 (l,): the tokens of the prompt, or of "" where it is dropped.
+      that condition is dropped; `ends` bool: whether both ends of the clip are conditions.
+    - `places` int32 (t,): which frames of the clip are read; absent if all are.
+    - `ids` int32 (l,): the tokens of the prompt, or of "" if it is dropped.
     - `fs` float32: the model's condition of that name.
     """
 
     def __init__(self, source: VideoSource, settings: ClipSettings, seed: int) -> None:
-        """Makes samples of a source; all of them follow from the three arguments.
+        """Prepares the samples of a source; they depend on nothing but the three arguments.
 
         Raises:
             UserError: The seed is negative.
@@ -46,7 +47,7 @@ class VideoExamples:
         self._source, self._settings, self._seed = source, settings, seed
 
     def __len__(self) -> int:
-        """Returns how many videos there are: as many samples are an epoch."""
+        """Returns the number of videos, which is also the number of samples in an epoch."""
         return len(self._source)
 
     def __call__(self, index: int) -> Example:
@@ -83,14 +84,14 @@ class VideoExamples:
 
 
 def prompt_ids(caption: str, context_length: int) -> Int32[np.ndarray, " l"]:
-    """Returns the token ids of a caption; one that is too long is cut, without a warning."""
+    """Returns the token ids of a caption; a caption that is too long is cut without a warning."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         return tokenize([caption], context_length)[0]
 
 
 def drawn_arrays(draw: Draw, settings: ClipSettings) -> Example:
-    """Returns what a model is told of the draw of a sample, as `VideoExamples` says."""
+    """Returns the arrays of a sample that describe its draw, as listed in `VideoExamples`."""
     arrays = {
         "frame": np.asarray(draw.frame_read, np.int32),
         "keep_image": np.asarray(draw.keep_image, np.float32),
@@ -102,14 +103,14 @@ def drawn_arrays(draw: Draw, settings: ClipSettings) -> Example:
 
 
 def blank_draw(settings: ClipSettings) -> Example:
-    """Returns the arrays of `drawn_arrays` for a sample that counts for nothing."""
+    """Returns the arrays of `drawn_arrays` for a sample with weight 0."""
     places = (0,) * settings.num_read
     nothing = Draw(1, 0, 0, keep_text=False, keep_image=False, ends=False, places=places)
     return drawn_arrays(nothing, settings)
 
 
 def _blank(settings: ClipSettings) -> Example:
-    """A sample that counts for nothing."""
+    """Returns a sample with weight 0."""
     shape = settings.num_read, settings.height, settings.width, 3
     return {
         "weight": np.zeros((), np.float32),
@@ -122,7 +123,7 @@ def _blank(settings: ClipSettings) -> Example:
 
 
 def _problem(text: str) -> np.ndarray:
-    """One line that fits, without half a letter at its end."""
+    """Returns a text as one line of at most `PROBLEM_BYTES` bytes, cut between characters."""
     line = " ".join(text.split()).encode("utf-8", errors="backslashreplace")[:PROBLEM_BYTES]
     whole = line.decode("utf-8", errors="ignore").encode()
     return np.asarray(whole, f"S{PROBLEM_BYTES}")

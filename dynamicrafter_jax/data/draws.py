@@ -1,6 +1,6 @@
-"""All that is random in a training sample, as a function of the seed and the sample's number.
+"""Everything random in a training sample, as a function of the seed and the sample's number.
 
-So a sample is the same in whatever batch, process or run it is made. The rules are those of the
+A sample is therefore the same in every batch, process or run that makes it. The rules follow the
 release's training.
 """
 
@@ -16,7 +16,7 @@ from ml_collections import ConfigDict
 from dynamicrafter_jax.errors import UserError
 
 FS_MEANINGS = ("fps", "stride")
-"""What a model's `fs` condition can be: frames a second of the clip, or frames between frames."""
+"""What a model's `fs` condition can mean: the clip's frames a second, or its stride."""
 
 _SHUFFLE_STEPS = 12  # enough for orders of few videos to be equally likely
 
@@ -26,19 +26,20 @@ class ClipSettings:
     """How clips are cut out of videos.
 
     Attributes:
-        height: Of frames, in pixels.
-        width: Of frames, in pixels.
-        num_frames: Frames of a clip.
-        min_stride: The least source frames from one frame of a clip to the next.
-        max_stride: The most.
+        height: Height of frames, in pixels.
+        width: Width of frames, in pixels.
+        num_frames: Frames in a clip.
+        min_stride: Smallest step from one frame of a clip to the next, in source frames.
+        max_stride: Largest such step.
         fs: One of `FS_MEANINGS`.
         condition_dropout: p, at most 1/3: a share p of samples loses its prompt, another p its
             image, and another p both.
-        random_frame: Whether the conditioning frame is any of the clip, or always the first.
-        context_length: Token ids of a prompt.
-        frames: Frames of a clip that are read: the conditioning frame, both ends where those are
+        random_frame: Whether the conditioning frame is a random one of the clip; otherwise it is
+            always the first.
+        context_length: Token ids in a prompt.
+        frames: How many frames of a clip are read: the conditioning frame, both ends if they are
             given, and random others. None reads all.
-        ends_share: Of samples that both ends are given of.
+        ends_share: Share of samples in which both ends are given.
 
     Raises:
         UserError: A number is out of range.
@@ -60,7 +61,7 @@ class ClipSettings:
         if not 1 <= self.min_stride <= self.max_stride:
             raise UserError(
                 f"data.min_stride is {self.min_stride} and data.max_stride {self.max_stride}: "
-                "give whole numbers from 1, the second no smaller"
+                "give whole numbers from 1, the second at least as large as the first"
             )
         if not 0 <= self.condition_dropout <= 1 / 3:
             raise UserError(
@@ -77,34 +78,34 @@ class ClipSettings:
         given = 1 + (self.ends_share > 0) + (self.ends_share > 0 and self.random_frame)
         if self.frames is not None and not given <= self.frames <= self.num_frames:
             raise UserError(
-                f"data.frames is {self.frames}: give {given} to {self.num_frames}, for those "
-                "that a clip is given by and no more than it has; or None for all"
+                f"data.frames is {self.frames}: give {given} to {self.num_frames} (at least the "
+                "conditioning frames, at most the whole clip), or None for all"
             )
 
     @property
     def num_read(self) -> int:
-        """Frames of a clip that are read."""
+        """How many frames of a clip are read."""
         return self.num_frames if self.frames is None else self.frames
 
     def fs_condition(self, fps: int | float, stride: int) -> int | float:
-        """Returns what a model is told of a clip of this stride, from a video of `fps`."""
+        """Returns the model's `fs` condition for a clip with this stride, from a video at `fps`."""
         return fps // stride if self.fs == "fps" else stride
 
     @classmethod
     def from_config(cls, config: ConfigDict) -> "ClipSettings":
-        """Takes the settings from a model's config, of which `train` says if ends are given.
+        """Reads the settings from a model's config; its `train` section says if ends are given.
 
         Raises:
-            UserError: A number is out of range, or few frames are read of clips whose frames have
-                no image tokens of their own.
+            UserError: A number is out of range, or `data.frames` leaves out frames of clips whose
+                frames have no image tokens of their own.
         """
         length = config.projector.video_length
         if config.data.frames is not None and config.sampling.num_frames != length:
             raise UserError(
-                f"data.frames is {config.data.frames}, and clips have sampling.num_frames = "
-                f"{config.sampling.num_frames} frames: only of those with "
-                f"projector.video_length = {length} some can be read, since by its image tokens "
-                "a frame knows its place"
+                f"data.frames is {config.data.frames}, but clips have sampling.num_frames = "
+                f"{config.sampling.num_frames} frames: set data.frames to None, since frames can "
+                f"be left out only of clips with projector.video_length = {length} frames, whose "
+                "image tokens tell the frames apart"
             )
         shares = {"ends": 1.0, "either": float(config.train.ends_share)}
         return cls(
@@ -123,16 +124,16 @@ class ClipSettings:
 
 
 class Draw(NamedTuple):
-    """What was drawn for a sample.
+    """The random choices made for a sample.
 
     Attributes:
         stride: Source frames from one frame of the clip to the next.
-        start: The first, as its number in the video.
-        frame: The conditioning frame, as its number in the clip.
-        keep_text: Whether the prompt stays; else it is emptied.
-        keep_image: Whether the image condition stays; else it is zeroed.
-        ends: Whether both ends are given, where some clips are given so.
-        places: The frames of the clip that are read, as their numbers in it, in order.
+        start: Number of the clip's first frame in the video.
+        frame: Number of the conditioning frame in the clip.
+        keep_text: Whether the prompt stays; otherwise it is emptied.
+        keep_image: Whether the image condition stays; otherwise it is zeroed.
+        ends: Whether both ends are given; never if `ClipSettings.ends_share` is 0.
+        places: Numbers in the clip of the frames that are read, in order.
     """
 
     stride: int
@@ -145,22 +146,22 @@ class Draw(NamedTuple):
 
     @property
     def frames(self) -> tuple[int, ...]:
-        """The frames that are read, as their numbers in the video."""
+        """Numbers in the video of the frames that are read."""
         return tuple(self.start + self.stride * place for place in self.places)
 
     @property
     def frame_read(self) -> int:
-        """The conditioning frame, as its number among those that are read."""
+        """Position of the conditioning frame among the frames that are read."""
         return self.places.index(self.frame)
 
 
 def video_of(seed: int, index: int, num_videos: int) -> int:
-    """Returns which video a sample is from; every epoch has each once, in an order of its own.
+    """Returns which video a sample is from; each epoch has every video once, in its own order.
 
     Args:
-        seed: Of the run, from 0.
+        seed: Seed of the run, from 0.
         index: The sample's number, from 0.
-        num_videos: How many there are.
+        num_videos: How many videos there are.
     """
     epoch, place = divmod(index, num_videos)
     half = max(1, ((num_videos - 1).bit_length() + 1) // 2)
@@ -176,32 +177,35 @@ def video_of(seed: int, index: int, num_videos: int) -> int:
 
 
 def _scramble(*numbers: int) -> int:
-    """Returns 64 bits that any other numbers make unrelated ones of, on every machine."""
+    """Hashes numbers to 64 bits that are the same on every machine."""
     return int.from_bytes(hashlib.blake2b(repr(numbers).encode(), digest_size=8).digest(), "little")
 
 
 def check_length(name: str, num_source_frames: int, settings: ClipSettings) -> None:
-    """Makes sure that a clip can be cut out of a video.
+    """Checks that a clip can be cut out of a video.
 
     Raises:
-        UserError: The video is too short for one even at stride 1.
+        UserError: The video is too short for a clip even at stride 1.
     """
     if num_source_frames < settings.num_frames:
-        raise UserError(f"{name} has {num_source_frames} frames, {settings.num_frames} are needed")
+        raise UserError(
+            f"{name} has {num_source_frames} frames, but {settings.num_frames} are needed"
+        )
 
 
 def draw_clip(seed: int, index: int, num_source_frames: int, settings: ClipSettings) -> Draw:
     """Draws a sample: which frames of its video, and which conditions it keeps.
 
     Args:
-        seed: Of the run, from 0.
+        seed: Seed of the run, from 0.
         index: The sample's number, from 0.
-        num_source_frames: Frames of its video, for which `check_length` holds. If the clip is
-            longer at the stride drawn, the stride is lowered to num_source_frames // num_frames.
-        settings: The ranges.
+        num_source_frames: Frames of its video, which must pass `check_length`. If the clip would
+            be longer than the video at the stride drawn, the stride is lowered to
+            num_source_frames // num_frames.
+        settings: The ranges to draw from.
     """
-    # Random words depend on nothing but the key, in every version of NumPy: its distributions may
-    # change. One block of the generator is four words.
+    # Raw random words depend on nothing but the key in every version of NumPy, while its
+    # distributions may change. One block of the generator is four words.
     words = np.random.Philox(key=np.array([seed, index], np.uint64))
     for_stride, for_start, for_frame, r = _shares(words.random_raw(4))
     for_ends, *for_places = _shares(words.random_raw(1 + settings.num_frames))
@@ -226,7 +230,7 @@ def draw_clip(seed: int, index: int, num_source_frames: int, settings: ClipSetti
 
 
 def _places(shares: Sequence[float], given: set[int], settings: ClipSettings) -> tuple[int, ...]:
-    """Chooses the frames of a clip that are read: those that it is given by, and others."""
+    """Chooses the frames of a clip that are read: the `given` ones, and random others."""
     places = range(settings.num_frames)
     if settings.frames is None:
         return tuple(places)
@@ -235,5 +239,5 @@ def _places(shares: Sequence[float], given: set[int], settings: ClipSettings) ->
 
 
 def _shares(words: UInt64[np.ndarray, " n"]) -> list[float]:
-    """Returns numbers from 0 to 1 of random words."""
+    """Converts random words to numbers from 0 to 1."""
     return ((words >> np.uint64(11)) * 2.0**-53).tolist()

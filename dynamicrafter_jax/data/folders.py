@@ -1,4 +1,4 @@
-"""A folder of videos, with captions in text files beside them or in one JSONL."""
+"""A folder of videos, with captions in text files next to them or in one JSONL file."""
 
 import os
 import posixpath
@@ -17,10 +17,10 @@ EXTENSIONS = (
     *(".avi", ".flv", ".gif", ".m2ts", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".ogv"),
     *(".ts", ".webm", ".wmv"),
 )
-"""Of the files that count as videos, in small or capital letters."""
+"""Extensions of the files that count as videos, in lower or upper case."""
 
-# Captions beside videos are read when their video is. So that a wrong encoding is noticed before
-# training starts, this many are read first; each is a request where the folder is remote.
+# Caption files are read when their video is. To catch a wrong encoding before training starts, this
+# many are read first; in a remote folder, each of them costs a request.
 _CHECKED, _CHECKED_REMOTE = 10_000, 100
 
 
@@ -28,17 +28,17 @@ class VideoFolder:
     """Names and captions of the videos in a folder and the folders in it."""
 
     def __init__(self, folder: epath.PathLike) -> None:
-        """Lists the folder; names that start with a dot are passed over.
+        """Lists the folder; names that start with a dot are ignored.
 
-        With one `.jsonl` at the top, its lines are the list, in their order:
-        `{"file": path within the folder, "caption": text}`, or `"text"` for the caption. Without,
-        it is all files with `EXTENSIONS`, in the order of their paths, and the caption of
-        `a/b.mp4` is what `a/b.txt` holds. A video without caption gets an empty one, and a warning
-        counts them.
+        If there is one `.jsonl` file at the top, its lines are the list, in their order:
+        `{"file": path within the folder, "caption": text}`, or `"text"` instead of `"caption"`.
+        Otherwise the list is all files with `EXTENSIONS`, sorted by path, and `a/b.txt` holds the
+        caption of `a/b.mp4`. A video without a caption gets an empty one, and a warning says how
+        many there are.
 
         Raises:
-            UserError: There are no videos, there are captions of both kinds or several `.jsonl`,
-                or one can't be read; names the file, and the line.
+            UserError: There are no videos, there are captions of both kinds or several `.jsonl`
+                files, or one can't be read. The message names the file and the line.
         """
         self._folder = os.fspath(files.as_path(folder))
         found = {
@@ -48,7 +48,7 @@ class VideoFolder:
         sidecars = [name for name in videos if _sidecar(name) in found]
         tables = sorted(name for name in found if "/" not in name and name.endswith(".jsonl"))
         if len(tables) > 1:
-            raise UserError(f"{folder} has {', '.join(tables)}: keep one table of captions")
+            raise UserError(f"{folder} has {', '.join(tables)}: keep one file of captions")
         if tables and sidecars:
             raise UserError(
                 f"{folder} has captions in {tables[0]} and in {_sidecar(sidecars[0])}: "
@@ -60,9 +60,9 @@ class VideoFolder:
         else:
             self._read_sidecars(videos, found)
         if not len(self):
-            hint = "; make videos of its pictures" if any(map(is_picture, found)) else ""
+            hint = "; turn its pictures into videos" if any(map(is_picture, found)) else ""
             raise UserError(f"{folder} has no videos: none of {', '.join(EXTENSIONS)} in it{hint}")
-        self._warn(self._has_caption.count(0), "have no caption, and train with an empty one")
+        self._warn(self._has_caption.count(0), "have no caption: an empty one is used")
 
     def __len__(self) -> int:
         return len(self._names)
@@ -81,7 +81,7 @@ class VideoFolder:
             self._captions.append(caption)
             self._has_caption.append(bool(caption))
             missing += name not in found
-        self._warn(missing, f"that {table} lists do not exist, and are passed over")
+        self._warn(missing, f"that {table} lists do not exist and are skipped")
 
     def _read_sidecars(self, videos: list[str], found: set[str]) -> None:
         for name in videos:
@@ -110,7 +110,7 @@ def _sidecar(name: str) -> str:
 
 
 def _walk(folder: str) -> Iterator[tuple[str, list[str]]]:
-    """Yields each folder in a folder, as a path within it, and the names of the files there."""
+    """Yields each subfolder, as a path within the folder, and the names of its files."""
 
     def refuse(error: OSError) -> None:
         where = error.filename or folder
@@ -141,10 +141,10 @@ def _read_jsonl(path: str) -> Iterator[tuple[str, str]]:
 
 
 def _caption_of(row: Mapping[str, Any]) -> tuple[str, str]:
-    """The path of a video and its caption, by a line of the table."""
+    """Returns the path of a video and its caption, from a line of the table."""
     name, caption = row.get("file"), row.get("caption", row.get("text"))
     if not isinstance(name, str):
-        raise UserError('is not as {"file": "a.mp4", "caption": "..."}')
+        raise UserError('is not of the form {"file": "a.mp4", "caption": "..."}')
     if caption is not None and not isinstance(caption, str):
         raise UserError(f"has the caption {caption!r}: put text between double quotes")
     return safe_name(name), (caption or "").strip()

@@ -1,8 +1,8 @@
 """Batches by number, read ahead in worker processes.
 
-Batch k holds the samples of numbers k * batch_size to (k + 1) * batch_size - 1, and a sample is a
-function of its number. So there is no state to save: a run goes on at step k by asking for the
-batches from k on, with as many workers and processes as it has then.
+Batch k holds samples k * batch_size to (k + 1) * batch_size - 1, and a sample is a function of its
+number. So there is no state to save: a run resumes at step k by asking for the batches from k on,
+with any number of workers and processes.
 """
 
 import atexit
@@ -45,20 +45,21 @@ def batches(
     workers: int = 0,
     prefetch: int = 2,
 ) -> "Batches":
-    """Gives the batches start, start + 1, ..., each a sample's arrays stacked along a new axis.
+    """Returns the batches start, start + 1, ...: samples' arrays stacked along a new axis.
 
-    They are the same for any number of workers, and wherever one starts.
+    They do not depend on the number of workers or on `start`.
 
     Args:
-        examples: Makes the sample of a number. Workers get it by pickle, and can't import JAX.
-        batch_size: Samples of a batch, those of all processes together.
-        rows: Which samples of each batch to give, as positions in it, in order: the part of the
+        examples: Makes a sample from its number. It is pickled for workers, which can't import
+            JAX.
+        batch_size: Samples in a batch, over all processes.
+        rows: Which samples of each batch to return, as positions in it, in order: the part of the
             global batch that this process supplies.
         start: Number of the first batch. Earlier ones are not read.
-        stop: The number after the last batch; None goes on for ever.
-        workers: Worker processes; 0 reads in this one, when a batch is asked for.
+        stop: The number after the last batch; None never stops.
+        workers: Worker processes; 0 reads in this process, when a batch is asked for.
         prefetch: Batches that each worker keeps ready in its queue. As many again wait in this
-            process, and one more at each end: 2 * (prefetch + 1) for each worker are in memory.
+            process, and one more at each end: 2 * (prefetch + 1) per worker are in memory.
 
     Raises:
         UserError: `workers` or `prefetch` is out of range.
@@ -101,18 +102,19 @@ class _Sample(NamedTuple):
 class Batches(Iterator[Example]):
     """An iterator over batches, and the worker processes that make them.
 
-    Worker w of n makes every n-th batch from the w-th on. Workers start at once, without JAX and
-    without what the main program imports. They end with `close`, with the last reference to this
-    object (so when the loop over it is left), and with this process, however it ends. The signals
-    that end a run (SIGINT, SIGTERM) pass them by, so that batches come until this process has
-    saved what it wants to save.
+    Worker w of n makes every n-th batch, starting with the w-th. Workers start at once, without JAX
+    and without the main program's imports. They end with `close`, with the last reference to this
+    object (that is, when the loop over it ends), and with this process, however it ends. Workers
+    ignore the signals that stop a run (SIGINT, SIGTERM), so batches keep coming until this process
+    has saved its state.
 
-    The next batch raises what `examples` raised: a `UserError` as it was, anything else as a
-    `RuntimeError` that says how and for which sample. It then ends, as after the last batch.
+    What `examples` raises is raised again by the next batch: a `UserError` unchanged, anything else
+    as a `RuntimeError` that names the error and the sample. Iteration then ends, as after the last
+    batch.
     """
 
     def __init__(self, dataset: "grain.MapDataset[Example]", workers: int, prefetch: int) -> None:
-        """Starts the workers; `batches` says what the arguments are."""
+        """Starts the workers; `batches` describes the arguments."""
         self._iterators: list[grain.DatasetIterator[Example]] = []
         self._given = 0
         self._stop: Callable[[], None] | None = None
@@ -144,13 +146,13 @@ class Batches(Iterator[Example]):
         return {name: np.array(batch.pop(name)) for name in sorted(batch)}
 
     def close(self) -> None:
-        """Ends the workers, each when its batch is done, and after a while all the same."""
+        """Ends the workers, each when its batch is done; those that hang are killed."""
         stop, self._stop = self._stop, None
         self._iterators = []
         if stop is not None:
             stop()
-            # Semaphores lie in what is left. Collected later, by chance amid Python's own work on
-            # shared memory, they would make it complain.
+            # The garbage holds semaphores. Python would complain if it collected them later, in
+            # the middle of its own work on shared memory.
             gc.collect()
 
     def __enter__(self) -> "Batches":
@@ -171,13 +173,13 @@ _open: "weakref.WeakSet[Batches]" = weakref.WeakSet()
 
 @atexit.register
 def _close_open() -> None:
-    """Closes what is still open when Python exits, before Python ends processes its own way."""
+    """Closes what is still open when Python exits, before Python itself ends the processes."""
     for batches in list(_open):
         batches.close()
 
 
 def _start(iterators: Sequence[grain.DatasetIterator]) -> Callable[[], None]:
-    """Starts the worker of each iterator, and returns what ends them all."""
+    """Starts the worker of each iterator, and returns a function that ends them all."""
     if not flags.FLAGS.is_parsed():
         flags.FLAGS.mark_as_parsed()  # `grain` has flags, and asks for their values
     for iterator in iterators:
@@ -201,9 +203,9 @@ def _start(iterators: Sequence[grain.DatasetIterator]) -> Callable[[], None]:
 
 
 def _await_new(count: int, others: Collection[BaseProcess]) -> list[BaseProcess]:
-    """Waits until so many processes are on their way.
+    """Waits until `count` new processes have been started, but not for ever.
 
-    Not for ever: an iterator that can't start its worker says so when it is asked for a batch.
+    An iterator that can't start its worker says so when it is asked for a batch.
     """
     deadline = time.monotonic() + _STARTING_SECONDS
     while True:
@@ -236,7 +238,7 @@ def _stop(
 
 @contextlib.contextmanager
 def _main_module(name: str) -> Iterator[None]:
-    """Makes processes that are started meanwhile import the module `name` as their main one."""
+    """Makes processes started in this context import the module `name` as their main module."""
     main = sys.modules["__main__"]
     stand_in = types.ModuleType("__main__")
     stand_in.__spec__ = importlib.machinery.ModuleSpec(name, None)
@@ -249,7 +251,7 @@ def _main_module(name: str) -> Iterator[None]:
 
 @contextlib.contextmanager
 def _signals_held_back() -> Iterator[None]:
-    """Blocks the signals that end a run, in this thread and in what it starts meanwhile."""
+    """Blocks the signals that stop a run, in this thread and in what it starts in this context."""
     before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM})
     try:
         yield
@@ -258,7 +260,7 @@ def _signals_held_back() -> Iterator[None]:
 
 
 def _end_with_parent(*_: int) -> None:
-    """Makes a worker exit when its parent is gone, even if that was killed."""
+    """Makes a worker exit when its parent is gone, even if the parent was killed."""
     parent = multiprocessing.parent_process()
     assert parent is not None, "not a worker process"
 

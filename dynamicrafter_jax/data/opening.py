@@ -21,15 +21,15 @@ def open_examples(
     """Opens the samples of a source.
 
     Args:
-        config: Of the model; it says how clips are cut.
+        config: The model's config; it says how clips are cut.
         source: See `sources.open_source`; or the folder of a latent cache; or `synthetic:train`,
-            `synthetic:validation` or `synthetic:test`, clips that are drawn. If videos are needed
-            beside a cache and have moved since, `data.videos` is the folder they are in now.
-        seed: Of the run.
+            `synthetic:validation` or `synthetic:test`, clips that are drawn. If a cache needs its
+            videos and they have moved since, `data.videos` is the folder they are in now.
+        seed: Seed of the run.
         training: Whether conditions are dropped, and frames left out, as the config says.
 
     Raises:
-        UserError: If there is no source, or it can't be used.
+        UserError: There is no source, or it can't be used.
     """
     if not source:
         raise UserError(

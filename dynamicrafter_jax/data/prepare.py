@@ -1,11 +1,11 @@
-r"""Copies videos and captions into a TFDS data set, a few large files in place of many small ones.
+r"""Copies videos and captions into a TFDS data set: a few large files instead of many small ones.
 
     python -m dynamicrafter_jax.data.prepare --source=results_2M_train.csv --videos=VIDEOS \
         --data_dir=DIRECTORY --name=webvid
     python -m dynamicrafter_jax.data.prepare --source=FOLDER --data_dir=DIRECTORY --name=clips
 
-Videos are stored as they are, and read again without TensorFlow. Training takes them by
-`--config.data.source=tfds:DIRECTORY/webvid`, or as `tfds:webvid` where `TFDS_DATA_DIR` is set.
+Videos are stored unchanged, and read without TensorFlow. To train on them, set
+`--config.data.source=tfds:DIRECTORY/webvid`, or `tfds:webvid` if `TFDS_DATA_DIR` is set.
 """
 
 import functools
@@ -27,17 +27,17 @@ def define_flags() -> dict[str, flags.FlagHolder]:
         "source": flags.DEFINE_string("source", None, "WebVid .csv, or folder of videos."),
         "videos": flags.DEFINE_string("videos", None, "Folder of the .csv's videos."),
         "data_dir": flags.DEFINE_string("data_dir", None, "Folder of TFDS data sets."),
-        "name": flags.DEFINE_string("name", None, "What to call the data set."),
+        "name": flags.DEFINE_string("name", None, "Name of the data set."),
     }
 
 
 def main(holders: Mapping[str, flags.FlagHolder], _: Sequence[str]) -> None:
-    """Prepares the data set that the flags name, and tells in one line what was done."""
+    """Prepares the data set that the flags describe, and prints one line about it."""
     run(**{name: holder.value for name, holder in holders.items()})
 
 
 def run(source: str | None, videos: str | None, data_dir: str | None, name: str | None) -> None:
-    """Prepares a data set, and tells in one line what was done.
+    """Prepares a data set, and prints one line about it.
 
     Args:
         source: See `sources.open_source`.
@@ -46,7 +46,7 @@ def run(source: str | None, videos: str | None, data_dir: str | None, name: str 
         name: See `builder.prepare`.
 
     Raises:
-        UserError: An argument is missing, or as in `open_source` and `prepare`.
+        UserError: An argument is missing, or `open_source` or `prepare` refuses one.
     """
     from dynamicrafter_jax.data.tfds import builder  # slow to import
 

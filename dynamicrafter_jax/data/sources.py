@@ -1,4 +1,4 @@
-"""Where videos and captions come from: a table, a folder or a data set, all read alike."""
+"""Sources of videos and captions: a table, a folder or a data set, all read through one API."""
 
 import os
 
@@ -12,7 +12,7 @@ _KINDS = "a WebVid .csv, a folder of videos, tfds:NAME or synthetic:train"
 
 
 class _ListedVideos:
-    """Videos that lie in a folder, by a list of their names and captions."""
+    """Videos in a folder, found through a list of their names and captions."""
 
     def __init__(self, listing: VideoFolder | WebVidTable, folder: str) -> None:
         self._listing, self._folder = listing, folder
@@ -31,24 +31,23 @@ def open_source(source: str, *, videos: str | None = None, split: str = "train")
     Args:
         source: A `.csv` in the WebVid layout (`WebVidTable`), a folder of videos (`VideoFolder`),
             or `tfds:NAME`, a TFDS data set; table and folder may be remote.
-        videos: The folder that a table's `page_dir/videoid.mp4` lie in; None for `videos/` beside
+        videos: The folder that holds a table's `page_dir/videoid.mp4`; None for `videos/` next to
             the table.
-        split: Of a TFDS data set.
+        split: Split of a TFDS data set.
 
     Raises:
-        UserError: `source` is nothing of this, or can't be used; says what is wrong in it. So for
-            `synthetic:train`, which `opening.open_examples` takes: clips that are drawn are not
-            in files.
+        UserError: `source` is none of these, or can't be used. `synthetic:train` and the like,
+            which `opening.open_examples` accepts, are refused too: drawn clips are not in files.
     """
     if not source:
-        raise UserError(f"no videos are named: set data.source to {_KINDS}")
+        raise UserError(f"no videos are given: set data.source to {_KINDS}")
     if source.startswith("tfds:"):
         from dynamicrafter_jax.data.tfds.source import open_tfds  # slow to import
 
         return open_tfds(source.removeprefix("tfds:"), split)
     if source.startswith("synthetic:"):
         raise UserError(
-            f"{source} has no files, which are needed here: write some by "
+            f"{source} has no files, but this command needs files: write some with "
             "python -m dynamicrafter_jax.data.synthetic, and give their folder"
         )
     path = files.as_path(source)

@@ -1,4 +1,4 @@
-"""Text from files that others made: many in little memory, and names that stay in their folder."""
+"""Text from files of any origin: compact lists, and file names that stay in their folder."""
 
 import posixpath
 from array import array
@@ -7,14 +7,14 @@ from dynamicrafter_jax.errors import UserError
 
 
 class Texts:
-    """A list of strings that takes little more memory than their letters, and pickles as well."""
+    """A list of strings that takes little more space than their letters, pickled or not."""
 
     def __init__(self) -> None:
-        """Starts empty."""
+        """Makes an empty list."""
         self._letters, self._ends = bytearray(), array("Q", [0])
 
     def append(self, text: str) -> None:
-        """Adds a string; it may hold what stands for bytes that are not UTF-8, as names may."""
+        """Adds a string; like a file name, it may hold surrogates for bytes that are not UTF-8."""
         self._letters += text.encode("utf-8", errors="surrogatepass")
         self._ends.append(len(self._letters))
 
@@ -29,13 +29,14 @@ class Texts:
 
 
 def safe_name(name: str) -> str:
-    """Returns a path within a folder, in its shortest form.
+    """Returns the shortest form of a path within a folder.
 
     Args:
         name: The path, relative to the folder.
 
     Raises:
-        UserError: It leads out of the folder, or nowhere; the message goes on after what names it.
+        UserError: It leads out of the folder, or nowhere. The message continues one that names the
+            path's origin.
     """
     short = posixpath.normpath(name)
     if name[:1] in ("", "/") or ".." in name.split("/") or "\0" in name or short == ".":

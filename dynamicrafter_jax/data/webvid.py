@@ -12,28 +12,28 @@ from dynamicrafter_jax.errors import UserError
 from dynamicrafter_jax.runtime import files, tables
 
 COLUMNS = ("videoid", "page_dir", "name")
-"""Those that the table must have; `name` is the caption, and others are passed over."""
+"""Columns that the table must have; `name` is the caption, and others are ignored."""
 
-_HEAD = 1 << 16  # bytes by which a table's kind is told
+_HEAD = 1 << 16  # bytes that reveal the kind of a table
 
 
 class WebVidTable:
     """Names and captions of the videos in a table, row by row.
 
-    A local table is read through once, and then again wherever a row is asked for: worker
-    processes are sent 8 bytes a row. One that is remote, in UTF-16 or with lines that end in CR
+    A local table is read through once, and rows are read again when they are asked for, so worker
+    processes are sent 8 bytes a row. A table that is remote, in UTF-16 or with lines that end in CR
     alone is kept in memory, and sent whole.
     """
 
     def __init__(self, path: epath.PathLike) -> None:
-        """Finds the rows, and makes sure that each is as it should be.
+        """Finds the rows, and checks each of them.
 
         Args:
             path: A CSV with a header; see `tables.CsvRows` and `tables.decode`.
 
         Raises:
-            UserError: The table can't be read, lacks columns or has no rows, or a row is wrong:
-                names its line.
+            UserError: The table can't be read, lacks columns or has no rows, or a row is wrong;
+                the message names its line.
         """
         self._path = os.fspath(files.as_path(path))
         self._data = files.read_bytes(path) if "://" in self._path else None
@@ -75,7 +75,7 @@ class WebVidTable:
 
 
 def _scan(lines: Iterable[bytes], path: str) -> tuple[list[int], str, "array[int]"]:
-    """Returns where the columns are in a row, what is between cells, and where rows start."""
+    """Returns the positions of the columns in a row, the delimiter, and where rows start."""
     end = 0
 
     def texts() -> Iterator[str]:
@@ -94,8 +94,7 @@ def _scan(lines: Iterable[bytes], path: str) -> tuple[list[int], str, "array[int
         if missing := [name for name in COLUMNS if name not in rows.columns]:
             raise UserError(
                 f"has no column {' and no '.join(missing)}: it holds "
-                f"{', '.join(rows.columns)[:200] or 'nothing'}, where {', '.join(COLUMNS)} are "
-                "needed"
+                f"{', '.join(rows.columns)[:200] or 'nothing'}, but needs {', '.join(COLUMNS)}"
             )
     places = [rows.columns.index(name) for name in COLUMNS]
     starts = array("Q", [end])
@@ -106,7 +105,7 @@ def _scan(lines: Iterable[bytes], path: str) -> tuple[list[int], str, "array[int
             raise UserError(f"{path}, line {line}: {error}") from None
         starts.append(end)
     if len(starts) == 1:
-        raise UserError(f"{path} has no rows after its header, and nothing to train on")
+        raise UserError(f"{path} has no rows after its header: there is nothing to train on")
     return places, rows.delimiter, starts
 
 
@@ -131,7 +130,7 @@ def _name(row: list[str], places: list[int]) -> str:
 
 
 def _stamp(file: io.BufferedIOBase) -> tuple[int, int] | None:
-    """What changes if the file does: size and time; None for what lies in memory."""
+    """Returns a file's size and time, which change if the file does; None for one in memory."""
     if isinstance(file, io.BytesIO):
         return None
     status = os.fstat(file.fileno())

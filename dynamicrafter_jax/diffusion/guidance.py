@@ -1,7 +1,7 @@
 """Classifier-free guidance: several passes of one denoiser, combined.
 
-Scales are arrays, one for the batch or one a sample, so that changing one does not recompile.
-Arithmetic and results are float32, whatever dtype the denoiser answers in.
+Scales are arrays, with one value for the batch or one per sample, so changing them does not
+recompile. Arithmetic and results are float32, whatever dtype the denoiser returns.
 """
 
 from collections.abc import Callable, Sequence
@@ -16,7 +16,7 @@ from dynamicrafter_jax.diffusion.loop import Carry, Denoiser
 from dynamicrafter_jax.diffusion.prediction import PerSample, float32, per_sample
 
 Condition = Any
-"""A pytree of arrays that lead with the batch axis."""
+"""A pytree of arrays whose leading axis is the batch."""
 
 ConditionalDenoiser = Callable[[Array, Array, Array, Condition, Carry], tuple[Array, Carry]]
 """(x (b, ...), timestep (b,), index (), condition, carry) -> (prediction (b, ...), carry)."""
@@ -30,7 +30,7 @@ def guide(
     unconditional: Float[Array, "b *shape"],
     guidance_scale: PerSample,
 ) -> Float32[Array, "b *shape"]:
-    """Unconditional + scale (conditional - unconditional) (Eq. 6, arXiv 2207.12598, s = 1 + w)."""
+    """Returns uncond + scale (cond - uncond) (Eq. 6, arXiv 2207.12598, with scale = 1 + w)."""
     conditional, unconditional = float32(conditional), float32(unconditional)
     return unconditional + per_sample(guidance_scale, conditional) * (conditional - unconditional)
 
@@ -42,14 +42,14 @@ def guide_two_scale(
     guidance_scale: PerSample,
     image_guidance_scale: PerSample,
 ) -> Float32[Array, "b *shape"]:
-    """Guidance with one scale for the text and one for the image (Eq. 3, arXiv 2211.09800).
+    """Guides with one scale for the text and one for the image (Eq. 3, arXiv 2211.09800).
 
     Args:
-        conditional: prediction under text and image.
-        image_only: under the image and no text.
-        unconditional: under neither.
-        guidance_scale: how far to go from `image_only` to `conditional`.
-        image_guidance_scale: how far to go from `unconditional` to `image_only`.
+        conditional: Prediction under text and image.
+        image_only: Prediction under the image without text.
+        unconditional: Prediction under neither.
+        guidance_scale: How far to go from `image_only` to `conditional`.
+        image_guidance_scale: How far to go from `unconditional` to `image_only`.
     """
     toward_image = guide(image_only, unconditional, image_guidance_scale)
     toward_text = float32(conditional) - float32(image_only)
@@ -61,15 +61,15 @@ def rescale_guidance(
     conditional: Float[Array, "b *shape"],
     guidance_rescale: PerSample,
 ) -> Float32[Array, "b *shape"]:
-    """Pull each sample's standard deviation back to that of the conditional prediction.
+    """Rescales each sample towards the standard deviation of the conditional prediction.
 
     Eq. 15 and 16 of arXiv 2305.08891, over all axes but the batch. A constant `guided` has no
-    spread to scale and stays as it is.
+    deviation to scale and is returned unchanged.
 
     Args:
-        guided: combined prediction.
-        conditional: prediction under every condition.
-        guidance_rescale: phi, from 0 (leave `guided`) to 1 (the conditional's deviation).
+        guided: Combined prediction.
+        conditional: Prediction under all conditions.
+        guidance_rescale: phi, from 0 (leaves `guided`) to 1 (the conditional's deviation).
     """
     guided = float32(guided)
     axes = tuple(range(1, guided.ndim))
@@ -89,24 +89,25 @@ def guided_denoiser(
     guidance_rescale: PerSample,
     sequential: bool = False,
 ) -> Denoiser:
-    """Bind conditions to a denoiser and guide it.
+    """Binds conditions to a denoiser and guides it.
 
-    With k conditions, the leaves of the denoiser's carry lead with an axis of k b, the passes of
-    one sample side by side; or are scalars, which all passes share and change alike. Both ways of
-    running keep to that, so a carry made for one serves the other.
+    With k conditions, each leaf of the denoiser's carry either has a leading axis of k b, with the
+    passes of one sample next to each other, or is a scalar, which all passes share and change in
+    the same way. This holds for both ways of running, so they can share a carry.
 
     Args:
-        denoiser: one pass.
-        conditions: k of one structure and shape: (conditional,) is neither guided nor rescaled;
-            (conditional, unconditional); or (conditional, image_only, unconditional).
-        guidance_scale: of the condition, or of its text when there are three.
-        image_guidance_scale: of the image; needed with three conditions, unused with fewer.
+        denoiser: A single pass.
+        conditions: k conditions with the same structure and shapes: (conditional,), which is
+            neither guided nor rescaled; (conditional, unconditional); or (conditional, image_only,
+            unconditional).
+        guidance_scale: Scale of the condition, or of its text if there are three.
+        image_guidance_scale: Scale of the image; needed with three conditions, unused with fewer.
         guidance_rescale: phi of `rescale_guidance`.
-        sequential: run the passes one after another, which needs the memory of one, rather than
-            as one batch.
+        sequential: Whether to run the passes one after another, which needs the memory of one,
+            instead of as one batch.
 
     Raises:
-        ValueError: the number of conditions is not 1, 2 or 3, or a scale is missing.
+        ValueError: The number of conditions is not 1, 2 or 3, or a scale is missing.
     """
     if len(conditions) not in (1, 2, 3):
         raise ValueError(f"guidance takes 1, 2 or 3 conditions, not {len(conditions)}")
@@ -132,7 +133,7 @@ def guided_denoiser(
 
 
 def _batched_passes(denoiser: ConditionalDenoiser, conditions: Sequence[Condition]) -> Passes:
-    """All passes in one call, with a batch of k b."""
+    """Runs all passes in one call, with a batch of k b."""
     k = len(conditions)
     stacked = jax.tree.map(lambda *leaves: _merge(jnp.stack(leaves)), *conditions)
 
@@ -146,7 +147,7 @@ def _batched_passes(denoiser: ConditionalDenoiser, conditions: Sequence[Conditio
 
 
 def _sequential_passes(denoiser: ConditionalDenoiser, conditions: Sequence[Condition]) -> Passes:
-    """One pass after another, in a loop that compiles the denoiser once."""
+    """Runs one pass after another, in a loop that compiles the denoiser once."""
     k = len(conditions)
     stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves), *conditions)
 
@@ -167,10 +168,10 @@ def _sequential_passes(denoiser: ConditionalDenoiser, conditions: Sequence[Condi
 
 
 def _merge(passes: Array) -> Array:
-    """(k, b, ...) -> (b k, ...). Sample-major, so a batch split over devices stays in place."""
+    """Reshapes (k, b, ...) to (b k, ...), sample-major, so batches split over devices stay put."""
     return jnp.moveaxis(passes, 0, 1).reshape(-1, *passes.shape[2:])
 
 
 def _split(batch: Array, k: int) -> Array:
-    """(b k, ...) -> (k, b, ...): undoes `_merge`."""
+    """Reshapes (b k, ...) to (k, b, ...), which undoes `_merge`."""
     return jnp.moveaxis(batch.reshape(-1, k, *batch.shape[1:]), 1, 0)

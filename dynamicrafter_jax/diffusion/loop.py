@@ -1,4 +1,4 @@
-"""All the steps of a sampler, as one compiled loop."""
+"""Runs all steps of a sampler as one compiled loop."""
 
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -12,21 +12,21 @@ from dynamicrafter_jax.diffusion.prediction import float32
 from dynamicrafter_jax.diffusion.solver import CoefficientsT, Solver, State
 
 Carry = Any
-"""What a denoiser remembers from one step to the next: any pytree, () for nothing."""
+"""What a denoiser keeps from one step to the next: any pytree, () for nothing."""
 
 Denoiser = Callable[[Array, Array, Array, Carry], tuple[Array, Carry]]
 """(x (b, ...), timestep (b,), index (), carry) -> (prediction (b, ...), carry).
 
-The index is that of the step, 0 for the highest timestep."""
+`index` is the number of the step, 0 for the highest timestep."""
 
 
 class LoopState(NamedTuple):
     """What passes from step to step.
 
     Attributes:
-        x: the sample so far, float32 whatever dtype the denoiser answers in.
-        solver: the solver's state.
-        carry: the denoiser's.
+        x: The current sample, float32 whatever dtype the denoiser returns.
+        solver: The solver's state.
+        carry: The denoiser's carry.
     """
 
     x: Float32[Array, "b *shape"]
@@ -49,22 +49,22 @@ def run_steps(
     start: int | Int[Array, ""],
     stop: int | Int[Array, ""],
 ) -> LoopState:
-    """Runs steps `start` to `stop` - 1 of a sampler; to be called under `jax.jit`.
+    """Runs steps `start` to `stop` - 1 of a sampler; call it under `jax.jit`.
 
-    The bounds may be traced: then one program runs all steps at once, or a few at a time to show
-    how far it has come or to save what there is.
+    The bounds may be traced. Then one program can run all steps at once, or a few at a time to show
+    progress or to save intermediate states.
 
     Args:
-        denoiser: conditions bound; it is compiled once, whatever the number of steps. What it
-            returns as its carry it gets at the next step.
-        solver: takes one step.
-        state: from `initial_state` or an earlier call.
-        coefficients: the solver's tables, in sampling order; pass them to the compiled function
+        denoiser: The denoiser, with conditions bound; it is compiled once, whatever the number of
+            steps. The carry that it returns is passed to it at the next step.
+        solver: Takes one step.
+        state: From `initial_state` or an earlier call.
+        coefficients: The solver's tables, in sampling order; pass them to the compiled function
             as an argument, so that another eta does not recompile it.
-        noise: fresh noise like `x` for a step; the index is traced and 0 is the first step
+        noise: Returns fresh noise like `x` for a step; the index is traced, and 0 is the first step
             (highest timestep). It draws from a key, or indexes a replayed array.
-        start: first step.
-        stop: one past the last.
+        start: First step.
+        stop: One past the last step.
     """
 
     def step(index: Array, state: LoopState) -> LoopState:

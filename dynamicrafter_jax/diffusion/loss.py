@@ -11,7 +11,7 @@ from dynamicrafter_jax.diffusion.schedule import Schedule
 
 @runtime_checkable
 class Predict(Protocol):
-    """A denoiser with its conditions bound: predicts what the schedule is parameterised by."""
+    """A denoiser with its conditions bound, which predicts what the parameterization asks for."""
 
     def __call__(
         self, x: Float[Array, "b *shape"], timestep: Int[Array, " b"]
@@ -31,10 +31,10 @@ def denoising_loss(
 
     Args:
         predict: The denoiser.
-        schedule: Its levels of noise; x0 is first multiplied by its dynamic rescale.
+        schedule: Defines the levels of noise; x0 is first multiplied by its dynamic rescale.
         x0: Clean latents, scaled.
         noise: Standard normal noise.
-        timestep: Of each sample, 0 .. timesteps - 1.
+        timestep: Timestep of each sample, 0 .. timesteps - 1.
     """
     scale, signal_level, noise_level = (
         jnp.asarray(table, jnp.float32)[timestep]

@@ -20,13 +20,13 @@ PerSample = Float[ArrayLike, ""] | Float[ArrayLike, "b"]
 
 
 def per_sample(values: PerSample, x: Float[Array, "b *shape"]) -> Float32[Array, "..."]:
-    """Values in float32 with as many axes as `x`: (1, 1, ...) or (b, 1, ...)."""
+    """Returns values in float32 with as many axes as `x`: (1, 1, ...) or (b, 1, ...)."""
     values = jnp.asarray(values, jnp.float32)
     return values.reshape(values.shape + (1,) * (x.ndim - values.ndim))
 
 
 def float32(x: Float[Array, "..."]) -> Float32[Array, "..."]:
-    """The same numbers in float32."""
+    """Casts an array to float32."""
     return x.astype(jnp.float32)
 
 
@@ -36,14 +36,14 @@ def add_noise(
     signal_level: PerSample,
     noise_level: PerSample,
 ) -> Float32[Array, "b *shape"]:
-    """Draw x_t given x0 and standard normal noise (Eq. 4, arXiv 2006.11239).
+    """Returns x_t for x0 and standard normal noise (Eq. 4, arXiv 2006.11239).
 
     Args:
-        x0: the clean sample; with a dynamic rescale, the rescaled one.
-        noise: standard normal noise.
+        x0: The clean sample; with a dynamic rescale, the rescaled one.
+        noise: Standard normal noise.
         signal_level: sqrt(alpha_bar), best from `Schedule.signal_level`.
-        noise_level: sqrt(1 - alpha_bar), best from `Schedule.noise_level`: formed of a float32
-            alpha_bar it is off by 2e-5 of itself at the lowest timesteps.
+        noise_level: sqrt(1 - alpha_bar), best from `Schedule.noise_level`: computed from a float32
+            alpha_bar, it has a relative error of 2e-5 at the lowest timesteps.
     """
     return per_sample(signal_level, x0) * float32(x0) + per_sample(noise_level, x0) * float32(noise)
 
@@ -55,7 +55,7 @@ def target(
     signal_level: PerSample,
     noise_level: PerSample,
 ) -> Float32[Array, "b *shape"]:
-    """What the denoiser should answer for `add_noise` of the same arguments."""
+    """Returns what the denoiser should predict for `add_noise` with the same arguments."""
     match parameterization:
         case "eps":
             return float32(noise)
@@ -72,13 +72,13 @@ def to_x0_and_eps(
     prediction: Float[Array, "b *shape"],
     alpha_bar: PerSample,
 ) -> tuple[Float32[Array, "b *shape"], Float32[Array, "b *shape"]]:
-    """The clean sample and the noise that a prediction at `x` implies; x0 is never clipped.
+    """Returns the clean sample and the noise that a prediction at `x` implies, without clipping.
 
     Args:
-        parameterization: what `prediction` is.
-        x: the noisy sample x_t.
-        prediction: the denoiser's output at `x`.
-        alpha_bar: the timestep's; it must be above 0 for eps, any in [0, 1] for v.
+        parameterization: What `prediction` is.
+        x: The noisy sample x_t.
+        prediction: The denoiser's output at `x`.
+        alpha_bar: The timestep's alpha_bar; above 0 for eps, anything in [0, 1] for v.
 
     Returns:
         x0 and eps, with `x` = sqrt(alpha_bar) x0 + sqrt(1 - alpha_bar) eps.
@@ -98,6 +98,6 @@ def to_x0_and_eps(
 def _levels(
     alpha_bar: PerSample, x: Float[Array, "b *shape"]
 ) -> tuple[Float32[Array, "..."], Float32[Array, "..."]]:
-    """sqrt(alpha_bar) and sqrt(1 - alpha_bar), ready to multiply `x`."""
+    """Returns sqrt(alpha_bar) and sqrt(1 - alpha_bar), shaped to multiply `x`."""
     alpha_bar = per_sample(alpha_bar, x)
     return jnp.sqrt(alpha_bar), jnp.sqrt(1 - alpha_bar)

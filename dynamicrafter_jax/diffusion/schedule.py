@@ -1,7 +1,7 @@
 """Noise schedules and the timesteps a sampler visits: float64 NumPy, on the host.
 
-Everything here is computed once, so it costs nothing to do it in float64: near a zero terminal
-signal-to-noise ratio float32 differences lose every digit.
+Everything here is computed once, so float64 costs nothing. Near a zero terminal signal-to-noise
+ratio, float32 differences would lose every digit.
 """
 
 from dataclasses import dataclass
@@ -18,11 +18,11 @@ RESCALE_RAMP = 400
 
 @dataclass(frozen=True, eq=False)
 class Schedule:
-    """How much signal and noise each timestep holds, and what the denoiser predicts of them.
+    """How much signal and noise each timestep has, and what the denoiser predicts.
 
     Attributes:
-        alpha_bar: cumulative product of 1 - beta: the signal's share of the variance.
-        scale: s_t, the factor on x0 at each timestep (dynamic rescale); ones without one.
+        alpha_bar: Cumulative product of 1 - beta: the signal's share of the variance.
+        scale: s_t, the factor on x0 at each timestep (dynamic rescale); ones without a rescale.
         parameterization: "eps" or "v".
     """
 
@@ -51,37 +51,37 @@ def make_schedule(
     use_dynamic_rescale: bool,
     base_scale: float | None = None,
 ) -> Schedule:
-    """Build the schedule of a model; the arguments are the config section `diffusion`.
+    """Builds the schedule of a model; the arguments are the config section `diffusion`.
 
     Args:
-        timesteps: length of the diffusion process, at least 2.
-        linear_start: first beta, above 0.
-        linear_end: last beta, below 1 and not below `linear_start`.
+        timesteps: Length of the diffusion process, at least 2.
+        linear_start: First beta, above 0.
+        linear_end: Last beta, below 1 and not below `linear_start`.
         parameterization: "eps" or "v".
-        rescale_betas_zero_snr: make the last timestep pure noise.
-        use_dynamic_rescale: shrink x0 at noisy timesteps.
-        base_scale: where the dynamic rescale ends; needed with `use_dynamic_rescale` only.
+        rescale_betas_zero_snr: Whether to make the last timestep pure noise.
+        use_dynamic_rescale: Whether to shrink x0 at noisy timesteps.
+        base_scale: Where the dynamic rescale ends; needed only with `use_dynamic_rescale`.
 
     Raises:
-        UserError: a value is out of range, or eps is combined with zero terminal SNR.
+        UserError: A value is out of range, or eps is combined with zero terminal SNR.
     """
     if parameterization not in ("eps", "v"):
         raise UserError(
             f"diffusion.parameterization is {parameterization!r}: choose 'eps' (the denoiser "
-            "predicts the noise) or 'v' (it predicts the velocity)."
+            "predicts the noise) or 'v' (it predicts the velocity)"
         )
     if parameterization == "eps" and rescale_betas_zero_snr:
         raise UserError(
-            "diffusion.parameterization 'eps' does not go with rescale_betas_zero_snr: the last "
-            "timestep is then pure noise (alpha_bar = 0), where knowing the noise says nothing "
-            "about x0. Use parameterization 'v', or set rescale_betas_zero_snr to False."
+            "diffusion.parameterization 'eps' does not work with rescale_betas_zero_snr, which "
+            "makes the last timestep pure noise (alpha_bar = 0), where the noise says nothing "
+            "about x0: use parameterization 'v', or set rescale_betas_zero_snr to False"
         )
     if timesteps < 2:
-        raise UserError(f"diffusion.timesteps is {timesteps}: it must be at least 2.")
+        raise UserError(f"diffusion.timesteps is {timesteps}: it must be at least 2")
     if not 0 < linear_start <= linear_end < 1:
         raise UserError(
             f"diffusion.linear_start and linear_end are {linear_start} and {linear_end}: "
-            "betas must satisfy 0 < linear_start <= linear_end < 1."
+            "betas must satisfy 0 < linear_start <= linear_end < 1"
         )
     betas = linear_betas(timesteps, linear_start, linear_end)
     if rescale_betas_zero_snr:
@@ -90,7 +90,7 @@ def make_schedule(
     if use_dynamic_rescale:
         if base_scale is None or not base_scale > 0:
             raise UserError(
-                f"diffusion.base_scale is {base_scale}: use_dynamic_rescale needs one above 0."
+                f"diffusion.base_scale is {base_scale}: use_dynamic_rescale needs one above 0"
             )
         scale = rescale_schedule(timesteps, base_scale)
     return Schedule(np.cumprod(1 - betas), scale, parameterization)
@@ -99,14 +99,14 @@ def make_schedule(
 def linear_betas(
     timesteps: int, linear_start: float, linear_end: float
 ) -> Float64[np.ndarray, "timesteps"]:
-    """Betas whose square roots are evenly spaced, as in latent diffusion (arXiv 2112.10752)."""
+    """Returns betas with evenly spaced square roots, as in latent diffusion (arXiv 2112.10752)."""
     return np.linspace(np.sqrt(linear_start), np.sqrt(linear_end), timesteps) ** 2
 
 
 def zero_terminal_snr(
     betas: Float64[np.ndarray, "timesteps"],
 ) -> Float64[np.ndarray, "timesteps"]:
-    """Shift and stretch sqrt(alpha_bar) so that it ends at exactly 0 and starts where it did.
+    """Shifts and stretches sqrt(alpha_bar) to end at exactly 0 and keep its first value.
 
     Algorithm 1 of arXiv 2305.08891.
     """
@@ -117,10 +117,10 @@ def zero_terminal_snr(
 
 
 def rescale_schedule(timesteps: int, base_scale: float) -> Float64[np.ndarray, "timesteps"]:
-    """s_t of the dynamic rescale: from 1 down to `base_scale` in a straight line, then flat.
+    """Returns s_t of the dynamic rescale: linear from 1 down to `base_scale`, then constant.
 
-    A smaller x0 under the same noise makes noisy timesteps noisier still, as high resolutions
-    need (Section 2.2 of arXiv 2301.10972 does it by a constant; this shape is the release's).
+    A smaller x0 under the same noise makes noisy timesteps even noisier, as high resolutions need
+    (Section 2.2 of arXiv 2301.10972 uses a constant; this shape is the release's).
     """
     ramp = np.linspace(1, base_scale, RESCALE_RAMP)
     return np.concatenate([ramp, np.full(timesteps, ramp[-1])])[:timesteps]
@@ -129,38 +129,38 @@ def rescale_schedule(timesteps: int, base_scale: float) -> Float64[np.ndarray, "
 def spaced_timesteps(
     spacing: str, steps: int, timesteps: int = 1000
 ) -> Int64[np.ndarray, "chosen"]:
-    """Choose the timesteps a sampler visits, ascending, each in 0 .. timesteps - 1 and once.
+    """Chooses the timesteps that a sampler visits: ascending, distinct, in 0 .. timesteps - 1.
 
-    - `uniform` starts at timestep 1 and goes up in strides of timesteps // steps while it can
-      ("leading" in Section 3.3 of arXiv 2305.08891, plus 1). That is ceil(timesteps / stride)
-      entries, which is more than `steps` where the stride falls short: 31 for 30 of 1000. Where
-      the last would be `timesteps` itself, which does not exist, entries are lowered just enough
-      to stay in range and apart: the last alone, or all by one when the stride is 1.
+    - `uniform` starts at timestep 1 and goes up in strides of timesteps // steps ("leading" in
+      Section 3.3 of arXiv 2305.08891, plus 1). This gives ceil(timesteps / stride) entries, which
+      is more than `steps` if the stride is rounded down: 31 for 30 of 1000. If the last entry would
+      be `timesteps` itself, which does not exist, entries are lowered just enough to stay in range
+      and distinct: the last alone, or all by one if the stride is 1.
     - `uniform_trailing` is exactly `steps` entries down from timesteps - 1 in fractional strides
-      ("trailing", same section), rounded half to even. It always visits the last timestep, and
-      so is the one for a zero terminal SNR.
+      ("trailing", same section), rounded half to even. It always visits the last timestep, as a
+      zero terminal SNR requires.
 
     Args:
         spacing: "uniform" or "uniform_trailing".
-        steps: 1 .. timesteps.
-        timesteps: length of the diffusion process.
+        steps: Number of steps, 1 .. timesteps.
+        timesteps: Length of the diffusion process.
 
     Raises:
-        UserError: unknown spacing, or steps out of range.
+        UserError: The spacing is unknown, or `steps` is out of range.
     """
     if not 1 <= steps <= timesteps:
-        raise UserError(f"sampling.steps is {steps}: choose from 1 to {timesteps}.")
+        raise UserError(f"sampling.steps is {steps}: choose from 1 to {timesteps}")
     match spacing:
         case "uniform":
             chosen = np.arange(0, timesteps, timesteps // steps) + 1
-            # An entry may be no higher than leaves room for those above it.
+            # Each entry must leave room for those above it.
             return np.minimum(chosen, timesteps - len(chosen) + np.arange(len(chosen)))
         case "uniform_trailing":
-            # np.arange's own rounding decides the ties that published videos were made with;
-            # the same rounding lets it run one entry too far, below 0, for some steps.
+            # np.arange's own rounding breaks ties as in published videos. For some numbers of
+            # steps, the same rounding makes it run one entry too far, below 0.
             descending = np.arange(timesteps, 0, -timesteps / steps)[:steps]
             return np.round(descending).astype(np.int64)[::-1] - 1
         case _:
             raise UserError(
-                f"sampling.spacing is {spacing!r}: choose 'uniform' or 'uniform_trailing'."
+                f"sampling.spacing is {spacing!r}: choose 'uniform' or 'uniform_trailing'"
             )

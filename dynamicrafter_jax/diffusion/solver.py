@@ -1,8 +1,8 @@
-"""One step from a noisier sample to a cleaner one.
+"""Solvers, which step from a noisier sample to a cleaner one.
 
 A solver makes coefficients, a pytree of tables computed on the host, and takes steps, each a pure
-function of one row of them. The tables are arguments of the compiled loop, so a change of eta, or
-of timesteps when their number stays, does not recompile it.
+function of one row of them. The tables are arguments of the compiled loop, so changing eta, or
+timesteps but not their number, does not recompile it.
 """
 
 from dataclasses import dataclass
@@ -21,16 +21,16 @@ IntTable = Int32[Array | np.ndarray, "*steps"]
 FloatTable = Float32[Array | np.ndarray, "*steps"]
 
 State = Any
-"""What a solver remembers from one step to the next: any pytree, () for nothing."""
+"""What a solver keeps from one step to the next: any pytree, () for nothing."""
 
 
 @runtime_checkable
 class Coefficients(Protocol):
-    """A pytree of arrays with one row a step, in sampling order: highest timestep first."""
+    """A pytree of arrays with one row per step, in sampling order: highest timestep first."""
 
     @property
     def timestep(self) -> IntTable:
-        """What the denoiser is told."""
+        """The timesteps that the denoiser is given."""
         ...
 
 
@@ -39,21 +39,21 @@ CoefficientsT = TypeVar("CoefficientsT", bound=Coefficients)
 
 @runtime_checkable
 class Solver(Protocol[CoefficientsT]):
-    """Takes steps; frozen and hashable, so that it can be a static argument of `jax.jit`."""
+    """Takes steps; frozen and hashable, so it can be a static argument of `jax.jit`."""
 
     def coefficients(
         self, schedule: Schedule, timesteps: Int[np.ndarray, "steps"], eta: float
     ) -> CoefficientsT:
-        """Tables for the timesteps to visit, ascending, and a share `eta` of fresh noise.
+        """Returns tables for ascending timesteps to visit, and a share `eta` of fresh noise.
 
         Raises:
-            UserError: eta is not in [0, 1].
-            ValueError: timesteps are not strictly ascending or not in the schedule.
+            UserError: `eta` is not in [0, 1].
+            ValueError: `timesteps` are not strictly ascending or not in the schedule.
         """
         ...
 
     def init(self, x: Float32[Array, "b *shape"]) -> State:
-        """State before the first step from `x`."""
+        """Returns the state before the first step from `x`."""
         ...
 
     def step(
@@ -64,18 +64,18 @@ class Solver(Protocol[CoefficientsT]):
         coefficients: CoefficientsT,
         noise: Float[Array, "b *shape"],
     ) -> tuple[Float32[Array, "b *shape"], State]:
-        """The next sample and state, from the denoiser's prediction at `x` and one row."""
+        """Returns the next sample and state, from the denoiser's prediction at `x` and one row."""
         ...
 
 
 class DDIMCoefficients(NamedTuple):
-    """Tables of `DDIM`, float32, one row a step, highest timestep first.
+    """Tables of `DDIM`, float32, with one row per step, highest timestep first.
 
     Attributes:
-        timestep: what the denoiser is told, int32.
-        alpha_bar: at this timestep.
-        alpha_bar_prev: at the next lower one that is visited; alpha_bar[0] after the lowest.
-        sigma: standard deviation of the fresh noise.
+        timestep: Timestep that the denoiser is given, int32.
+        alpha_bar: alpha_bar at this timestep.
+        alpha_bar_prev: alpha_bar at the next lower timestep visited; alpha_bar[0] after the lowest.
+        sigma: Standard deviation of the fresh noise.
         direction: sqrt(1 - alpha_bar_prev - sigma^2), the factor on the predicted noise.
         scale_ratio: s_prev / s, the dynamic rescale of x0 for the next timestep.
     """
@@ -91,20 +91,20 @@ class DDIMCoefficients(NamedTuple):
 def ddim_coefficients(
     schedule: Schedule, timesteps: Int[np.ndarray, "steps"], eta: float
 ) -> DDIMCoefficients:
-    """Tables of DDIM over the chosen timesteps (Eq. 12 and 16, arXiv 2010.02502).
+    """Returns the tables of DDIM over the chosen timesteps (Eq. 12 and 16, arXiv 2010.02502).
 
     Args:
-        schedule: of the model.
-        timesteps: to visit, strictly ascending, as `spaced_timesteps` returns them.
-        eta: share of fresh noise, 0 (deterministic) to 1 (as much as DDPM).
+        schedule: The model's schedule.
+        timesteps: Timesteps to visit, strictly ascending, as `spaced_timesteps` returns them.
+        eta: Share of fresh noise, 0 (deterministic) to 1 (as much as DDPM).
 
     Raises:
-        UserError: eta is not in [0, 1].
-        ValueError: timesteps are not strictly ascending or not in the schedule.
+        UserError: `eta` is not in [0, 1].
+        ValueError: `timesteps` are not strictly ascending or not in the schedule.
     """
     if not 0 <= eta <= 1:
         raise UserError(
-            f"sampling.eta is {eta}: choose from 0 (deterministic) to 1 (as noisy as DDPM)."
+            f"sampling.eta is {eta}: choose from 0 (deterministic) to 1 (as noisy as DDPM)"
         )
     bounded = np.concatenate([[-1], timesteps, [len(schedule.alpha_bar)]])
     if np.any(np.diff(bounded) <= 0):
@@ -114,9 +114,9 @@ def ddim_coefficients(
     alpha_bar, scale = schedule.alpha_bar[timesteps], schedule.scale[timesteps]
     alpha_bar_prev = np.append(schedule.alpha_bar[0], alpha_bar[:-1])
     scale_prev = np.append(scale[0], scale[:-1])
-    # sigma^2 / (1 - alpha_bar_prev), and then direction as a product: the difference
-    # 1 - alpha_bar_prev - sigma^2 is exactly 0 at alpha_bar = 0 and eta = 1, and rounding
-    # could leave the root of a negative number there.
+    # sigma^2 / (1 - alpha_bar_prev), from which the direction is computed as a product: the
+    # difference 1 - alpha_bar_prev - sigma^2 is exactly 0 at alpha_bar = 0 and eta = 1, where
+    # rounding could make it negative.
     fresh_share = eta**2 * (1 - alpha_bar / alpha_bar_prev) / (1 - alpha_bar)
     noise_variance_prev = 1 - alpha_bar_prev
     tables = {
@@ -136,11 +136,11 @@ def ddim_coefficients(
 class DDIM:
     """Denoising diffusion implicit models (Eq. 12, arXiv 2010.02502); keeps no state.
 
-    As in the PyTorch release, fresh noise is added at the lowest timestep too, and what is left
-    after it is a sample at timestep 0, not x0 itself.
+    As in the PyTorch release, fresh noise is added at the lowest timestep too, so the result is a
+    sample at timestep 0, not x0 itself.
 
     Attributes:
-        parameterization: what the denoiser predicts, "eps" or "v".
+        parameterization: What the denoiser predicts, "eps" or "v".
     """
 
     parameterization: Parameterization
@@ -152,7 +152,7 @@ class DDIM:
         return ddim_coefficients(schedule, timesteps, eta)
 
     def init(self, x: Float32[Array, "b *shape"]) -> State:
-        """No state."""
+        """Returns the empty state, since DDIM keeps none."""
         return ()
 
     def step(
@@ -163,9 +163,9 @@ class DDIM:
         coefficients: DDIMCoefficients,
         noise: Float[Array, "b *shape"],
     ) -> tuple[Float32[Array, "b *shape"], State]:
-        """Rebuild the sample at the next lower timestep from the predicted x0 and eps."""
+        """Computes the sample at the next lower timestep from the predicted x0 and eps."""
         x0, eps = to_x0_and_eps(self.parameterization, x, prediction, coefficients.alpha_bar)
-        # The rescale is of x0 alone: eps was derived from x and the unscaled x0.
+        # Only x0 is rescaled: eps was derived from x and the unscaled x0.
         mean = jnp.sqrt(coefficients.alpha_bar_prev) * coefficients.scale_ratio * x0
         fresh_noise = coefficients.sigma * float32(noise)
         return mean + coefficients.direction * eps + fresh_noise, state

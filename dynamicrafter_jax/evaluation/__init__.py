@@ -1,1 +1,1 @@
-"""Evaluation under a protocol: clips are chosen, measured, compared and reported."""
+"""Evaluation under a protocol: chooses clips, measures and compares them, and writes a report."""

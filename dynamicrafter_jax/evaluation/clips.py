@@ -1,4 +1,4 @@
-"""Which clips are compared: chosen by a rule or from a list, the same ones on any machine."""
+"""The clips to compare: chosen by a rule or from a list, and the same on every machine."""
 
 import dataclasses
 import hashlib
@@ -29,13 +29,13 @@ _AHEAD = 8
 
 @dataclasses.dataclass(frozen=True)
 class Clip:
-    """Frames of a video.
+    """Some frames of a video.
 
     Attributes:
-        name: Of the video.
-        sha256: Of its file.
+        name: Name of the video.
+        sha256: SHA-256 of its file.
         start: Number of the first frame.
-        fps: Frames of the file a second; None where it does not say.
+        fps: Frames a second of the file; None if it does not say.
         prompt: What happens; may be empty.
         group: What the video belongs to, such as its class; may be empty.
     """
@@ -49,7 +49,7 @@ class Clip:
 
     @property
     def sample_index(self) -> int:
-        """Number for the random draws of what is generated for it: of the name alone."""
+        """Sample number for generating a clip from this one; it depends on the name alone."""
         return zlib.crc32(self.name.encode(errors="surrogateescape"))
 
 
@@ -57,8 +57,8 @@ class Problem(NamedTuple):
     """A video that can't be used.
 
     Attributes:
-        name: Of the video.
-        reason: One line.
+        name: Name of the video.
+        reason: Why it can't be used, in one line.
     """
 
     name: str
@@ -68,16 +68,16 @@ class Problem(NamedTuple):
 def choose(
     protocol: Protocol, data: DataSet, *, skip: bool = False
 ) -> tuple[list[Clip], list[Problem]]:
-    """Returns the clips of a protocol, in its order, and what was passed over as unreadable.
+    """Returns the clips of a protocol, in its order, and the videos that were skipped.
 
     Args:
-        protocol: Says which.
+        protocol: The protocol.
         data: The videos.
-        skip: Whether videos that can't be read are passed over.
+        skip: Whether to skip videos that can't be read.
 
     Raises:
-        UserError: A video can't be read or, where all are wanted, is too short; the message names
-            them all. Or there are too few, or they are not those that the protocol pins down.
+        UserError: Videos can't be read or, if all are wanted, are too short; the message names all
+            of them. Or there are too few, or they are not those that the protocol pins down.
     """
     if protocol.clips.list is not None:
         clips, problems = _pinned(protocol, data)
@@ -88,7 +88,7 @@ def choose(
     if wanted is not None and len(clips) < wanted and not (skip and problems):
         raise UserError(
             f"{data.place} has {len(clips)} videos of {protocol.frames.span} frames or more, but "
-            f"{protocol.name} compares {wanted}: give the whole data set, or --num_videos"
+            f"{protocol.name} compares {wanted}: give the whole data set, or a lower --num_videos"
         )
     if len(clips) < 2:
         raise UserError(f"{data.place} has too few videos to compare: {len(clips)}")
@@ -108,13 +108,13 @@ def read_clip(
 
     Args:
         data: The videos.
-        numbers: Of the videos in it, by name.
-        clip: Which.
-        frames: How many, and how far apart.
-        picture: Their size.
+        numbers: Numbers of the videos in `data`, by name.
+        clip: Which clip.
+        frames: How many frames, and how far apart.
+        picture: Size of the frames.
 
     Raises:
-        UserError: They can't be read.
+        UserError: The frames can't be read.
     """
     video = data.read(numbers[clip.name])
     indices = range(clip.start, clip.start + frames.span, frames.stride)
@@ -129,7 +129,7 @@ def numbers_of(data: DataSet) -> dict[str, int]:
 def inspect_clips(
     data: DataSet, names: Sequence[str], frames: Frames, seed: int
 ) -> Iterator[Clip | Problem]:
-    """Yields the clip of each video in turn, or what is wrong with it."""
+    """Yields the clip of each video in turn, or why the video can't be used."""
     numbers = numbers_of(data)
 
     def look(name: str) -> Clip | Problem:
@@ -150,11 +150,11 @@ def inspect_clips(
 
 
 class TooShort(Problem):
-    """A video with fewer frames than a clip takes."""
+    """A video with fewer frames than a clip needs."""
 
 
 def too_short(name: str, found: int, frames: Frames) -> str:
-    """Says that a video has too few frames."""
+    """Returns a message that says that a video has too few frames."""
     needed = f"{frames.count} frames"
     if frames.stride > 1:
         needed = f"{frames.span} frames, for {frames.count} at stride {frames.stride}"
@@ -162,12 +162,12 @@ def too_short(name: str, found: int, frames: Frames) -> str:
 
 
 def stop_for(problems: Sequence[Problem], skip: bool, finished: str = "") -> None:
-    """Raises one line about all videos that can't be used, unless they are to be passed over."""
+    """Raises one error about all videos that can't be used, unless they are to be skipped."""
     if problems and not skip:
         reasons = "; ".join(problem.reason for problem in problems)
         raise UserError(
-            f"{len(problems)} videos can't be used{finished}: {reasons}. Mend them, or pass them "
-            "over with --skip_unreadable"
+            f"{len(problems)} videos can't be used{finished}: {reasons}. Repair them, or skip "
+            "them with --skip_unreadable"
         )
 
 
@@ -177,7 +177,7 @@ def ranked(names: Sequence[str], seed: int) -> list[str]:
 
 
 def list_sha256(clips: Sequence[Clip]) -> str:
-    """Returns the hash of a list of clips: of names, files, starts and prompts, in order."""
+    """Returns the hash of a list of clips: names, files, starts and prompts, in order."""
     digest = hashlib.sha256()
     for clip in clips:
         said = [clip.name, clip.sha256, clip.start, clip.prompt]
@@ -186,7 +186,7 @@ def list_sha256(clips: Sequence[Clip]) -> str:
 
 
 def write_list(path: epath.PathLike, clips: Sequence[Clip]) -> None:
-    """Writes a list of clips, a line of JSON each, that a protocol may name."""
+    """Writes a list of clips, one line of JSON each, to which a protocol may refer."""
     lines = (json.dumps(dataclasses.asdict(clip)) + "\n" for clip in clips)
     files.write_bytes(path, "".join(lines).encode())
 
@@ -195,7 +195,7 @@ def read_list(path: epath.PathLike) -> list[Clip]:
     """Reads what `write_list` wrote.
 
     Raises:
-        UserError: It is missing, or a line is no clip.
+        UserError: The file is missing, or a line is not a clip.
     """
     clips = []
     for number, row in tables.json_rows(path, tables.read_lines(path)):
@@ -203,7 +203,7 @@ def read_list(path: epath.PathLike) -> list[Clip]:
             try:
                 clips.append(settings_of(Clip, "clip", ConfigDict(row)))
             except UserError as error:
-                raise UserError(f"is no clip: {error}") from None
+                raise UserError(f"is not a clip: {error}") from None
     return clips
 
 
@@ -252,6 +252,6 @@ def _pinned(protocol: Protocol, data: DataSet) -> tuple[list[Clip], list[Problem
 
 
 def _drawn(seed: int, purpose: str, name: str) -> int:
-    """A number that follows from the seed and a name alone."""
+    """Returns a number that depends on nothing but the arguments."""
     digest = hashlib.sha256(f"{seed} {purpose} {name}".encode(errors="surrogateescape")).digest()
     return int.from_bytes(digest[:8], "big")

@@ -1,4 +1,4 @@
-"""Data sets in the layouts in which they are published, by names."""
+"""Data sets in their published layouts, as videos by name."""
 
 import dataclasses
 import json
@@ -23,7 +23,7 @@ _TFDS = "tfds:"
 _UCF_LISTS = "ucfTrainTestlist"
 _MSRVTT_LISTS = ("test_videodatainfo.json", "train_val_videodatainfo.json")
 _MSRVTT_FOLDERS = ("videos", "TestVideo", "TrainValVideo")
-_WEBP_FLAGS, _WEBP_ANIMATED = 20, 2  # a place in the file, and a bit there
+_WEBP_FLAGS, _WEBP_ANIMATED = 20, 2  # a position in the file, and a bit there
 _MSRVTT_SPLITS = ("train", "validate", "test")
 
 
@@ -32,11 +32,11 @@ class DataSet:
     """Videos by name.
 
     Attributes:
-        names: Of the videos, each once; none depends on where the files lie.
-        groups: Of each video, what it belongs to, such as its class; "" where there is nothing.
-            None where prompts are classes, and known once a video is read.
-        read: Returns the video of a number; its file may be missing or broken.
-        place: What messages call the whole.
+        names: Names of the videos, each once; they don't depend on where the files are.
+        groups: What each video belongs to, such as its class, or "". None if groups are the same
+            as prompts, which are known only once a video is read.
+        read: Returns the video with a number; its file may be missing or broken.
+        place: What messages call the data set.
     """
 
     names: Sequence[str]
@@ -49,7 +49,7 @@ def open_data(data: Data, place: str) -> DataSet:
     """Opens the videos of a protocol.
 
     Args:
-        data: Which they are.
+        data: Which videos.
         place: The folder of the data set, or `tfds:NAME` for one that TFDS has prepared.
 
     Raises:
@@ -58,7 +58,7 @@ def open_data(data: Data, place: str) -> DataSet:
     if place.startswith(_TFDS):
         return _open_tfds(data, place.removeprefix(_TFDS))
     if not as_path(place).is_dir():
-        raise UserError(f"{place} is not a folder: give that of the data set {data.set}")
+        raise UserError(f"{place} is not a folder: give the folder of the data set {data.set}")
     if data.set == "ucf101":
         return _open_ucf101(data, as_path(place))
     if data.set == "msrvtt":
@@ -67,28 +67,28 @@ def open_data(data: Data, place: str) -> DataSet:
 
 
 def open_folder(place: str, *, captions: bool = False) -> DataSet:
-    """Opens all videos in a folder and the folders in it.
+    """Opens all videos in a folder and its subfolders.
 
-    A folder that holds pictures, and nothing that moves, is a video of them. Pictures beside
-    videos are passed over, and so are those in `place` itself. Names are paths within the folder,
-    without extension, and groups the folders that videos lie in.
+    A subfolder that holds pictures, and no videos or animations, is itself a video, whose frames
+    are the pictures. Pictures next to videos are ignored, and so are those in `place` itself. Names
+    are paths within the folder, without extension, and groups are the folders of the videos.
 
     Args:
         place: The folder.
-        captions: Whether prompts are in a `.txt` beside each video; else they are "".
+        captions: Whether prompts are in a `.txt` next to each video; otherwise they are "".
 
     Raises:
-        UserError: There is no folder, no video, there are two of one name, or a folder has videos
-            and more pictures than these.
+        UserError: There is no folder or no video, two videos have the same name, or a subfolder
+            has videos and even more pictures.
     """
     root = os.fspath(as_path(place))
     if not as_path(root).is_dir():
-        raise UserError(f"{place} is not a folder: give one of videos")
+        raise UserError(f"{place} is not a folder: give a folder of videos")
     found = _by_name(root, _videos(root))
     if not found:
         raise UserError(
             f"{place} has no videos: none of {', '.join(EXTENSIONS)}, and no folder of frames "
-            "in it; if its own pictures are the frames of one, give the folder above"
+            "in it; if its own pictures are the frames of a video, give the folder above"
         )
     names = sorted(found)
 
@@ -101,14 +101,14 @@ def open_folder(place: str, *, captions: bool = False) -> DataSet:
 
 
 def open_images(place: str) -> DataSet:
-    """Opens the pictures in a folder and the folders in it, by their paths without extension.
+    """Opens the pictures in a folder and its subfolders, named by their paths without extension.
 
     Raises:
-        UserError: There is no folder, no picture, or there are two of one name.
+        UserError: There is no folder or no picture, or two pictures have the same name.
     """
     root = os.fspath(as_path(place))
     if not as_path(root).is_dir():
-        raise UserError(f"{place} is not a folder: give one of pictures")
+        raise UserError(f"{place} is not a folder: give a folder of pictures")
     found = _by_name(root, (path for path in _files(root) if is_picture(os.path.basename(path))))
     if not found:
         raise UserError(f"{place} has no pictures: none of {', '.join(PICTURES)}")
@@ -121,7 +121,7 @@ def open_images(place: str) -> DataSet:
 
 
 def _by_name(root: str, paths: Iterable[str]) -> dict[str, str]:
-    """Returns paths by what they are in a folder, without extension."""
+    """Returns paths by their names: relative to a folder, without extension."""
     found: dict[str, str] = {}
     for path in paths:
         name = os.path.relpath(path, root)
@@ -129,7 +129,7 @@ def _by_name(root: str, paths: Iterable[str]) -> dict[str, str]:
             name = os.path.splitext(name)[0]
         name = name.replace(os.sep, "/")
         if name in found:
-            raise UserError(f"{found[name]} and {path} have one name: keep one of them")
+            raise UserError(f"{found[name]} and {path} have the same name: keep one of them")
         found[name] = path
     return found
 
@@ -150,26 +150,27 @@ def _videos(root: str) -> Iterator[str]:
         pictures = [name for name in pictures if name not in videos]
         if folder != root and len(pictures) > len(videos):
             raise UserError(
-                f"{folder} holds videos, as {moving[0]}, and more pictures, as {pictures[0]}: "
-                "put them into folders of their own, so that it is clear what is a video"
+                f"{folder} holds videos such as {moving[0]} and more pictures such as "
+                f"{pictures[0]}: put them into separate folders, so that it is clear which are "
+                "videos"
             )
         yield from (os.path.join(folder, name) for name in videos)
 
 
 def _is_still(path: str) -> bool:
-    """Whether a file that may be an animation, as a `.webp`, has but one frame."""
+    """Returns whether a file that may be an animation, such as a `.webp`, has only one frame."""
     if not is_picture(os.path.basename(path)):
         return False
     try:
         with open(path, "rb") as file:
             header = file.read(_WEBP_FLAGS + 1)
     except OSError:
-        return False  # which reading it will say
+        return False  # reading the file will report the error
     return not (header[12:16] == b"VP8X" and header[_WEBP_FLAGS] & _WEBP_ANIMATED)
 
 
 def _walk(root: str) -> Iterator[tuple[str, list[str]]]:
-    """Yields folders and the names of their files, without those that start with a dot."""
+    """Yields folders and the names of their files, leaving out names that start with a dot."""
 
     def refuse(error: OSError) -> None:
         raise UserError(f"{error.filename or root} can't be read: {error.strerror or error}")
@@ -180,7 +181,7 @@ def _walk(root: str) -> Iterator[tuple[str, list[str]]]:
 
 
 def _open_ucf101(data: Data, root: epath.Path) -> DataSet:
-    """`UCF-101/CLASS/v_CLASS_g01_c01.avi`, and `ucfTrainTestlist/` for splits."""
+    """Opens `UCF-101/CLASS/v_CLASS_g01_c01.avi`, with `ucfTrainTestlist/` for splits."""
     from dynamicrafter_jax.data.tfds.source import words  # slow to import
 
     videos = root / "UCF-101" if (root / "UCF-101").is_dir() else root
@@ -190,13 +191,16 @@ def _open_ucf101(data: Data, root: epath.Path) -> DataSet:
     else:
         found = re.fullmatch(r"(train|test)([123])", data.split)
         if found is None:
-            raise UserError(f"UCF-101 has no split {data.split!r}: it has all, train1 to test3")
+            raise UserError(
+                f"UCF-101 has no split {data.split!r}: choose from all, train1 to train3, "
+                "test1 to test3"
+            )
         file = root / _UCF_LISTS / f"{found[1]}list0{found[2]}.txt"
-        # In the lists of training videos a class's number follows the path.
+        # In the lists of training videos, the class's number follows the path.
         listed = [line.split()[0] for line in _text(file).splitlines() if line.strip()]
         where = os.fspath(file)
     if not listed:
-        raise UserError(f"{where} names no videos: give the folder with UCF-101/CLASS/v_*.avi")
+        raise UserError(f"{where} has no videos: give the folder with UCF-101/CLASS/v_*.avi")
     listed.sort(key=os.path.basename)
     names = [os.path.splitext(os.path.basename(path))[0] for path in listed]
     groups = [path.partition("/")[0] for path in listed]
@@ -210,10 +214,10 @@ def _open_ucf101(data: Data, root: epath.Path) -> DataSet:
 
 
 def _open_msrvtt(data: Data, root: epath.Path) -> DataSet:
-    """`videos/video0.mp4`, and the lists of videos and sentences."""
+    """Opens `videos/video0.mp4`, with the lists of videos and sentences."""
     if data.split not in (*_MSRVTT_SPLITS, "all"):
         splits = ", ".join(_MSRVTT_SPLITS)
-        raise UserError(f"MSR-VTT has no split {data.split!r}: it has all, {splits}")
+        raise UserError(f"MSR-VTT has no split {data.split!r}: choose from all, {splits}")
     lists = [root / name for name in _MSRVTT_LISTS if (root / name).exists()]
     if not lists:
         raise UserError(f"{root} has no {' and no '.join(_MSRVTT_LISTS)}: put one there")
@@ -230,7 +234,9 @@ def _open_msrvtt(data: Data, root: epath.Path) -> DataSet:
                 name = str(sentence["video_id"])
                 captions[name] = min(captions.get(name, numbered), numbered)
         except (KeyError, TypeError, ValueError) as error:
-            raise UserError(f"{path} is no list of MSR-VTT: {error} is missing or wrong") from error
+            raise UserError(
+                f"{path} is not an MSR-VTT list: {error} is missing or wrong"
+            ) from error
     if not groups:
         raise UserError(f"{' and '.join(map(os.fspath, lists))} list no videos of {data.split!r}")
     names = sorted(groups)
@@ -250,7 +256,7 @@ def _open_msrvtt(data: Data, root: epath.Path) -> DataSet:
 
 
 def _open_tfds(data: Data, name: str) -> DataSet:
-    """Videos are named by their split and number, since TFDS keeps no file names."""
+    """Opens a TFDS data set; it keeps no file names, so videos are named by split and number."""
     from dynamicrafter_jax.data.tfds.source import open_tfds  # slow to import
 
     split = data.split
@@ -275,7 +281,7 @@ def _open_tfds(data: Data, name: str) -> DataSet:
 def _check_prompt(data: Data, known: Sequence[str]) -> None:
     if data.prompt not in known:
         raise UserError(
-            f"{data.set} has no prompts of the kind {data.prompt!r}: choose from {', '.join(known)}"
+            f"{data.set} has no prompts of kind {data.prompt!r}: choose from {', '.join(known)}"
         )
 
 
@@ -286,7 +292,7 @@ def _object(path: epath.Path) -> dict[str, Any]:
         refuse_placeholder(path, path)
         raise UserError(f"{path} is not JSON: {error}") from None
     if not isinstance(said, dict):
-        raise UserError(f"{path} is no list of videos: a JSON object is needed")
+        raise UserError(f"{path} is not a list of videos: a JSON object is needed")
     return said
 
 

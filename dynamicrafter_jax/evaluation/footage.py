@@ -1,4 +1,4 @@
-"""Videos of any kind, by frames: files, animations, folders of pictures and arrays."""
+"""Reads frames of videos of any kind: files, animations, folders of pictures and arrays."""
 
 import contextlib
 import hashlib
@@ -29,19 +29,19 @@ from dynamicrafter_jax.runtime import files
 _ANIMATIONS = (".webp", ".apng")
 
 EXTENSIONS = (*DECODED, *_ANIMATIONS, ".npy")
-"""Of the files that count as videos. So does a folder of frames (`media.frames`)."""
+"""Extensions of the files that count as videos, as do folders of frames (`media.frames`)."""
 
 PICTURES = tuple(kind for kind in frame_folders.EXTENSIONS if kind not in _ANIMATIONS)
-"""Of the files that are a single frame."""
+"""Extensions of the files that hold a single frame."""
 
 
 class Footage(NamedTuple):
     """What is known of a video before its frames are decoded.
 
     Attributes:
-        frames: How many it has.
-        fps: Frames a second; None where it does not say.
-        sha256: Of the file; of a folder, of its pictures' names and hashes.
+        frames: Number of frames.
+        fps: Frames a second; None if the file does not say.
+        sha256: SHA-256 of the file or, for a folder, of its pictures' names and hashes.
     """
 
     frames: int
@@ -50,14 +50,14 @@ class Footage(NamedTuple):
 
 
 def inspect(file: str | bytes, name: str) -> Footage:
-    """Finds out how long a video is, and its hash.
+    """Returns the length, frame rate and hash of a video.
 
     Args:
-        file: A path, or the bytes of a file that ffmpeg knows.
+        file: A path, or the bytes of a file that ffmpeg can read.
         name: What error messages call it.
 
     Raises:
-        UserError: It is missing or can't be read.
+        UserError: The video is missing or can't be read.
     """
     if _is_folder(file):
         return _inspect_folder(str(file), name)
@@ -79,18 +79,18 @@ def inspect(file: str | bytes, name: str) -> Footage:
 def read_frames(
     file: str | bytes, name: str, indices: Sequence[int], height: int, width: int
 ) -> UInt8[np.ndarray, "t height width 3"]:
-    """Returns the frames of these numbers.
+    """Returns the frames with the given numbers.
 
-    They are resized until they cover height x width, and cut in the middle. Both is done by
-    ffmpeg for files that it decodes (`VideoReader.frames`), and else by Pillow
-    (`media.cropping.cover`); frames of that size already are the same by either.
+    They are resized to cover height x width and center-cropped: by ffmpeg for files that it decodes
+    (`VideoReader.frames`), otherwise by Pillow (`media.cropping.cover`). Frames that already have
+    this size are the same either way.
 
     Args:
         file: As in `inspect`.
         name: What error messages call it.
-        indices: Growing numbers from 0.
-        height: In pixels.
-        width: In pixels.
+        indices: Increasing numbers from 0.
+        height: Height of the results, in pixels.
+        width: Width of the results, in pixels.
 
     Raises:
         UserError: A frame is missing or damaged.
@@ -98,7 +98,7 @@ def read_frames(
     if _is_folder(file):
         pictures = list_frames(str(file))
         if missing := [i for i in indices if i >= len(pictures)]:
-            raise UserError(f"{name} has {len(pictures)} frames, and none of number {missing[0]}")
+            raise UserError(f"{name} has {len(pictures)} frames, but no number {missing[0]}")
         found = {pictures[i].name: read_picture(pictures[i]) for i in indices}
         _check_sizes(name, {file: frame.shape[:2] for file, frame in found.items()})
         found = list(found.values())
@@ -130,7 +130,7 @@ def _inspect_folder(folder: str, name: str) -> Footage:
     for picture in pictures:
         data = files.read_bytes(picture)
         sizes[picture.name] = size_of_picture(data, os.fspath(picture))
-        # A name that is not UTF-8 reaches us with lone surrogates.
+        # A name that is not UTF-8 has lone surrogates.
         digest.update(f"{picture.name} ".encode(errors="surrogateescape"))
         digest.update(hashlib.sha256(data).digest())
     _check_sizes(name, sizes)
@@ -138,13 +138,13 @@ def _inspect_folder(folder: str, name: str) -> Footage:
 
 
 def _check_sizes(name: str, sizes: Mapping[str, tuple[int, ...]]) -> None:
-    """Refuses frames, by their names, that are not all of one height and width."""
+    """Checks that frames, given as sizes by name, all have the same height and width."""
     for (first, size), (other, other_size) in pairwise(sizes.items()):
         if size != other_size:
             (h, w), (other_h, other_w) = size, other_size
             raise UserError(
                 f"{name} has frames of {w} x {h} and {other_w} x {other_h} pixels, {first} and "
-                f"{other}: make them alike"
+                f"{other}: make them the same size"
             )
 
 
@@ -161,16 +161,16 @@ def _array(path: str) -> UInt8[np.ndarray, "t h w 3"]:
 
 @contextlib.contextmanager
 def _animation(data: bytes, name: str) -> Iterator[tuple[Image.Image, int]]:
-    """Opens an animation; gives its picture and how many frames it has."""
+    """Opens an animation; gives its picture and its number of frames."""
     with open_animation(data, name) as picture:
         yield picture, getattr(picture, "n_frames", 1)
 
 
 def _rate(picture: Image.Image, count: int) -> float | None:
-    """Returns the frames a second of an animation, from the first to the last; None if untold."""
+    """Returns the average frame rate of an animation; None if it has no durations."""
     milliseconds = 0.0
     for number in range(count - 1):
         picture.seek(number)
-        picture.load()  # which tells how long it stays
+        picture.load()  # which reads the frame's duration
         milliseconds += picture.info.get("duration") or 0
     return 1000 * (count - 1) / milliseconds if milliseconds else None

@@ -1,4 +1,4 @@
-"""What is measured of a clip: a row of numbers, from which distances and means are made."""
+"""Measures of clips: each gives a clip a row of numbers, for distances and means."""
 
 import dataclasses
 import functools
@@ -31,13 +31,13 @@ from dynamicrafter_jax.metrics.i3d_weights import describe_i3d, load_i3d
 from dynamicrafter_jax.metrics.pic import conformity, pic
 
 Seen = UInt8[np.ndarray, "t1 h w 3"]
-"""The image that a clip was made from, and then the clip's frames."""
+"""The image that a clip was made from, followed by the clip's frames."""
 
 Rows = Iterator[tuple[tuple[str, ...], Shaped[np.ndarray, "n ..."]]]
-"""Names of clips, and a row for each."""
+"""Batches of names of clips, with a row for each."""
 
 Numbers = Mapping[str, Float64[np.ndarray, " n"]]
-"""By name, a number of each clip."""
+"""A number for each clip, by the number's name."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -45,10 +45,10 @@ class Measure:
     """A measure of single clips.
 
     Attributes:
-        name: In files and messages.
-        settings: All that decides its numbers besides the clips, as JSON has it.
-        run: Takes names and what is seen; yields names and rows.
-        numbers: Takes rows of clips and their prompts; returns what is said of single clips.
+        name: Its name in files and messages.
+        settings: Everything besides the clips that its numbers depend on, as plain JSON.
+        run: Takes names and clips; yields names and rows.
+        numbers: Takes rows of clips and their prompts; returns the numbers of single clips.
     """
 
     name: str
@@ -64,23 +64,23 @@ PIC = "PIC"
 _MOTION = "motion_degree"
 _CONSISTENCY, _SIMILARITY = "frame_consistency", "text_similarity"
 
-# More than any two pictures have that differ at all, up to half a million pixels.
+# Above the PSNR of any two pictures of up to half a million pixels that differ at all.
 _EQUAL_DB = 110.0
 
 
 def i3d_measure(
     path: epath.PathLike, settings: protocols.Measures, mesh: Mesh, clips_per_device: int = 1
 ) -> Measure:
-    """Returns the features of I3D, for FVD and KVD.
+    """Returns the measure of I3D features, for FVD and KVD.
 
     Args:
-        path: Its weights.
-        settings: Of the protocol.
-        mesh: Whose devices share the clips.
-        clips_per_device: Clips that a device takes at once.
+        path: I3D's weights.
+        settings: Settings of the protocol.
+        mesh: The devices that share the clips.
+        clips_per_device: Clips that a device processes at once.
 
     Raises:
-        UserError: The weights can't be used, or are not those of the protocol.
+        UserError: The weights can't be used, or are not the protocol's.
     """
     params = load_i3d(path)
     about = describe_i3d(path, half_pixel_centers=settings.half_pixel_centers)
@@ -97,17 +97,17 @@ def dreamsim_measure(
     clips_per_device: int = 1,
     model: DreamSim | None = None,
 ) -> Measure:
-    """Returns what each frame keeps of the image, whose mean is PIC.
+    """Returns the measure of each frame's similarity to the image, whose mean is PIC.
 
     Args:
-        path: Its weights; see `dreamsim_weights.load_dreamsim`.
-        settings: Of the protocol.
-        mesh: Whose devices share the clips.
-        clips_per_device: Clips that a device takes at once.
+        path: DreamSim's weights; see `dreamsim_weights.load_dreamsim`.
+        settings: Settings of the protocol.
+        mesh: The devices that share the clips.
+        clips_per_device: Clips that a device processes at once.
         model: Sizes of networks other than the released ones.
 
     Raises:
-        UserError: The weights can't be used, or are not those of the protocol.
+        UserError: The weights can't be used, or are not the protocol's.
     """
     about = describe_dreamsim(path, settings.dreamsim)  # quick to find that a file is missing
     check_weights("DreamSim", path, about["weights_sha256"], settings.dreamsim_sha256)
@@ -124,20 +124,20 @@ def clip_measure(
     clips_per_device: int = 1,
     model: ClipEmbedding | None = None,
 ) -> Measure:
-    """Returns how alike neighbouring frames are to CLIP, and how close frames are to prompts.
+    """Returns the measure of CLIP similarity, between adjacent frames and of frames to prompts.
 
-    A row holds the first number, and the mean of the frames' vectors of length 1, of which the
-    second is the product with the prompt's. So rows do not depend on prompts.
+    A row holds the first number, followed by the mean of the frames' unit vectors, whose dot
+    product with the prompt's unit vector is the second. So rows do not depend on prompts.
 
     Args:
-        path: Its weights; see `clip_embedding.load_clip_embedding`.
-        settings: Of the protocol.
-        mesh: Whose devices share the clips.
-        clips_per_device: Clips, or prompts, that a device takes at once.
-        model: Sizes of towers other than those of ViT-H/14.
+        path: CLIP's weights; see `clip_embedding.load_clip_embedding`.
+        settings: Settings of the protocol.
+        mesh: The devices that share the clips.
+        clips_per_device: Clips, or prompts, that a device processes at once.
+        model: Sizes of towers other than ViT-H/14's.
 
     Raises:
-        UserError: The weights can't be used, or are not those of the protocol.
+        UserError: The weights can't be used, or are not the protocol's.
     """
     params = sharding.replicate(load_clip_embedding(path, model), mesh)
     about = describe_clip(path)
@@ -164,12 +164,13 @@ def clip_measure(
 
 
 def frames_measure(mesh: Mesh, clips_per_device: int = 1, *, has_images: bool = True) -> Measure:
-    """Returns what pixels tell, without a network.
+    """Returns the measure of pixels, which needs no network.
 
     Args:
-        mesh: Whose devices share the clips.
-        clips_per_device: Clips that a device takes at once.
-        has_images: Whether it is known what clips were made from; else it says how they move.
+        mesh: The devices that share the clips.
+        clips_per_device: Clips that a device processes at once.
+        has_images: Whether the images that clips were made from are known; if not, only the degree
+            of motion is measured.
     """
     network, columns = (_pixels, frames.COLUMNS) if has_images else (_motion, (_MOTION,))
     extractor = Extractor(network, {}, mesh, clips_per_device=clips_per_device)
@@ -183,10 +184,10 @@ def frames_measure(mesh: Mesh, clips_per_device: int = 1, *, has_images: bool = 
 
 
 def check_weights(network: str, path: epath.PathLike, found: str, pinned: str | None) -> None:
-    """Makes sure that weights are those of a protocol, if it says which.
+    """Checks that weights are the ones that a protocol pins down, if it does.
 
     Raises:
-        UserError: They are not.
+        UserError: The hashes differ.
     """
     if pinned is not None and found != pinned:
         raise UserError(
@@ -207,7 +208,7 @@ def _clip(params: PyTree, seen: Array, model: ClipEmbedding | None) -> Array:
 
 
 def _pixels(params: PyTree, seen: Array) -> Array:
-    # PSNR of equal pictures is infinite, of which there is no mean.
+    # The PSNR of equal pictures is infinite, which would make the mean infinite.
     return jnp.minimum(frames.frame_measures(params, seen), _EQUAL_DB)
 
 

@@ -1,4 +1,4 @@
-"""Clips through all measures, a part at a time, leaving out what is finished."""
+"""Runs clips through all measures, part by part, skipping those that are finished."""
 
 import dataclasses
 import time
@@ -23,9 +23,9 @@ class Item(NamedTuple):
     """A clip to measure.
 
     Attributes:
-        name: Of the clip.
-        digest: Hash of all that decides its frames, and its image.
-        prompt: What is to happen; may be empty.
+        name: Name of the clip.
+        digest: Hash of everything that determines its frames and its image.
+        prompt: What should happen; may be empty.
     """
 
     name: str
@@ -34,12 +34,12 @@ class Item(NamedTuple):
 
     @property
     def key(self) -> str:
-        """In a store."""
+        """Key of the clip in a store."""
         return key_of(self.name, self.digest)
 
 
 Produce = Callable[[Sequence[Item]], Iterator[tuple[Item, Seen | Problem]]]
-"""Yields what is seen of each item in turn, or why nothing is."""
+"""Yields the image and frames of each item in turn, or why it can't be used."""
 
 
 def _nothing() -> dict[str, float]:
@@ -48,15 +48,15 @@ def _nothing() -> dict[str, float]:
 
 @dataclasses.dataclass(frozen=True)
 class Bench:
-    """What clips are measured with.
+    """The tools that clips are measured with.
 
     Attributes:
-        measures: Which numbers are taken.
+        measures: The measures to take.
         store: Where rows are kept.
-        part_size: Clips of a part: as many are lost if a run is cut off.
-        skip: Whether clips that can't be read are passed over.
-        progress: Is told of finished clips, by set.
-        spent: Clips measured so far, and the seconds it took, reading and generating apart.
+        part_size: Clips in a part; at most these are lost if a run is interrupted.
+        skip: Whether to skip clips that can't be read.
+        progress: Receives the numbers of finished clips and of all clips, by set.
+        spent: Clips measured so far, and the seconds it took, without reading and generating.
     """
 
     measures: Sequence[Measure]
@@ -71,15 +71,15 @@ class Bench:
     def measure(
         self, items: Sequence[Item], produce: Produce, sets: Mapping[str, Look]
     ) -> list[Problem]:
-        """Measures what is not finished; returns what could not be read.
+        """Measures the clips that are not finished; returns those that could not be read.
 
         Args:
             items: All clips.
             produce: Makes or reads clips.
-            sets: By name, what becomes of a clip before it is measured.
+            sets: Sets by name, each with a function applied to a clip before it is measured.
 
         Raises:
-            UserError: Clips can't be read, or what was measured can't be written. All that can be
+            UserError: Clips can't be read, or rows can't be written. Everything that can be
                 measured was, and is kept.
         """
         finished = self.finished(sets)
@@ -106,7 +106,7 @@ class Bench:
         return problems
 
     def finished(self, sets: Iterable[str]) -> set[str]:
-        """Keys of the clips of which nothing is missing in these sets."""
+        """Returns the keys of the clips that all measures have finished in all of these sets."""
         each = [self.store.finished(name, measure) for name in sets for measure in self.measures]
         return set.intersection(*each)
 

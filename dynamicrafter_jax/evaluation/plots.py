@@ -1,4 +1,4 @@
-"""Pictures for the report. The only file here that needs matplotlib, the extra `evaluation`."""
+"""Plots for the report. Only this module needs matplotlib, from the extra `evaluation`."""
 
 import io
 from collections.abc import Callable, Sequence
@@ -26,13 +26,13 @@ _BINS = 30
 def draw_plots(
     folder: epath.PathLike, sets: Sequence[Scores], measured: Sequence[Measured]
 ) -> list[str]:
-    """Writes all plots that there are numbers for, and returns their names.
+    """Writes all plots for which there are numbers, and returns their names.
 
-    They are `videos.svg`, numbers against the number of videos; `clips.svg`, how clips spread;
-    `frames.svg`, PIC by frame; and `groups.svg`, means by group.
+    They are `videos.svg`, metrics against the number of videos; `clips.svg`, the distribution over
+    clips; `frames.svg`, PIC by frame; and `groups.svg`, means by group.
 
     Raises:
-        UserError: One can't be written.
+        UserError: A plot can't be written.
     """
     drawn: dict[str, Figure] = {"videos.svg": _against_videos(sets)}
     if measured[0].numbers:
@@ -92,7 +92,7 @@ def _by_frame(sets: Sequence[Scores]) -> Figure:
 
 
 def _by_group(one: Scores) -> Figure:
-    """Means of the groups that are furthest down and up, by PIC or the first number."""
+    """Draws the means of the lowest and highest groups, by PIC or else the first metric."""
     metrics = [name for name in next(iter(one.groups.values())) if name != "videos"]
     metric = PIC if PIC in metrics else metrics[0]
     ordered = sorted(one.groups, key=lambda name: one.groups[name][metric])
@@ -108,7 +108,7 @@ def _by_group(one: Scores) -> Figure:
 
 
 def _grid(metrics: Sequence[str], draw: Callable[..., None], *, legend: bool) -> Figure:
-    """A plot for each number, three in a row."""
+    """Draws a plot for each metric, three in a row."""
     columns = min(3, len(metrics))
     rows = -(-len(metrics) // columns)
     figure = Figure(figsize=(4 * columns, 3 * rows), layout="constrained")

@@ -1,7 +1,7 @@
-"""Protocols: small files that pin down everything a number of an evaluation depends on.
+"""Protocols: small files that pin down everything that the results of an evaluation depend on.
 
-A protocol is JSON. Sections and keys are those of the classes below; unknown keys are refused, so
-that a misspelt one can't be without effect.
+A protocol is JSON. Sections and keys are those of the classes below; unknown keys are refused, so a
+misspelt one can't go unnoticed.
 """
 
 import dataclasses
@@ -20,19 +20,19 @@ from dynamicrafter_jax.sampling.bulk.manifest import fingerprint
 T = TypeVar("T")
 
 VERSION = 1
-"""Of the format: what a key means does not change within one."""
+"""Version of the format; within a version, the meaning of a key does not change."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Data:
-    """Which videos there are to choose from.
+    """The videos to choose from.
 
     Attributes:
-        set: "ucf101" and "msrvtt" in their published layouts; "folder" is any folder of videos.
-        split: "all" of them, or one of the set: "train1" to "test3" of UCF-101; "train",
-            "validate" and "test" of MSR-VTT.
-        prompt: "class", its name in words; "first_caption"; "caption", the text beside the video;
-            or "none".
+        set: "ucf101" and "msrvtt" in their published layouts; "folder" for any folder of videos.
+        split: "all", or one of the set's splits: "train1" to "train3" and "test1" to "test3" of
+            UCF-101; "train", "validate" and "test" of MSR-VTT.
+        prompt: "class", the name of the class in words; "first_caption"; "caption", the text file
+            next to the video; or "none".
     """
 
     set: Literal["ucf101", "msrvtt", "folder"]
@@ -42,16 +42,17 @@ class Data:
 
 @dataclasses.dataclass(frozen=True)
 class Clips:
-    """Which of them are compared.
+    """The videos to compare.
 
     Attributes:
         videos: How many; None for all.
-        rule: "hash": the first by SHA-256 of the seed and the name, so that the order of files
-            and the versions of packages decide nothing. Where a number is given, videos that are
-            too short are passed over.
-        seed: For the rule, and for starts that are drawn.
-        list: A file of clips, as a run writes it, in place of the rule; relative to the protocol.
-        sha256: What the list must hash to; None for any.
+        rule: "hash": the first by SHA-256 of the seed and the name, which does not depend on the
+            order of files or on versions of packages. If `videos` is given, videos that are too
+            short are skipped.
+        seed: Seed of the rule and of random starts.
+        list: A file of clips, as a run writes it, used instead of the rule; relative to the
+            protocol.
+        sha256: The hash that the list must have; None for any.
     """
 
     videos: int | None
@@ -62,16 +63,16 @@ class Clips:
 
     def __post_init__(self) -> None:
         if self.videos is not None and self.videos < 2:
-            raise UserError(f"clips.videos is {self.videos}: a distance needs 2 or more")
+            raise UserError(f"clips.videos is {self.videos}: give 2 or more, for a distance")
 
 
 @dataclasses.dataclass(frozen=True)
 class Frames:
-    """Which frames of a reference video are its clip. Generated videos are taken from their start.
+    """The frames of a reference video that form its clip. Generated clips start at frame 0.
 
     Attributes:
-        count: Frames of a clip.
-        stride: Frames of the file from one to the next.
+        count: Frames in a clip.
+        stride: Step from one frame of the clip to the next, in frames of the file.
         start: "first", the video's first frame; "random", drawn by seed and name.
     """
 
@@ -81,27 +82,29 @@ class Frames:
 
     def __post_init__(self) -> None:
         if self.count < 1 or self.stride < 1:
-            raise UserError(f"frames are {self.count} at stride {self.stride}: 1 or more of each")
+            raise UserError(
+                f"frames.count is {self.count} and frames.stride {self.stride}: give 1 or more"
+            )
 
     @property
     def span(self) -> int:
-        """Frames of the file from the first of a clip to its last."""
+        """Frames of the file from the first frame of a clip to its last."""
         return (self.count - 1) * self.stride + 1
 
     def generated(self) -> "Frames":
-        """Returns which frames of a generated video are its clip."""
+        """Returns which frames of a generated video form its clip."""
         return Frames(self.count, 1, "first")
 
 
 @dataclasses.dataclass(frozen=True)
 class Picture:
-    """How frames get their size, generated ones too.
+    """How frames are resized, including generated ones.
 
     Attributes:
-        height: In pixels.
-        width: In pixels.
-        resize: "bicubic", widened when shrinking, until the picture covers height x width.
-        crop: "centre": what is beyond is cut off, evenly.
+        height: Height, in pixels.
+        width: Width, in pixels.
+        resize: "bicubic", widened when shrinking; the resized picture covers height x width.
+        crop: "centre": the excess is cut off evenly on both sides.
     """
 
     height: int
@@ -112,11 +115,11 @@ class Picture:
 
 @dataclasses.dataclass(frozen=True)
 class Fs:
-    """What the model is told of the clip's speed.
+    """The model's condition on the clip's speed.
 
     Attributes:
-        meaning: "stride" for the 256 model; "fps", frames of the clip a second, for the others.
-        value: The same for all clips; None for what is true of each.
+        meaning: "stride" for the 256 model; "fps", the clip's frames a second, for the others.
+        value: A value for all clips; None for each clip's true value.
     """
 
     meaning: Literal["stride", "fps"]
@@ -143,13 +146,13 @@ class Measures:
 
     Attributes:
         half_pixel_centers: How frames are resized for I3D; see `metrics.i3d.preprocess`.
-        i3d_sha256: Of the file of weights; None for any.
-        dreamsim: Which of its networks.
-        dreamsim_sha256: Of its weights, put together as reports say; None for any.
-        clip_sha256: Of the file of CLIP's weights; None for any.
-        resamples: Of confidence intervals.
-        level: Of confidence intervals.
-        seed: Of confidence intervals.
+        i3d_sha256: Hash of the file of I3D's weights; None for any.
+        dreamsim: Which of DreamSim's networks.
+        dreamsim_sha256: Hash of DreamSim's weights, combined as in reports; None for any.
+        clip_sha256: Hash of the file of CLIP's weights; None for any.
+        resamples: Number of bootstrap resamples for confidence intervals.
+        level: Level of confidence intervals, such as 0.95.
+        seed: Seed of the resamples.
     """
 
     half_pixel_centers: bool
@@ -164,22 +167,22 @@ class Measures:
 
 @dataclasses.dataclass(frozen=True)
 class Protocol:
-    """All that decides the numbers, beside the videos and the model.
+    """Everything that the results depend on, apart from the videos and the model.
 
     Attributes:
         name: What reports call it.
-        version: Of the protocol itself: a number that is higher with each change of it.
+        version: Version of the protocol itself; it increases with each change.
         format: `VERSION`.
         about: What it is, in a sentence.
-        pairing: "names": each generated video has a reference of its name, whose clip's first
+        pairing: "names": each generated video has a reference of the same name, whose clip's first
             frame is the image that it was made from. "none": the sets are not of the same clips.
-        clips: Which are compared.
-        frames: Which of theirs.
-        picture: Their size.
-        measures: How they are measured.
-        data: Where they come from; None for a folder given by flag.
-        fs: What the model is told; None where it does not generate.
-        sampling: How it generates; None likewise.
+        clips: The videos to compare.
+        frames: Their frames.
+        picture: The size of frames.
+        measures: How clips are measured.
+        data: Where videos come from; None for a folder given by flag.
+        fs: The model's condition on speed; None if no clips are generated.
+        sampling: How clips are generated; None if no clips are generated.
     """
 
     name: str
@@ -196,12 +199,12 @@ class Protocol:
     sampling: Sampling | None
 
     def as_json(self) -> dict[str, Any]:
-        """Returns it as the file has it."""
+        """Returns the contents of its file."""
         return dataclasses.asdict(self)
 
     @property
     def sha256(self) -> str:
-        """Hash of all that it says; not of where a list lies, but of what it must hash to."""
+        """Hash of its contents, except for the path of a list, whose own hash counts instead."""
         said = self.as_json()
         del said["clips"]["list"]
         return fingerprint(said)
@@ -210,14 +213,14 @@ class Protocol:
         """Returns the protocol for another number of videos, if one is given.
 
         Raises:
-            UserError: If its clips are pinned down, or the number is under 2.
+            UserError: Its clips are pinned down, or the number is under 2.
         """
         if videos is None or videos == self.clips.videos:
             return self
         if self.clips.list is not None or self.clips.sha256 is not None:
             raise UserError(
-                f"{videos} videos can't be asked of {self.name}, whose list of clips is pinned "
-                "down: give another protocol"
+                f"{self.name} can't be used with {videos} videos, since its list of clips is "
+                "pinned down: give another protocol"
             )
         return dataclasses.replace(self, clips=dataclasses.replace(self.clips, videos=videos))
 
@@ -239,10 +242,10 @@ def load_protocol(name_or_path: epath.PathLike) -> Protocol:
     """Reads a protocol.
 
     Args:
-        name_or_path: The name of one that ships, or a `.json` file.
+        name_or_path: The name of a protocol in this package, or a `.json` file.
 
     Raises:
-        UserError: If there is none, or it says too much, too little or nonsense.
+        UserError: There is no such protocol, or it has unknown, missing or wrong keys.
     """
     path = files.as_path(name_or_path)
     if path.suffix != ".json":
@@ -257,7 +260,7 @@ def load_protocol(name_or_path: epath.PathLike) -> Protocol:
         said = tables.parse_json(tables.decode(files.read_bytes(path)))
         protocol = parse_protocol(said)
     except UserError as error:
-        raise UserError(f"{path} is no protocol: {error}") from None
+        raise UserError(f"{path} is not a protocol: {error}") from None
     if protocol.clips.list is None:
         return protocol
     place = os.fspath(path.parent / protocol.clips.list)
@@ -265,7 +268,7 @@ def load_protocol(name_or_path: epath.PathLike) -> Protocol:
 
 
 def parse_protocol(said: Any) -> Protocol:
-    """Returns the protocol that a JSON object says.
+    """Returns the protocol in a JSON object.
 
     Raises:
         UserError: See `load_protocol`.
@@ -295,7 +298,7 @@ def _section(name: str, cls: type[T], said: Any) -> T | None:
     needed = {field.name for field in fields if field.default is dataclasses.MISSING}
     if missing := sorted(needed - said.keys()):
         raise UserError(f"{name} lacks {', '.join(missing)}")
-    return settings_of(cls, name, ConfigDict(said))  # which refuses unknown keys
+    return settings_of(cls, name, ConfigDict(said))  # refuses unknown keys
 
 
 def _check_keys(what: str, known: set[str], said: dict[str, Any]) -> None:
@@ -306,5 +309,5 @@ def _check_keys(what: str, known: set[str], said: dict[str, Any]) -> None:
 
 
 def _shipped() -> epath.Path:
-    """The folder of protocols that ship."""
+    """Returns the folder of the protocols in this package."""
     return epath.Path(str(resources.files("dynamicrafter_jax") / "evaluation" / "protocols"))

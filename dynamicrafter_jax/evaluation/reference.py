@@ -1,4 +1,4 @@
-"""Chosen clips of a data set, and their pairing with videos that someone generated."""
+"""The chosen clips of a data set, and their pairing with given videos."""
 
 import dataclasses
 import functools
@@ -29,15 +29,15 @@ Picture = UInt8[np.ndarray, "h w 3"]
 
 
 class Reference:
-    """Clips that others are compared with.
+    """The clips that others are compared with.
 
     Attributes:
-        clips: In the order of the list.
-        data: The videos that they are of.
+        clips: The clips, in the order of the list.
+        data: The videos that they are cut from.
     """
 
     def __init__(self, protocol: Protocol, data: DataSet, clips: Sequence[Clip]) -> None:
-        """Binds clips, as `clips.choose` gives them."""
+        """Takes clips, as `clips.choose` returns them."""
         self.clips = list(clips)
         self.data = data
         self._frames, self._picture = protocol.frames, protocol.picture
@@ -45,16 +45,16 @@ class Reference:
         self._clip = {clip.name: clip for clip in self.clips}
 
     def items(self) -> list[Item]:
-        """Returns the clips as `measuring` takes them."""
+        """Returns the clips as items to measure."""
         return [self.item(clip.name) for clip in self.clips]
 
     def item(self, name: str) -> Item:
-        """Returns one clip as `measuring` takes it."""
+        """Returns one clip as an item to measure."""
         clip = self._clip[name]
         return Item(name, _digest(clip, self._frames, self._picture), clip.prompt)
 
     def read(self, item: Item) -> Seen:
-        """Returns the frames of a clip, the first one before them as its image."""
+        """Returns the frames of a clip, preceded by the first one as its image."""
         frames = self._read(item.name, self._frames)
         return np.concatenate([frames[:1], frames])
 
@@ -67,7 +67,7 @@ class Reference:
 
 
 class Given:
-    """Videos that someone generated, each with the image that it was made from, if known."""
+    """Videos that were generated elsewhere, each with the image it was made from, if known."""
 
     def __init__(
         self,
@@ -77,14 +77,14 @@ class Given:
         image: Callable[[str], Picture] | None,
         image_digest: Callable[[str], str],
     ) -> None:
-        """Binds them.
+        """Takes the videos and their images.
 
         Args:
-            protocol: How they are read.
+            protocol: How videos are read.
             data: The videos.
             clips: Which of them.
-            image: Returns the image of a video by its name; None if they are not known.
-            image_digest: Returns a hash of that image.
+            image: Returns the image of a video by its name; None if images are not known.
+            image_digest: Returns a hash of the image of a video, by its name.
         """
         self.clips = list(clips)
         self._data, self._picture = data, protocol.picture
@@ -94,7 +94,7 @@ class Given:
         self._image, self._image_digest = image, image_digest
 
     def items(self) -> list[Item]:
-        """Returns the clips as `measuring` takes them."""
+        """Returns the clips as items to measure."""
         return [
             Item(
                 clip.name,
@@ -110,7 +110,7 @@ class Given:
         ]
 
     def read(self, item: Item) -> Seen:
-        """Returns the image of a clip, black if it is not known, and the clip's frames."""
+        """Returns the image of a clip (black if not known), followed by the clip's frames."""
         clip = self._clip[item.name]
         frames = read_clip(self._data, self._numbers, clip, self._frames, self._picture)
         image = np.zeros_like(frames[0]) if self._image is None else self._image(item.name)
@@ -128,12 +128,15 @@ def pair(
     """Finds the videos that are compared with the reference clips.
 
     Args:
-        protocol: Says how they belong together.
-        videos: All that there are.
-        reference: The clips.
+        protocol: How videos are paired with clips.
+        videos: All given videos.
+        reference: The reference clips.
         images: The images that videos were made from; None for the first frames of the
-            reference clips of their names.
-        skip: Whether videos that can't be read are passed over.
+            reference clips with the same names.
+        skip: Whether to skip videos that can't be read.
+
+    Returns:
+        The videos, and those that were skipped.
 
     Raises:
         UserError: Names or counts do not match, or a video can't be read or is too short.
@@ -145,8 +148,8 @@ def pair(
         protocol.clips.videos is None and len(videos.names) > len(wanted)
     ):
         raise UserError(
-            f"{videos.place} has {len(videos.names)} videos, but {len(wanted)} are compared of "
-            f"{reference.data.place}: as many are needed, or --num_videos for fewer of both"
+            f"{videos.place} has {len(videos.names)} videos, but {len(wanted)} are compared with "
+            f"as many of {reference.data.place}: give that many, or --num_videos for fewer of both"
         )
     else:
         wanted = ranked(videos.names, protocol.clips.seed)[: len(wanted)]
@@ -176,11 +179,11 @@ def _check_names(videos: DataSet, reference: Reference, wanted: Sequence[str]) -
         parts.append(f"{videos.place} lacks {len(missing)} videos, {list_names(missing)}")
     if unknown:
         parts.append(
-            f"{reference.data.place} lacks {len(unknown)} that it has, {list_names(unknown)}"
+            f"{reference.data.place} lacks {len(unknown)} of its videos, {list_names(unknown)}"
         )
     if parts:
         raise UserError(
-            f"videos do not match by name: {'; '.join(parts)}. Name each as its reference, "
+            f"videos do not match by name: {'; '.join(parts)}. Name each after its reference, "
             'or give a protocol with "pairing": "none"'
         )
 
@@ -204,7 +207,7 @@ def _images(
 
 
 def _digest(clip: Clip, frames: Frames, size: object) -> str:
-    """Hash of all that decides the frames of a clip."""
+    """Returns a hash of everything that determines the frames of a clip."""
     return fingerprint(
         {
             "file": clip.sha256,

@@ -1,4 +1,4 @@
-"""The report: one JSON with every setting and hash, one page for people, and a table of clips."""
+"""The report: a JSON with every setting and hash, a page for people, and a table of clips."""
 
 import csv
 import dataclasses
@@ -24,7 +24,7 @@ BETTER = {
     "first_frame_ssim": "higher",
     "text_similarity": "higher",
 }
-"""Which way measures are better, of those that have one."""
+"""Whether lower or higher is better, for measures of which one is."""
 
 _DIGITS = {FVD: 2, KVD: 2, "first_frame_psnr": 2}
 
@@ -39,14 +39,14 @@ def write_report(
     """Writes `report.json` and `report.md`.
 
     Args:
-        folder: Where to.
-        protocol: Of all numbers.
+        folder: Where to write.
+        protocol: The protocol of all numbers.
         sets: The numbers of each set.
-        about: What else decides them: data, weights, code, machine, command.
+        about: What else they depend on: data, weights, code, machine, command.
         plots: Names of pictures in the folder, for the page.
 
     Raises:
-        UserError: It can't be written.
+        UserError: The report can't be written.
     """
     said = {
         "protocol": protocol.as_json(),
@@ -60,14 +60,14 @@ def write_report(
 
 
 def write_clips(folder: epath.PathLike, found: Measured) -> None:
-    """Writes `SET.csv`: of each clip its name, group, and the numbers that it has by itself."""
+    """Writes `SET.csv`: each clip's name, group and per-clip numbers."""
     values = found.numbers
     text = io.StringIO()
     table = csv.writer(text, lineterminator="\n")
     table.writerow(["name", "group", *values])
     for i, (name, group) in enumerate(zip(found.clips, found.groups, strict=True)):
         table.writerow([name, group, *(float(row[i]) for row in values.values())])
-    # Of a name that is not UTF-8, the bytes are written that the disk has.
+    # A name that is not UTF-8 is written with the same bytes as on disk.
     data = text.getvalue().encode(errors="surrogateescape")
     files.write_bytes(as_path(folder) / f"{found.name}.csv", data)
 
@@ -91,7 +91,7 @@ def page_of(
 
 
 def scores_table(sets: Sequence[Scores], level: float) -> list[str]:
-    """Returns the lines of a table of all sets, a row for each number."""
+    """Returns the lines of a table of all sets, with a row for each number."""
     names = [one.set for one in sets]
     lines = [
         f"| measure | better | {' | '.join(names)} | number of videos | reference |",
@@ -106,7 +106,7 @@ def scores_table(sets: Sequence[Scores], level: float) -> list[str]:
         row = [metric, BETTER.get(metric, ""), *cells, str(scores[0].videos), real]
         lines.append(f"| {' | '.join(row)} |")
     if any(score.low is not None for of_set in by_set for score in of_set.values()):
-        lines += ["", f"Between brackets: {level:.0%} confidence intervals, by resampling clips."]
+        lines += ["", f"In brackets: {level:.0%} confidence intervals, by resampling clips."]
     return lines
 
 
@@ -120,7 +120,7 @@ def _cell(score: Score) -> str:
 
 def _number(metric: str, value: float) -> str:
     digits = _DIGITS.get(metric, 4)
-    return f"{round(value, digits) + 0.0:.{digits}f}"  # without the sign of a zero
+    return f"{round(value, digits) + 0.0:.{digits}f}"  # avoids "-0"
 
 
 def _set_as_json(one: Scores) -> dict[str, Any]:
@@ -131,7 +131,7 @@ def _set_as_json(one: Scores) -> dict[str, Any]:
 
 
 def _facts(protocol: Protocol, about: Mapping[str, Any]) -> list[tuple[str, str]]:
-    """What someone who compares two pages looks at first."""
+    """Returns the facts that someone who compares two pages looks at first."""
     facts = [("protocol", f"`{protocol.sha256}`")]
     for name in ("clip_list_sha256", "checkpoint", "data", "videos"):
         if about.get(name):

@@ -1,4 +1,4 @@
-"""An evaluation from its parts: measure the reference and the sets, compare, report."""
+"""Runs an evaluation: measures the reference and the sets, compares them, and reports."""
 
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
@@ -19,7 +19,7 @@ from dynamicrafter_jax.runtime import distributed
 from dynamicrafter_jax.runtime.files import as_path
 
 CLIPS, FEATURES = "clips.jsonl", "features"
-"""What lies in the folder of a run beside the report."""
+"""What the folder of a run holds besides the report."""
 
 REFERENCE, VIDEOS, THROUGH_MP4 = "reference", "videos", "videos_through_mp4"
 """Names of sets."""
@@ -34,8 +34,8 @@ class Candidates:
     Attributes:
         items: The clips.
         produce: Makes or reads them.
-        sets: By name, what becomes of a clip before it is measured.
-        problems: What was passed over before.
+        sets: Sets by name, each with a function applied to a clip before it is measured.
+        problems: Videos that were skipped before.
     """
 
     items: Sequence[Item]
@@ -45,7 +45,7 @@ class Candidates:
 
 
 def as_they_are(seen: Any) -> Any:
-    """Changes nothing."""
+    """Returns its argument unchanged."""
     return seen
 
 
@@ -55,9 +55,9 @@ def open_reference(
     """Opens the reference clips of a protocol; see `clips.choose`.
 
     Args:
-        protocol: Says which.
+        protocol: The protocol.
         place: The folder of the data set or of videos, or `tfds:NAME`.
-        skip: Whether videos that can't be read are passed over.
+        skip: Whether to skip videos that can't be read.
     """
     data: DataSet = open_folder(place) if protocol.data is None else open_data(protocol.data, place)
     clips, problems = choose(protocol, data, skip=skip)
@@ -77,20 +77,20 @@ def evaluate(
 ) -> list[Scores]:
     """Measures what is not measured yet, compares, and writes the report.
 
-    With several processes each measures its part; all see one folder, and process 0 compares.
+    With several processes, each measures its part; they share a folder, and process 0 compares.
 
     Args:
-        protocol: Of all numbers.
-        bench: What clips are measured with.
-        reference: Clips that others are compared with.
-        candidates: Those others.
+        protocol: The protocol.
+        bench: The tools that clips are measured with.
+        reference: The clips that others are compared with.
+        candidates: The clips that are compared with them.
         output: Folder of the run.
-        about: What the report says besides.
-        draw: Draws plots.
-        problems: What was passed over of the reference.
+        about: Further contents of the report.
+        draw: Draws plots, if given.
+        problems: Videos of the reference that were skipped.
 
     Returns:
-        The numbers of each set; none on other processes than 0.
+        The numbers of each set; an empty list on processes other than 0.
 
     Raises:
         UserError: Clips can't be read, or too few are left. What was measured is kept.
@@ -119,7 +119,7 @@ def evaluate(
     for one in sets.values():
         write_clips(output, one)
     plots = [] if draw is None else draw(output, scores, [sets[n] for n in by_set])
-    # Only the process that could not read a clip knows why.
+    # Only the process that failed to read a clip knows why.
     left_out = {
         item.name: "another process could not read it"
         for name, items in by_set.items()
@@ -146,7 +146,7 @@ def _put_together(
     finished: Mapping[str, set[str]],
     clips: Sequence[Clip],
 ) -> dict[str, Measured]:
-    """Returns the rows of each set, of the clips that all sets have where they are paired."""
+    """Returns the rows of each set; if sets are paired, only of the clips that all of them have."""
     there = {
         name: [item for item in items if item.key in finished[name]]
         for name, items in by_set.items()

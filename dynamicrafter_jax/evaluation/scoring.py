@@ -1,4 +1,4 @@
-"""Rows of clips become numbers of a set: distances and means, with confidence intervals."""
+"""Turns the rows of clips into scores of a set: distances and means, with confidence intervals."""
 
 import dataclasses
 import time
@@ -19,20 +19,20 @@ from dynamicrafter_jax.metrics.fvd import frechet_of_resamples, kernel_of_resamp
 FVD, KVD = "FVD", "KVD"
 
 _DISTANCES = {FVD: frechet_of_resamples, KVD: kernel_of_resamples}
-# Fewer clips have no confidence interval, and fewer than that are no point of a curve.
+# The least number of clips for a confidence interval, and for a point of a curve.
 _FEW, _LEAST = 10, 4
 
 
 @dataclasses.dataclass(frozen=True)
 class Measured:
-    """A set of clips and what was measured of them.
+    """A set of clips with their measurements.
 
     Attributes:
-        name: Of the set.
-        clips: Names, in the order of the list.
-        groups: Of each clip; "" without one.
-        rows: By measure; a row for each clip, in that order.
-        numbers: By name, each number that clips have by themselves.
+        name: Name of the set.
+        clips: Names of the clips, in the order of the list.
+        groups: Group of each clip, or "".
+        rows: Rows by measure; one for each clip, in the same order.
+        numbers: The per-clip numbers, by name.
     """
 
     name: str
@@ -44,16 +44,16 @@ class Measured:
 
 @dataclasses.dataclass(frozen=True)
 class Score:
-    """A number of a set.
+    """A metric's value for a set.
 
     Attributes:
-        metric: Its name.
-        value: The number.
+        metric: Name of the metric.
+        value: Its value.
         low: Lower end of the confidence interval; None for too few clips.
-        high: Upper end; None likewise.
-        bias: By how much resampling raised it; None likewise.
-        videos: Clips that it was made from.
-        against: Mean of the reference clips, of a number that clips have by themselves; or None.
+        high: Upper end; None for too few clips.
+        bias: By how much resampling raised the value; None for too few clips.
+        videos: Number of clips that it was computed from.
+        against: Mean over the reference clips, for a per-clip number; otherwise None.
     """
 
     metric: str
@@ -67,16 +67,16 @@ class Score:
 
 @dataclasses.dataclass(frozen=True)
 class Scores:
-    """All that is said of a set.
+    """All scores of a set.
 
     Attributes:
-        set: Its name.
-        scores: Each number.
-        curve: By number of videos, "videos" among the keys: the numbers of the first so many.
-        framewise: PIC by frame: "mean", "low" and "high", between which are 80 % of clips.
-        groups: By group: clips, and the mean of each number that they have by themselves.
-        notes: What a reader must know of the numbers.
-        seconds: What the distances and means took, and apart from them the intervals.
+        set: Name of the set.
+        scores: The value of each metric.
+        curve: Each metric over increasing numbers of the first videos, which are "videos".
+        framewise: PIC by frame: "mean", and "low" and "high", which enclose 80 % of clips.
+        groups: By group: the number of clips, and the mean of each per-clip number.
+        notes: What a reader must know about the scores.
+        seconds: Time spent on distances and means, and on intervals.
     """
 
     set: str
@@ -89,7 +89,7 @@ class Scores:
 
 
 def score(found: Measured, reference: Measured, settings: protocols.Measures) -> Scores:
-    """Compares a set with the reference, and averages what clips have by themselves."""
+    """Compares a set with the reference, and averages the per-clip numbers."""
     options: Any = {
         "resamples": settings.resamples,
         "level": settings.level,
@@ -124,7 +124,7 @@ def score(found: Measured, reference: Measured, settings: protocols.Measures) ->
         if min(len(x), len(y)) <= x.shape[1]:
             notes.append(
                 f"{min(len(x), len(y))} videos for {x.shape[1]} features: their covariance is "
-                "singular, and FVD far too large; compare it with none of another number"
+                "singular and FVD far too large; don't compare it with FVD of another number"
             )
     for name, values in found.numbers.items():
         real = reference.numbers.get(name)
@@ -136,7 +136,7 @@ def score(found: Measured, reference: Measured, settings: protocols.Measures) ->
 
 
 def curve_counts(videos: int) -> list[int]:
-    """Returns the numbers of videos that a curve has points at: all, half, a quarter, ..."""
+    """Returns the numbers of videos at which a curve has points: ..., a quarter, half, all."""
     counts = [videos]
     while counts[-1] // 2 >= _LEAST:
         counts.append(counts[-1] // 2)
@@ -150,7 +150,7 @@ def measured(
     rows: Mapping[str, Features],
     measures: Sequence[Measure],
 ) -> Measured:
-    """Puts together what was measured of the clips of a set."""
+    """Collects the measurements of the clips of a set."""
     clips, prompts = [item.name for item in items], [item.prompt for item in items]
     numbers: dict[str, Float64[np.ndarray, " n"]] = {}
     for measure in measures:
@@ -167,7 +167,7 @@ def _interval(
 
 
 def _first(count: int, rows: np.ndarray) -> np.ndarray:
-    """How often each clip counts where only the first do."""
+    """Returns how often each clip counts if only the first `count` do."""
     return (np.arange(len(rows)) < count).astype(np.int64)
 
 

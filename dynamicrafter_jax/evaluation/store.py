@@ -1,4 +1,4 @@
-"""Rows of finished clips on disk, in parts, so that a run goes on where another stopped."""
+"""Rows of finished clips on disk, in parts, so that an interrupted run can be resumed."""
 
 import os
 from collections.abc import Sequence
@@ -19,16 +19,16 @@ _DIGITS = 16
 class Store:
     """A folder of parts: `SET/MEASURE-FINGERPRINT/part-PROCESS-NUMBER.npz`.
 
-    The fingerprint is of the measure's settings, and a clip's key has a hash of all that decides
-    its frames. So what was made of other files or in other ways lies beside, and is not taken.
+    The fingerprint is of the measure's settings, and a clip's key has a hash of everything that
+    determines its frames. So rows from other files or settings may be there too, but are not used.
     """
 
     def __init__(self, folder: epath.PathLike, process: int = 0) -> None:
         """Opens a folder, which may be missing.
 
         Args:
-            folder: Where.
-            process: Number of this process, which writes parts of its own.
+            folder: The folder.
+            process: Number of this process, which writes its own parts.
         """
         self._folder = as_path(folder)
         self._process = process
@@ -46,10 +46,10 @@ class Store:
         keys: Sequence[str],
         values: Shaped[np.ndarray, "n ..."],
     ) -> None:
-        """Writes rows. When this returns they are on disk.
+        """Writes rows. They are on disk when this returns.
 
         Raises:
-            UserError: They can't be written, or are not finite.
+            UserError: The rows can't be written, or are not finite.
         """
         if not np.isfinite(values).all():
             bad = [k for k, row in zip(keys, values, strict=True) if not np.isfinite(row).all()]
@@ -63,12 +63,12 @@ class Store:
         parts.append(made)
 
     def load(self, set_name: str, measure: Measure, keys: Sequence[str]) -> Features:
-        """Returns the rows of some clips, in their order, by name.
+        """Returns the rows of some clips, in the order of the keys, labelled with their names.
 
         Raises:
-            UserError: One is not there.
+            UserError: A row is missing.
         """
-        # Two runs may have made the same row; either does.
+        # Two runs may have written the same row; either one will do.
         seen: set[str] = set()
         parts = []
         for part in self._parts(set_name, measure):
@@ -79,7 +79,7 @@ class Store:
         return Features(rows.values, tuple(map(name_of, keys)), rows.settings)
 
     def reread(self) -> None:
-        """Forgets what was read, for what other processes have written since."""
+        """Forgets what was read, so that rows from other processes are found."""
         self._known.clear()
 
     def _place(self, set_name: str, measure: Measure) -> epath.Path:
@@ -96,7 +96,7 @@ class Store:
         return self._known[known]
 
     def _free(self, set_name: str, measure: Measure) -> str:
-        """The name of a file that is not there yet."""
+        """Returns the name of a file that does not exist yet."""
         own = f"part-{self._process:05d}-"
         place = self._place(set_name, measure)
         taken = [os.fspath(file.name) for file in place.glob(f"{own}*.npz")]
@@ -105,7 +105,7 @@ class Store:
 
 
 def key_of(name: str, digest: str) -> str:
-    """Returns the key of a clip, of its name and a hash of all that decides its frames."""
+    """Returns the key of a clip: its name, and a hash of everything that determines its frames."""
     return f"{name}@{digest[:_DIGITS]}"
 
 

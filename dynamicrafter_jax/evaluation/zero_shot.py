@@ -1,4 +1,4 @@
-"""Clips generated from the first frames of reference clips, from the sampler to the measures."""
+"""Generates clips from the first frames of reference clips, for the measures."""
 
 import dataclasses
 import json
@@ -30,15 +30,15 @@ from dynamicrafter_jax.sampling.bulk.table import Request
 from dynamicrafter_jax.sampling.sampler import shown_frames
 from dynamicrafter_jax.sampling.settings import SamplingSettings
 
-# Settings that change no number but in rounding.
+# Settings that change numbers only by rounding.
 _MEMORY = ("sequential_guidance", "vae_frames", "video_fps")
 
 
 def fs_of(protocol: Protocol, clip: Clip) -> float:
-    """Returns what a model is told of a clip's speed.
+    """Returns the model's condition on a clip's speed.
 
     Raises:
-        UserError: The protocol has nothing to tell; or it is what is true of the clip, and its
+        UserError: The protocol has no `fs`; or it asks for the clip's true frame rate, which its
             file does not say.
     """
     fs, stride = protocol.fs, protocol.frames.stride
@@ -54,10 +54,10 @@ def fs_of(protocol: Protocol, clip: Clip) -> float:
 
 
 def settings_for(protocol: Protocol, config: ConfigDict, clip: Clip) -> SamplingSettings:
-    """Returns how a clip is generated: by the protocol, and in all that costs memory the config.
+    """Returns how a clip is generated: by the protocol, except for memory settings, by the config.
 
     Raises:
-        UserError: The protocol does not say how, or not for this model.
+        UserError: The protocol does not say how, or is for another kind of model.
     """
     fs, sampling, size = protocol.fs, protocol.sampling, protocol.picture
     if fs is None or sampling is None:
@@ -79,7 +79,7 @@ def settings_for(protocol: Protocol, config: ConfigDict, clip: Clip) -> Sampling
 
 
 class Generator:
-    """Makes a clip of each reference clip's first frame and prompt."""
+    """Generates a clip from each reference clip's first frame and prompt."""
 
     def __init__(
         self,
@@ -88,16 +88,16 @@ class Generator:
         reference: Reference,
         made_with: Mapping[str, Any],
     ) -> None:
-        """Binds what all clips share.
+        """Takes what all clips share.
 
         Args:
-            protocol: How.
-            config: Of the model.
+            protocol: How clips are generated.
+            config: The model's config.
             reference: The clips to start from.
-            made_with: What decides every clip beside these, such as the weights.
+            made_with: What else every clip depends on, such as the weights.
 
         Raises:
-            UserError: A clip can't be generated so; see `settings_for`.
+            UserError: A clip can't be generated like this; see `settings_for`.
         """
         self._reference = reference
         self._size = protocol.picture
@@ -128,12 +128,12 @@ class Generator:
         """Yields images and the clips generated from them.
 
         Args:
-            items: Which.
+            items: The clips to generate.
             sample: Samples batches.
-            batch_size: Clips of a batch.
+            batch_size: Clips in a batch.
         """
         length = sample.sampler.models.text_encoder.context_length
-        prompt_ids("", length)  # loads the tokenizer, which two threads can't do at once
+        prompt_ids("", length)  # loads the tokenizer, which two threads must not do at once
         batches = [items[i : i + batch_size] for i in range(0, len(items), batch_size)]
 
         def read(batch: Sequence[Item]) -> list[tuple[Item, UInt8[np.ndarray, "h w 3"] | Problem]]:
@@ -181,15 +181,15 @@ class Generator:
 
 
 class ThroughMp4:
-    """What is left of a clip that was written as `.mp4` and read again."""
+    """Writes a clip as `.mp4` and reads it again, to measure what compression does."""
 
     def __init__(self, fps: float | int, codec: str, crf: int) -> None:
-        """Says how it is written; see `media.write_video`."""
+        """Takes the settings of the file; see `media.write_video`."""
         self._fps = fps
         self._options: dict[str, Any] = {"codec": codec, "crf": crf}
 
     def __call__(self, seen: Seen) -> Seen:
-        """Returns the image as it was, and the frames as they come back."""
+        """Returns the image unchanged, and the frames as read from the file."""
         _, height, width, _ = seen.shape
         with tempfile.TemporaryDirectory() as folder:
             path = os.path.join(folder, "clip.mp4")
@@ -199,12 +199,12 @@ class ThroughMp4:
 
 
 def write_inputs(folder: str, protocol: Protocol, reference: Reference) -> None:
-    """Writes what each clip is generated from, for other generators, and for `sample.py`.
+    """Writes the inputs that clips are generated from, for other generators and for `sample.py`.
 
-    That is a PNG for each, and `prompts.jsonl`, which `sample.py --prompts` takes.
+    These are a PNG for each clip, and `prompts.jsonl`, for `sample.py --prompts`.
 
     Raises:
-        UserError: A reference clip can't be read, or the folder not be written.
+        UserError: A reference clip can't be read, or the folder can't be written to.
     """
     lines = []
     for clip in reference.clips:

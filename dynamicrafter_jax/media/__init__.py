@@ -1,4 +1,4 @@
-"""Pictures in, video out."""
+"""Reads pictures and videos, and writes them."""
 
 from dynamicrafter_jax.media.cropping import Window, cover_and_crop, letterbox
 from dynamicrafter_jax.media.pictures import ImageInput, fit_image, fit_images

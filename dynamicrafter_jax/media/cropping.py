@@ -1,4 +1,4 @@
-"""From a picture of any size to one of the model's size, and back from its video."""
+"""Fits pictures of any size to the model's size, and cuts its videos back."""
 
 from fractions import Fraction
 from typing import NamedTuple
@@ -9,7 +9,7 @@ from PIL import Image
 
 from dynamicrafter_jax.errors import UserError
 
-_MIN_SIDE = 8  # pixels of a video
+_MIN_SIDE = 8  # least side of a video, in pixels
 
 
 class Window(NamedTuple):
@@ -18,8 +18,8 @@ class Window(NamedTuple):
     Attributes:
         top: Rows above it.
         left: Columns to the left of it.
-        height: Its rows.
-        width: Its columns.
+        height: Rows of the picture.
+        width: Columns of the picture.
     """
 
     top: int
@@ -28,7 +28,7 @@ class Window(NamedTuple):
     width: int
 
     def cut(self, video: Shaped[np.ndarray, "*t h w 3"]) -> Shaped[np.ndarray, "*t h2 w2 3"]:
-        """Returns this part of a frame, or of all frames of videos."""
+        """Cuts this part out of a frame, or out of all frames of videos."""
         rows = slice(self.top, self.top + self.height)
         return video[..., rows, self.left : self.left + self.width, :]
 
@@ -36,7 +36,7 @@ class Window(NamedTuple):
 def cover_and_crop(
     picture: UInt8[np.ndarray, "h w 3"], height: int, width: int
 ) -> Float32[np.ndarray, "height width 3"]:
-    """Returns `cover` of the picture in the range that the models take.
+    """Resizes and crops a picture with `cover`, and scales it to the models' range.
 
     Returns:
         float32 (height, width, 3), x / 127.5 - 1.
@@ -47,14 +47,14 @@ def cover_and_crop(
 def letterbox(
     picture: UInt8[np.ndarray, "h w 3"], height: int, width: int
 ) -> tuple[Float32[np.ndarray, "height width 3"], Window]:
-    """Fits a whole picture into height x width, in the range that the models take.
+    """Fits a whole picture into height x width, and scales it to the models' range.
 
-    It is resized by `cover` to the size of `letterbox_window`, and lies in the middle. Around it
-    its borders are repeated: to a video model the edge of a black bar would be a thing of its own,
-    which moves.
+    It is resized with `cover` to the size of `letterbox_window`, and centered. Its borders are
+    repeated around it, since to a video model the edge of a black bar would be an object of its
+    own, which moves.
 
     Returns:
-        float32 (height, width, 3), x / 127.5 - 1, and where in it the picture is.
+        float32 (height, width, 3), x / 127.5 - 1, and the position of the picture in it.
 
     Raises:
         UserError: The picture is too long and narrow.
@@ -70,8 +70,8 @@ def letterbox(
 def letterbox_window(h: int, w: int, height: int, width: int) -> Window:
     """Returns where `letterbox` puts a picture of h x w pixels in a frame of height x width.
 
-    It fills the frame in one direction. In the other its side is the even number that is nearest
-    to the picture's aspect, since half as many colours go into a video as pixels.
+    It fills the frame in one direction. In the other, its side is the even number closest to the
+    picture's aspect ratio, since videos have half as many colours as pixels in each direction.
 
     Raises:
         UserError: That side is under 8 pixels.
@@ -84,7 +84,7 @@ def letterbox_window(h: int, w: int, height: int, width: int) -> Window:
     if min(inner_h, inner_w) < _MIN_SIDE:
         raise UserError(
             f"a picture of {w} x {h} pixels is too narrow to be shown whole in {width} x {height}: "
-            "cut it, or crop it with the fit 'crop'"
+            "cut it, or use the fit 'crop'"
         )
     return Window((height - inner_h) // 2, (width - inner_w) // 2, inner_h, inner_w)
 
@@ -92,15 +92,15 @@ def letterbox_window(h: int, w: int, height: int, width: int) -> Window:
 def cover(
     picture: UInt8[np.ndarray, "h w 3"], height: int, width: int
 ) -> UInt8[np.ndarray, "height width 3"]:
-    """Resizes a picture until it covers height x width, and cuts out the middle.
+    """Resizes a picture to cover height x width, and crops the center.
 
-    The aspect is kept and nothing is padded. The filter is Pillow's bicubic (a = -0.5), widened
-    when shrinking so that nothing aliases; it leaves fainter halos than Lanczos where a small
-    picture is enlarged. The cut starts at a whole pixel of the resized picture, so a picture that
-    needs no resizing is cut and never resampled.
+    The aspect ratio is kept and nothing is padded. The filter is Pillow's bicubic (a = -0.5),
+    widened when shrinking to prevent aliasing; it leaves fainter halos than Lanczos when a small
+    picture is enlarged. The crop starts at a whole pixel of the resized picture, so a picture that
+    needs no resizing is cropped and never resampled.
     """
     h, w, _ = picture.shape
-    # Exact, so that no rounding reaches past an edge or turns a plain cut into a resampling.
+    # Exact, so that rounding can neither cross an edge nor turn a plain crop into a resampling.
     scale = max(Fraction(height, h), Fraction(width, w))
     top = (h * scale - height) // 2 / scale
     left = (w * scale - width) // 2 / scale

@@ -1,4 +1,4 @@
-"""Folders of frames: which of their files are frames, and in which order."""
+"""Folders of frames: finds the frames among their files, and puts them in order."""
 
 import re
 import unicodedata
@@ -13,29 +13,29 @@ from dynamicrafter_jax.errors import UserError
 from dynamicrafter_jax.runtime import files
 
 EXTENSIONS = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff")
-"""Of the files that are pictures, in small or capital letters."""
+"""Extensions of the files that are pictures, in lower or upper case."""
 
 _WHOLE = re.compile(r"(\d+)")
-# A number with one point, as of seconds; 1.2.3 is three whole numbers.
+# A number with one point, such as seconds; 1.2.3 is three whole numbers.
 _DECIMAL = re.compile(r"((?<![\d.])\d+\.\d+(?![\d.])|\d+)")
 
 
 def is_picture(name: str) -> bool:
-    """Returns whether a file counts as a picture, by its name. Hidden files do not."""
+    """Returns whether a file counts as a picture, by its name. Hidden files don't."""
     return name.lower().endswith(EXTENSIONS) and not name.startswith(".")
 
 
 def list_frames(folder: epath.PathLike) -> list[epath.Path]:
-    """Returns the pictures of a folder in natural order (`in_natural_order`).
+    """Returns the pictures in a folder in natural order (`in_natural_order`).
 
-    All other files in it are passed over.
+    All other files in it are ignored.
 
     Args:
-        folder: Local or remote.
+        folder: The folder, local or remote.
 
     Raises:
-        UserError: There are two pictures of one name but for the extension, or of one number in
-            two series, as `rgb_1.png` and `depth_1.png`.
+        UserError: Two pictures have the same name except for the extension, or the same number in
+            two series, such as `rgb_1.png` and `depth_1.png`.
     """
     found = {file.name: file for file in files.as_path(folder).iterdir() if is_picture(file.name)}
     names = in_natural_order(found)
@@ -44,11 +44,11 @@ def list_frames(folder: epath.PathLike) -> list[epath.Path]:
 
 
 def in_natural_order(names: Iterable[str]) -> list[str]:
-    """Sorts names of files so that numbers in them grow: `2.png` comes before `10.png`.
+    """Sorts file names by the numbers in them: `2.png` comes before `10.png`.
 
-    Extensions are left out, and so are case and zeros in front of numbers, which decide only
-    between names that are otherwise alike. Numbers with one point are decimals, as in `f_0.5s` and
-    `f_0.25s`, unless zeros at their ends show that they count, as in `1.9` and `1.10`.
+    Extensions, case and leading zeros are ignored, except to order names that are otherwise equal.
+    Numbers with one point are decimals, as in `f_0.5s` and `f_0.25s`, unless trailing zeros show
+    that they are two numbers, as in `1.9` and `1.10`.
     """
     names = list(names)
     number = _number_pattern(names)
@@ -56,7 +56,7 @@ def in_natural_order(names: Iterable[str]) -> list[str]:
 
 
 def _key(name: str, number: re.Pattern[str]) -> list[str | Decimal]:
-    """Returns text and numbers by turns, text first."""
+    """Returns alternating text and numbers, text first."""
     parts = number.split(unicodedata.normalize("NFKC", _stem(name)).casefold())
     return [Decimal(part) if i % 2 else part for i, part in enumerate(parts)]
 
@@ -78,7 +78,7 @@ def _check_one_series(folder: epath.PathLike, names: list[str]) -> None:
     for one, other in pairwise(sorted(names, key=_stem)):
         if _stem(one) == _stem(other):
             raise UserError(
-                f"{folder} has the frames {one} and {other} of one name: keep one of them"
+                f"{folder} has the frames {one} and {other} with the same name: keep one of them"
             )
     number = _number_pattern(names)
     seen: dict[tuple[str | Decimal, ...], tuple[str, str]] = {}
@@ -88,6 +88,6 @@ def _check_one_series(folder: epath.PathLike, names: list[str]) -> None:
         other_series, other = seen.setdefault(tuple(after), (series, name))
         if after and series != other_series:
             raise UserError(
-                f"{folder} has frames of two series, as {other} and {name}: "
-                "put each into a folder of its own"
+                f"{folder} has frames of two series, such as {other} and {name}: "
+                "put each series into its own folder"
             )

@@ -1,7 +1,7 @@
-"""Pictures without their metadata, for where it is broken and the pixels are whole.
+"""Strips the metadata of pictures, for files in which it is broken but the pixels are whole.
 
-Pillow reads a file's texts, profiles and tags before its pixels, and gives up at the first that it
-can't make sense of.
+Pillow reads a file's texts, profiles and tags before its pixels, and gives up at the first one that
+it can't parse.
 """
 
 import re
@@ -10,7 +10,7 @@ import zlib
 from collections.abc import Collection, Iterator
 
 _PNG = b"\x89PNG\r\n\x1a\n"
-# What is needed beside the critical chunks.
+# Chunks that are needed in addition to the critical ones.
 _PNG_KEPT = (b"tRNS", b"eXIf")
 _PNG_ANIMATION = (b"acTL", b"fcTL", b"fdAT")
 
@@ -19,7 +19,7 @@ _JPEG_TABLES, _JPEG_END = b"\xff\xdb", b"\xff\xd9"
 _JPEG_SCAN = 0xDA
 _JPEG_STANDALONE = (0x01, *range(0xD0, 0xD8))
 _JPEG_METADATA = (*range(0xE0, 0xF0), 0xFE)
-# Of these: two that tell how colours are stored, and orientation; how they begin, their least size.
+# Segments that are kept, as colours or orientation depend on them: how they begin, and least size.
 _JPEG_KEPT = {0xE0: (b"JFIF\0", 14), 0xE1: (b"Exif\0\0", 6), 0xEE: (b"Adobe", 12)}
 
 _WEBP_PIXELS = (b"VP8 ", b"VP8L", b"ALPH", b"ANIM", b"ANMF")
@@ -39,14 +39,14 @@ _AVIF_EXIF = re.compile(rb"(infe[\x02\x03]\0\0[\0\x01].{4,6})Exif", re.DOTALL)
 
 
 def without_metadata(data: bytes, *, animated: bool = False) -> bytes:
-    """Returns a picture's file with nothing but its pixels, and its EXIF where that is whole.
+    """Returns a picture's file with nothing but its pixels, and its EXIF if that is whole.
 
-    PNG, JPEG, WebP, TIFF and AVIF are known; other files, and those that are built otherwise than
-    their formats say, are returned as they are.
+    It handles PNG, JPEG, WebP, TIFF and AVIF; other files, and those that violate their formats,
+    are returned unchanged.
 
     Args:
-        data: The file.
-        animated: Whether the frames of an animated PNG are kept beside its picture.
+        data: The contents of the file.
+        animated: Whether to keep the frames of an animated PNG in addition to its picture.
     """
     try:
         if data.startswith(_PNG):
@@ -60,7 +60,7 @@ def without_metadata(data: bytes, *, animated: bool = False) -> bytes:
     except (struct.error, IndexError, ValueError):
         return data
     if data[4:8] == b"ftyp":
-        return _AVIF_EXIF.sub(rb"\1skip", data)  # orientation is told elsewhere (ISO 23008-12)
+        return _AVIF_EXIF.sub(rb"\1skip", data)  # orientation is elsewhere (ISO 23008-12)
     return data
 
 
@@ -90,7 +90,7 @@ def _is_whole(data: bytes, place: int) -> bool:
 
 
 def _next_pixels(data: bytes, place: int, end: int) -> int:
-    """Returns where pixels start that a broken chunk counts to itself; else the chunk's end."""
+    """Returns where pixels start that a broken chunk claims as its own; else the chunk's end."""
     found = data.find(b"IDAT", place + 8, end + 8)
     return found - 4 if found >= 0 and _is_whole(data, found - 4) else end
 
@@ -120,9 +120,9 @@ def _bare_jpeg(data: bytes) -> bytes:
 
 
 def _next_tables(data: bytes, place: int) -> int:
-    """Returns where the tables of the pixels start that a broken segment counts to itself.
+    """Returns where the tables of the pixels start that a broken segment claims as its own.
 
-    A small picture in it has an end of its own, and pixels hold no marker of an end.
+    A thumbnail in it has its own end marker, and pixels contain none.
     """
     last = data.rindex(_JPEG_END)
     earlier = data.rfind(_JPEG_END, place, last)
@@ -140,7 +140,7 @@ def _bare_webp(data: bytes) -> bytes:
     chunks = [(kind, chunk) for kind, chunk in _riff_chunks(data) if kind in _WEBP_KEPT]
     if chunks and chunks[0][0] == b"VP8X":
         header = bytearray(chunks[0][1])
-        # Where an animation's frames leave its canvas free it is transparent, and may not say so.
+        # An animation is transparent where frames don't cover its canvas, and may not say so.
         alpha = _WEBP_ALPHA if header[8] & _WEBP_ANIMATION else header[8] & _WEBP_ALPHA
         exif = _WEBP_EXIF if any(kind == b"EXIF" for kind, _ in chunks) else 0
         header[8] = (header[8] & _WEBP_ANIMATION) | alpha | exif
@@ -150,7 +150,7 @@ def _bare_webp(data: bytes) -> bytes:
 
 
 def _riff_chunks(data: bytes) -> Iterator[tuple[bytes, bytes]]:
-    """Yields kinds and whole chunks; of a file that is cut short, pixels as far as they go."""
+    """Yields kinds and whole chunks; if a file is cut short, also the pixels that are left."""
     place = 12
     while place + 8 <= len(data):
         kind, length = struct.unpack_from("<4sI", data, place)
@@ -167,7 +167,7 @@ def _riff_chunks(data: bytes) -> Iterator[tuple[bytes, bytes]]:
 
 
 def _bare_tiff(data: bytes) -> bytes:
-    """Leaves out entries of the first page's directory; what they point to stays, unread."""
+    """Removes entries from the first page's directory; what they point to stays, unread."""
     order = "<" if data.startswith(b"II") else ">"
     (place,) = struct.unpack_from(f"{order}I", data, 4)
     (count,) = struct.unpack_from(f"{order}H", data, place)

@@ -1,4 +1,4 @@
-"""How a video's frames lie: one of eight ways to turn and mirror them before they are shown."""
+"""The orientation of a video's frames: one of eight ways to turn and mirror them for display."""
 
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -9,12 +9,12 @@ from jaxtyping import UInt8
 
 
 class Orientation(NamedTuple):
-    """What to do to a stored frame, in this order.
+    """How to turn a stored frame upright, in this order.
 
     Attributes:
-        transposed: Rows become columns.
-        rows_reversed: Then the last row becomes the first.
-        columns_reversed: And the last column the first.
+        transposed: Whether rows become columns.
+        rows_reversed: Whether the last row then becomes the first.
+        columns_reversed: Whether the last column then becomes the first.
     """
 
     transposed: bool = False
@@ -32,7 +32,7 @@ class Orientation(NamedTuple):
         return self.rows_reversed if self.transposed else self.columns_reversed
 
     def upright(self, frame: UInt8[np.ndarray, "h w 3"]) -> UInt8[np.ndarray, "h2 w2 3"]:
-        """Returns a view of a stored frame as it is shown."""
+        """Returns a view of a stored frame, as displayed."""
         if self.transposed:
             frame = frame.swapaxes(0, 1)
         return frame[:: -1 if self.rows_reversed else 1, :: -1 if self.columns_reversed else 1]
@@ -42,7 +42,7 @@ def from_matrix(matrix: Sequence[float | int]) -> Orientation:
     """Returns the orientation nearest to a display matrix.
 
     Args:
-        matrix: (a, b, u, c, d, v, ...) as QuickTime has it, of which u, v and all after them are
+        matrix: (a, b, u, c, d, v, ...) as in QuickTime, where u, v and everything after v are
             ignored: x' = a x + c y and y' = b x + d y, with y downwards. Scales don't matter.
     """
     a, b, _, c, d, *_ = matrix
@@ -52,7 +52,7 @@ def from_matrix(matrix: Sequence[float | int]) -> Orientation:
 
 
 def of_frame(frame: VideoFrame) -> Orientation:
-    """Returns how a decoded frame is to be shown, by what its file or the frame itself says."""
+    """Returns the orientation of a decoded frame, from its file or the frame itself."""
     matrix = frame.side_data.get("DISPLAYMATRIX")
     if matrix is None:
         return Orientation()

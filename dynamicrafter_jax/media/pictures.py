@@ -1,4 +1,4 @@
-"""Pictures in: what a person gives as an image becomes the array that a model takes."""
+"""Turns what users give as an image into the array that a model takes."""
 
 import os
 from collections.abc import Sequence
@@ -13,7 +13,7 @@ from dynamicrafter_jax.media.pillow import check_sides, read_picture, rgb_of
 from dynamicrafter_jax.runtime import files
 
 ImageInput = str | os.PathLike[str] | Image.Image | np.ndarray
-"""What `fit_image` takes."""
+"""What `fit_image` accepts."""
 
 
 def fit_image(
@@ -23,15 +23,15 @@ def fit_image(
 
     Args:
         image: The path of a picture, a Pillow image or a uint8 array (h, w, 3), which are resized;
-            or the path of a `.npy` file, or an array, that is float32 (height, width, 3) in
-            [-1, 1] already, which is used as it is, whatever `fit` is.
-        height: Of the result, in pixels.
-        width: Of the result, in pixels.
-        fit: "crop" for a picture that fills the result, and is cut where it is longer;
+            or a float32 array (height, width, 3) in [-1, 1], or the path of a `.npy` file that
+            holds one, which are used unchanged, whatever `fit` is.
+        height: Height of the result, in pixels.
+        width: Width of the result, in pixels.
+        fit: "crop" for a picture that fills the result and is cropped in its longer direction;
             "letterbox" for the whole picture, with its borders repeated around it.
 
     Returns:
-        float32 (height, width, 3) in [-1, 1], and which part of it is to be shown.
+        float32 (height, width, 3) in [-1, 1], and the part of it to show.
 
     Raises:
         UserError: It can't be read or is not one of these; or there is no such `fit`, or the
@@ -53,7 +53,7 @@ def fit_image(
         picture = read_picture(image)
     else:
         raise UserError(
-            f"an image can't be a {type(image).__name__}: give a path, a Pillow image, "
+            f"an image can't be of type {type(image).__name__}: give a path, a Pillow image, "
             "or a uint8 array (h, w, 3)"
         )
     if fit == "crop":
@@ -64,22 +64,22 @@ def fit_image(
 def fit_images(
     images: Sequence[ImageInput], height: int, width: int, fit: str
 ) -> tuple[Float32[np.ndarray, "n h w 3"], Window]:
-    """Loads images of one batch as `fit_image` does.
+    """Loads the images of a batch as `fit_image` does.
 
     Returns:
-        float32 (n, height, width, 3) in [-1, 1], and which part of all is to be shown.
+        float32 (n, height, width, 3) in [-1, 1], and the part of all of them to show.
 
     Raises:
-        UserError: As in `fit_image`; or that part is not the same, as videos of one batch are of
-            one size.
+        UserError: As in `fit_image`; or these parts differ, while videos of a batch must have the
+            same size.
     """
     fitted = [fit_image(image, height, width, fit) for image in images]
     sizes = {f"{window.width} x {window.height}": window for _, window in fitted}
     if len(sizes) > 1:
         raise UserError(
-            f"pictures of one aspect are needed with the fit 'letterbox': these give videos of "
-            f"{' and '.join(sizes)} pixels; cut the pictures alike, make each video by itself, or "
-            "crop them with the fit 'crop'"
+            f"the fit 'letterbox' needs pictures of one aspect ratio, but these give videos of "
+            f"{' and '.join(sizes)} pixels: cut them to the same shape, make each video by itself, "
+            "or use the fit 'crop'"
         )
     return np.stack([pixels for pixels, _ in fitted]), fitted[0][1]
 
@@ -100,6 +100,6 @@ def _checked_array(
             f"{name} must be float32 {expected} in [-1, 1]: it is {array.dtype} {array.shape}"
         )
     low, high = array.min(), array.max()
-    if not (low >= -1 and high <= 1):  # so written, NaN fails
+    if not (low >= -1 and high <= 1):  # written like this, NaN fails
         raise UserError(f"{name} must lie in [-1, 1]: its values go from {low:g} to {high:g}")
     return array

@@ -1,4 +1,4 @@
-"""What Pillow reads becomes 8-bit RGB: upright, and on white."""
+"""Reads pictures with Pillow as 8-bit RGB, upright and on white."""
 
 import contextlib
 import io
@@ -21,10 +21,10 @@ from dynamicrafter_jax.runtime.placeholders import refuse_placeholder
 T = TypeVar("T")
 
 MIN_SIDE = 16
-"""Pixels; a picture with a shorter side has nothing to animate."""
+"""Least side of a picture, in pixels; a smaller one has nothing to animate."""
 
 MAX_PIXELS = 100_000_000
-"""Pixels of a picture, read from its header before anything is decoded."""
+"""Most pixels in a picture, which are read from its header before anything is decoded."""
 
 _ORIENTATION_TAG = 0x0112
 _UPRIGHT = {  # EXIF 2.32, tag "Orientation": what undoes each value
@@ -45,13 +45,13 @@ _ANIMATIONS = ("WEBP", "PNG")
 def read_picture(path: epath.PathLike) -> UInt8[np.ndarray, "h w 3"]:
     """Reads a picture of any format and colour mode that Pillow knows, as 8-bit RGB.
 
-    EXIF orientation is applied, transparency is laid over white, and of an animation the first
-    frame is taken. 16-bit grey is scaled by 1/257. Floating-point grey within [0, 1] is scaled
-    by 255; within [0, 255] it is taken as it is. Colour profiles are ignored, and so is all
-    metadata that is broken.
+    EXIF orientation is applied, transparency is shown over white, and the first frame of an
+    animation is used. 16-bit grey is scaled by 1/257. Floating-point grey is scaled by 255 if it is
+    within [0, 1], and kept if it is within [0, 255]. Colour profiles are ignored, and so is all
+    broken metadata.
 
     Raises:
-        UserError: The file is missing, truncated or no picture, or the picture has a side under
+        UserError: The file is missing, truncated or not a picture, or the picture has a side under
             `MIN_SIDE` or more than `MAX_PIXELS` pixels.
     """
     name = os.fspath(path)
@@ -59,14 +59,14 @@ def read_picture(path: epath.PathLike) -> UInt8[np.ndarray, "h w 3"]:
 
 
 def size_of_picture(data: bytes, name: str) -> tuple[int, int]:
-    """Returns height and width of a picture by its header, as it is stored.
+    """Returns the height and width of a picture from its header, as stored.
 
     Args:
-        data: The file.
+        data: The contents of the file.
         name: What error messages call it.
 
     Raises:
-        UserError: As in `read_picture`, as far as the header tells.
+        UserError: As in `read_picture`, as far as the header shows.
     """
 
     def size(picture: Image.Image) -> tuple[int, int]:
@@ -77,7 +77,7 @@ def size_of_picture(data: bytes, name: str) -> tuple[int, int]:
 
 
 def rgb_of(picture: Image.Image) -> UInt8[np.ndarray, "h w 3"]:
-    """Does as `read_picture` for an image of Pillow's that someone has opened."""
+    """Does what `read_picture` does for a Pillow image that is already open."""
     name = "the image"
     with _explained(name, None):
         try:
@@ -85,7 +85,7 @@ def rgb_of(picture: Image.Image) -> UInt8[np.ndarray, "h w 3"]:
         except _CERTAIN:
             raise
         except Exception:
-            # Its pixels may be whole, if its file is still open.
+            # Its pixels may be whole, and can be read if its file is still open.
             if not isinstance(picture, ImageFile.ImageFile) or not picture.fp:
                 raise
             picture.fp.seek(0)
@@ -94,14 +94,14 @@ def rgb_of(picture: Image.Image) -> UInt8[np.ndarray, "h w 3"]:
 
 @contextlib.contextmanager
 def open_animation(data: bytes, name: str) -> Iterator[Image.Image]:
-    """Opens an animated WebP or PNG, of which ffmpeg shows but the first frame, or a still one.
+    """Opens a still or animated WebP or PNG; ffmpeg reads only their first frames.
 
     Args:
-        data: The file.
+        data: The contents of the file.
         name: What error messages call it.
 
     Raises:
-        UserError: It is truncated or something else, here or inside the block.
+        UserError: The file is truncated or something else, which may show only inside the block.
     """
     with _explained(name, data):
         file = io.BytesIO(without_metadata(data, animated=True))
@@ -113,15 +113,15 @@ def open_animation(data: bytes, name: str) -> Iterator[Image.Image]:
 def frames_of_animation(
     data: bytes, name: str, indices: Sequence[int]
 ) -> list[UInt8[np.ndarray, "h w 3"]]:
-    """Returns frames of an animation as they are shown, each as `read_picture` does.
+    """Returns frames of an animation as displayed, each converted as in `read_picture`.
 
     Args:
-        data: The file; see `open_animation`.
+        data: The contents of the file; see `open_animation`.
         name: What error messages call it.
-        indices: Numbers from 0.
+        indices: Numbers of frames, from 0.
 
     Raises:
-        UserError: As `open_animation`; or a frame is missing.
+        UserError: As in `open_animation`; or a frame is missing.
     """
     wanted = set(indices)
     with open_animation(data, name) as picture:
@@ -135,12 +135,12 @@ def frames_of_animation(
     return [found[i] for i in indices]
 
 
-# What a second try without metadata would only repeat.
+# Errors that a second attempt without metadata would only repeat.
 _CERTAIN = (UserError, MemoryError, Image.DecompressionBombError)
 
 
 def _decode(data: bytes, name: str, use: Callable[[Image.Image], T]) -> T:
-    """Opens a picture and uses it; without its metadata, if that is what is broken."""
+    """Opens a picture and passes it to `use`; tries again without metadata if that fails."""
     with _explained(name, data):
         try:
             return use(Image.open(io.BytesIO(data)))
@@ -155,8 +155,8 @@ def _decode(data: bytes, name: str, use: Callable[[Image.Image], T]) -> T:
 
 @contextlib.contextmanager
 def _explained(name: str, data: bytes | None) -> Iterator[None]:
-    """Holds back Pillow's warnings, and says in one line what it could not read."""
-    # Warning filters belong to the whole process, so only one thread at a time may change them.
+    """Suppresses Pillow's warnings, and turns its errors into one-line messages."""
+    # Warning filters are global to the process, so only one thread at a time may change them.
     with _PILLOW_LOCK, warnings.catch_warnings():
         warnings.simplefilter("ignore")
         try:
@@ -184,7 +184,7 @@ def _to_rgb(picture: Image.Image, name: str) -> UInt8[np.ndarray, "h w 3"]:
     _check_header(picture, name)
     key = _transparent_colour(picture)
     picture.load()
-    # Only now: Pillow turns a TIFF by itself while it loads it, and drops the tag.
+    # Must follow `load`: Pillow itself turns a TIFF while loading it, and drops the tag.
     turn = _UPRIGHT.get(_orientation(picture))
     if turn is not None:
         picture = picture.transpose(turn)
@@ -208,7 +208,7 @@ def _to_rgb(picture: Image.Image, name: str) -> UInt8[np.ndarray, "h w 3"]:
 def _transparent_colour(picture: Image.Image) -> int | tuple[int, ...] | None:
     """Returns the colour of a PNG that stands for transparency, in the range of Pillow's pixels.
 
-    The file gives it in its own depth, and Pillow leaves it so.
+    Pillow leaves it in the bit depth of the file.
     """
     key = picture.info.get("transparency")
     if picture.format != "PNG" or picture.mode == "P" or key is None:
@@ -223,17 +223,17 @@ def _transparent_colour(picture: Image.Image) -> int | tuple[int, ...] | None:
 
 
 def _orientation(picture: Image.Image) -> int:
-    """Returns what EXIF says of a picture's orientation: 1, upright, where it can't be read."""
+    """Returns a picture's orientation from EXIF; 1, which is upright, if that can't be read."""
     try:
         return int(picture.getexif().get(_ORIENTATION_TAG, 1))
-    except Exception:  # of every kind, as there are ways in which EXIF can be broken
+    except Exception:  # broken EXIF raises errors of every kind
         return 1
 
 
 def _check_header(picture: Image.Image, name: str) -> None:
     width, height = picture.size
     if picture.format in ("EPS", "WMF"):
-        # Drawing these means running another program on data that nobody has vouched for.
+        # Rendering these would run another program on untrusted data.
         raise UserError(f"{name} is a vector drawing ({picture.format}): export it as PNG")
     check_sides(height, width, name)
     if width * height > MAX_PIXELS:
@@ -252,7 +252,7 @@ def check_sides(height: int, width: int, name: str) -> None:
 def _too_large(name: str) -> str:
     return (
         f"{name} is larger than {MAX_PIXELS // 1_000_000} million pixels: "
-        "shrink it, to 2048 pixels on its longer side for instance"
+        "shrink it, for instance to 2048 pixels on its longer side"
     )
 
 
@@ -268,7 +268,7 @@ def _scale_integers(values: np.ndarray, name: str) -> np.ndarray:
 
 def _scale_floats(values: np.ndarray, name: str) -> np.ndarray:
     low, high = values.min(), values.max()
-    if not (low >= 0 and high <= 255):  # so written, NaN fails
+    if not (low >= 0 and high <= 255):  # written like this, NaN fails
         raise UserError(
             f"{name} holds floating-point values from {low:g} to {high:g}, outside [0, 1] "
             "and [0, 255]: scale them or save it with 8 bits"

@@ -1,25 +1,25 @@
-"""Frames a second, by the times at which frames are shown."""
+"""Frame rates, from the times at which frames are shown."""
 
 from fractions import Fraction
 
-# Files that count milliseconds round each time.
+# Files with times in milliseconds round each of them.
 _ROUNDING = Fraction(1, 1000)
 
 
 def frame_rate(
     count: int, ticks: int, time_base: Fraction, told: Fraction | None
 ) -> Fraction | None:
-    """Returns the frames a second of a video, on average.
+    """Returns the average number of frames a second in a video.
 
     Args:
-        count: Frames from the first to the last, these included.
-        ticks: Time from the first to the last.
-        time_base: Seconds of a tick.
-        told: What the file says. It is taken where the times agree with it but for rounding, and
-            where there are no times.
+        count: Number of frames, including the first and the last.
+        ticks: Time from the first to the last, in ticks.
+        time_base: Duration of a tick, in seconds.
+        told: The rate in the file's header. It is used if the times agree with it up to rounding,
+            and if there are no times.
 
     Returns:
-        The rate, or None if neither the times nor the file tell.
+        The rate, or None if it follows neither from the times nor from the header.
     """
     seconds = ticks * time_base
     if count < 2 or seconds <= 0:

@@ -1,4 +1,4 @@
-"""Pictures out: PNG files, and the frames of a video on one sheet."""
+"""Writes PNG files, and lays out the frames of a video on one sheet."""
 
 import io
 import math
@@ -16,7 +16,7 @@ _GAP = 4  # pixels around each frame of a sheet
 
 
 def write_png(path: epath.PathLike, picture: UInt8[np.ndarray, "h w 3"]) -> None:
-    """Writes a PNG, whole or not at all (`files.write_bytes`)."""
+    """Writes a PNG file atomically (`files.write_bytes`)."""
     files.write_bytes(path, encode_png(picture))
 
 
@@ -34,14 +34,14 @@ def contact_sheet(
     picture: UInt8[np.ndarray, "_ _ 3"] | None = None,
     caption: str = "",
 ) -> UInt8[np.ndarray, "sheet_h sheet_w 3"]:
-    """Lays the frames out in rows on white, left to right and top to bottom.
+    """Lays out frames in rows on white, left to right and top to bottom.
 
     Args:
         video: The frames.
         columns: Frames in a row.
-        picture: The picture they were made from, set apart to the left of the first row and
-            cropped to the size of a frame.
-        caption: A text below, broken into lines. Pillow's own font has plain Latin letters only:
+        picture: The picture they were made from, shown to the left of the first row and cropped to
+            the size of a frame.
+        caption: A text below, broken into lines. Pillow's own font has plain Latin letters only;
             others show as boxes.
 
     Raises:

@@ -1,4 +1,4 @@
-"""Transparency of frames that ffmpeg decodes, which is laid over white as that of pictures is."""
+"""Shows transparent frames that ffmpeg decodes over white, as is done for pictures."""
 
 import av
 import numpy as np
@@ -8,9 +8,9 @@ _EXACT = Interpolation.ACCURATE_RND | Interpolation.FULL_CHR_H_INT | Interpolati
 
 
 def on_white(frame: av.VideoFrame) -> av.VideoFrame:
-    """Returns a frame over white; the same one where all of it is opaque.
+    """Returns a frame over white; the same frame if it is opaque.
 
-    What a frame says besides its pixels, such as that it is to be turned, is not kept.
+    Metadata of the frame, such as its orientation, is not kept.
     """
     kind = frame.format
     if not kind.has_palette and not any(part.is_alpha for part in kind.components):
@@ -19,6 +19,6 @@ def on_white(frame: av.VideoFrame) -> av.VideoFrame:
     colours, alpha = pixels[..., :3].astype(np.uint16), pixels[..., 3:].astype(np.uint16)
     if alpha.min() == 255:
         return frame
-    # At most 255 x 255, to which half a divisor is added to round.
+    # At most 255 x 255, plus half the divisor for rounding.
     shown = (colours * alpha + 255 * (255 - alpha) + 127) // 255
     return av.VideoFrame.from_ndarray(shown.astype(np.uint8), format="rgb24")

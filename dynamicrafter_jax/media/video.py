@@ -1,4 +1,4 @@
-"""Video: frames to `.mp4`, `.gif`, `.webp` or a folder of PNGs, and files back to frames."""
+"""Writes frames to `.mp4`, `.gif`, `.webp` or a folder of PNGs, and reads video files."""
 
 import io
 import os
@@ -22,12 +22,12 @@ from dynamicrafter_jax.runtime import files
 from dynamicrafter_jax.runtime.placeholders import refuse_placeholder
 
 CODECS = {"libx264": 51, "libx265": 51, "libvpx-vp9": 63}
-"""Encoders for `.mp4` (H.264, H.265, VP9), each with the largest `crf` it takes."""
+"""Encoders for `.mp4` (H.264, H.265, VP9), each with the largest `crf` it accepts."""
 
 _EXTENSIONS = (".mp4", ".gif", ".webp")
 _FOLDER = "folder"
 _LOWEST_FPS = 0.1
-# GIF counts hundredths of a second, and players slow a frame down that lasts only one of them.
+# GIF counts hundredths of a second, and players slow down frames that last only one of them.
 _HIGHEST_FPS = {".mp4": 240, ".gif": 50, ".webp": 240, _FOLDER: 240}
 
 # Without these, conversion between RGB and YUV rounds down and darkens a picture by one level.
@@ -42,7 +42,7 @@ _ACCURATE = (
 def check_output(
     path: epath.PathLike, fps: float | int = 8.0, *, codec: str = "libx264", crf: int = 18
 ) -> None:
-    """Makes sure, before a long computation, that `write_video` will accept its arguments.
+    """Checks, before a long computation, that `write_video` will accept its arguments.
 
     Raises:
         UserError: The extension or codec is unknown, a number is out of range, or the path can't
@@ -61,27 +61,27 @@ def write_video(
     codec: str = "libx264",
     crf: int = 18,
 ) -> None:
-    """Writes frames in the format that the extension of `path` names, whole or not at all.
+    """Writes frames atomically, in the format given by the extension of `path`.
 
     - `.mp4`: `codec` in yuv420p, with colours converted and tagged as BT.709, and the index in
-      front so that it plays while it loads. yuv420p has one colour sample for 2 x 2 pixels, so
-      of an odd side the last row or column is repeated once.
-    - `.gif`: 256 colours a frame, chosen for it, dithered; repeats for ever.
+      front, so that it plays while it loads. yuv420p has one colour sample per 2 x 2 pixels, so if
+      a side is odd, the last row or column is repeated once.
+    - `.gif`: 256 colours chosen for each frame, dithered; repeats for ever.
     - `.webp`: lossy at quality 95; repeats for ever.
     - No extension, or a slash at the end: a folder of `frame_0000.png`, ..., lossless and without
-      `fps`. The folder must be new or empty: one that holds anything is never touched.
+      `fps`. The folder must be new or empty; one with contents is never touched.
 
-    Consecutive frames that are equal may be stored as one that lasts longer in `.gif` and `.webp`.
+    In `.gif` and `.webp`, consecutive equal frames may be stored as one that lasts longer.
 
     Args:
-        path: Where to, local or remote. An older file is replaced, missing parents are made.
+        path: Where to write, local or remote. An older file is replaced, missing parents are made.
         video: The frames, one or more.
-        fps: Frames a second, fractions too (23.976), from 0.1 to 240; to 50 for `.gif`.
+        fps: Frames a second, possibly fractional (23.976), from 0.1 to 240, or to 50 for `.gif`.
         codec: One of `CODECS`, for `.mp4`.
-        crf: Constant rate factor for `.mp4`: the lower, the better and larger. 18 looks lossless.
+        crf: Constant rate factor for `.mp4`: lower is better and larger. 18 looks lossless.
 
     Raises:
-        UserError: Any of these is not as described, the encoder refused, or the disk did.
+        UserError: An argument is not as described, or encoding or writing fails.
     """
     kind = _kind(path)
     _check_settings(kind, fps, codec, crf)
@@ -98,12 +98,10 @@ def write_video(
 
 
 def read_video(path: epath.PathLike) -> tuple[UInt8[np.ndarray, "t h w 3"], float]:
-    """Reads all frames of a video file that ffmpeg knows.
-
-    They come as they leave the decoder, upright.
+    """Reads all frames of a video file that ffmpeg can read, turned upright.
 
     Returns:
-        The frames, and how many there are a second (on average, by the times of the frames).
+        The frames, and the average number of frames a second, by the times of the frames.
 
     Raises:
         UserError: The file is missing, truncated, or holds no video.
@@ -117,7 +115,7 @@ def read_video(path: epath.PathLike) -> tuple[UInt8[np.ndarray, "t h w 3"], floa
             stream = container.streams.video[0]
             frames, times, orientation = [], [], None
             for frame in container.decode(stream):
-                # Some streams tell it at their first picture only, and mean all.
+                # Some streams give it only at their first picture, for all of them.
                 orientation = orientation or of_frame(frame)
                 picture = frame.to_ndarray(
                     format="rgb24",
@@ -144,7 +142,7 @@ def _kind(path: epath.PathLike) -> str:
     """Returns the extension in lower case, or `_FOLDER`."""
     name = os.fspath(path)
     suffix = files.as_path(path).suffix.lower()
-    known = f"give .mp4, .gif, .webp, or a folder of PNGs by a slash at the end ({name}/)"
+    known = f"give .mp4, .gif or .webp, or end with a slash for a folder of PNGs ({name}/)"
     if os.path.basename(name).lower() in _EXTENSIONS:
         raise UserError(f"{name} has an extension but no name: give one, such as video{name}")
     if not name:
@@ -167,7 +165,7 @@ def _check_settings(kind: str, fps: float | int, codec: str, crf: int) -> None:
         return
     known = [name for name in CODECS if name in av.codecs_available]
     if codec not in known:
-        raise UserError(f"{codec!r} is not a known codec: give one of {', '.join(known)}")
+        raise UserError(f"{codec!r} is not a known codec: choose from {', '.join(known)}")
     if not 0 <= crf <= CODECS[codec]:
         raise UserError(f"crf {crf} is out of range for {codec}: give 0 to {CODECS[codec]}")
 
@@ -194,7 +192,7 @@ def _encode_mp4(
     except OSError as error:
         raise UserError(
             f"{tempfile.gettempdir()}, where the video is made, can't be written: "
-            f"{error.strerror}; make room, or set TMPDIR to another directory"
+            f"{error.strerror}; free some space, or set TMPDIR to another directory"
         ) from error
     except FFmpegError as error:
         raise UserError(
@@ -209,7 +207,7 @@ def _encode_mp4_file(
     options = {"crf": str(crf)}
     if codec == "libx265":
         options["x265-params"] = "log-level=error"
-    rate = Fraction(fps).limit_denominator(1001)  # 24000/1001 and its like stay exact
+    rate = Fraction(fps).limit_denominator(1001)  # 24000/1001 and the like stay exact
     with av.open(file, "w", options={"movflags": "+faststart"}) as container:
         stream = typing.cast(
             av.VideoStream, container.add_stream(codec, rate=rate, options=options)
@@ -222,7 +220,7 @@ def _encode_mp4_file(
         context.color_trc = ColorTrc.BT709
         context.color_range = ColorRange.MPEG
         if codec == "libx265":
-            context.codec_tag = "hvc1"  # Apple's players pass over the default, hev1
+            context.codec_tag = "hvc1"  # Apple's players ignore the default, hev1
         for pixels in video:
             frame = av.VideoFrame.from_ndarray(pixels, format="rgb24")
             frame = frame.reformat(
@@ -237,7 +235,7 @@ def _encode_gif(video: UInt8[np.ndarray, "t h w 3"], fps: float | int) -> bytes:
 
 
 def _with_palette(frame: UInt8[np.ndarray, "h w 3"]) -> Image.Image:
-    """Reduces a frame to the 256 colours that suit it, dithered by Floyd and Steinberg."""
+    """Reduces a frame to 256 colours of its own, with Floyd-Steinberg dithering."""
     picture = Image.fromarray(frame)
     palette = picture.quantize(256, method=Image.Quantize.FASTOCTREE)
     return picture.quantize(palette=palette, dither=Image.Dither.FLOYDSTEINBERG)
@@ -265,6 +263,6 @@ def _animation(
 
 
 def _durations(video: UInt8[np.ndarray, "t h w 3"], fps: float | int, unit: int) -> list[int]:
-    """Milliseconds of each frame in whole units, rounded so that the errors do not add up."""
+    """Returns milliseconds of each frame in whole units, rounded so that errors don't add up."""
     ends = np.rint(np.arange(len(video) + 1) * (1000 / (fps * unit))).astype(int)
     return (np.diff(ends) * unit).tolist()

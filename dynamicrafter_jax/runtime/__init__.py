@@ -1,1 +1,1 @@
-"""What every room needs of the process it runs in: files, provenance, other processes."""
+"""What the other packages need from the environment: files, provenance, other processes."""

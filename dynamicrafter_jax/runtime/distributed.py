@@ -1,4 +1,4 @@
-"""Many processes as one: who they are comes from flags, from the environment, or is found out."""
+"""Runs of several processes, described by flags or the environment, or discovered by JAX."""
 
 import contextlib
 import os
@@ -18,21 +18,21 @@ def initialize(
     *,
     multihost: bool = False,
 ) -> None:
-    """Joins the other processes of a run, if there are any; call it before anything of JAX.
+    """Joins the other processes of a run, if there are any; call it before using JAX.
 
-    Each argument left out is taken from `JAX_COORDINATOR_ADDRESS`, `JAX_NUM_PROCESSES` or
-    `JAX_PROCESS_ID`. With neither, SLURM jobs of several tasks, MPI runs and TPU pods that GKE
-    started are recognised by the environment, and anything else is a run of one process.
+    Each missing argument is taken from `JAX_COORDINATOR_ADDRESS`, `JAX_NUM_PROCESSES` or
+    `JAX_PROCESS_ID`. If none of the three is known, SLURM jobs of several tasks, MPI runs and TPU
+    pods started by GKE are recognised by their environment; anything else is a run of one process.
 
     Args:
         coordinator_address: Host and port of process 0, such as "10.0.0.1:1234".
-        num_processes: How many there are.
-        process_id: Which this is, from 0.
-        multihost: Whether JAX is to find the others by itself, where the environment does not
-            tell: on the workers of a TPU pod that was made as a queued resource.
+        num_processes: How many processes there are.
+        process_id: Which of them this is, from 0.
+        multihost: Whether JAX should find the other processes even if the environment does not
+            reveal them: on the workers of a TPU pod that was created as a queued resource.
 
     Raises:
-        UserError: If only some of the three are known, or they do not fit together.
+        UserError: Only some of the three are known, or they do not fit together.
     """
     environment = os.environ
     coordinator_address = coordinator_address or environment.get("JAX_COORDINATOR_ADDRESS")
@@ -48,7 +48,7 @@ def initialize(
         return
     if missing:
         raise UserError(
-            f"several processes need --{' and --'.join(missing)} too (or JAX_"
+            f"several processes also need --{' and --'.join(missing)} (or JAX_"
             f"{' and JAX_'.join(name.upper() for name in missing)} in the environment)"
         )
     count, number = given["num_processes"], given["process_id"]
@@ -58,22 +58,22 @@ def initialize(
 
 
 def wait_for_all(place: str) -> None:
-    """Waits until every process of the run is here; some compile longer than others.
+    """Waits until every process of the run gets here; some take longer to compile than others.
 
     Args:
-        place: A name for it, given once in a run.
+        place: A name for the place, used once in a run.
 
     Raises:
-        RuntimeError: If a process did not come within an hour.
+        RuntimeError: A process did not get here within an hour.
     """
     ocp.multihost.get_barrier_sync_fn()(key=place, timeout_ms=3_600_000)
 
 
 @contextlib.contextmanager
 def leaving_at_once() -> Iterator[None]:
-    """Ends a process that meets a `UserError` or Ctrl-C, if it is one of several.
+    """Ends the process at once on a `UserError` or Ctrl-C, if it is one of several.
 
-    It would otherwise wait for the others when it exits, and they for it in their next step.
+    Otherwise it would wait for the others on exit, and they for it in their next step.
     """
     try:
         yield
@@ -96,7 +96,7 @@ def _number(variable: str, given: int | None) -> int | None:
 
 
 def _in_cluster() -> bool:
-    """Whether the environment says that there are other processes, and JAX will find them."""
+    """Returns whether the environment shows that there are other processes, which JAX can find."""
     environment = os.environ
     return (
         "," in environment.get("TPU_WORKER_HOSTNAMES", "")

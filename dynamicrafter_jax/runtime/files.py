@@ -1,4 +1,4 @@
-"""Files that are whole or absent: written beside their place, then renamed.
+"""Atomic files: written under a temporary name in the same folder, then renamed.
 
 Paths may be local or remote (`gs://`, `s3://`, `az://`, `hf://`), through `etils.epath`.
 """
@@ -25,9 +25,9 @@ NAME_BYTES = 255
 """The longest name of a file on nearly every file system, in bytes."""
 
 TEMPORARY = re.compile(r"\.(.+)\.[0-9a-f]{8}\.tmp")
-"""The name of a temporary file; the group is `shortened` of the name that it was to get."""
+"""The name of a temporary file; the group is the `shortened` final name."""
 
-# Longer names are shortened there, since more is added to them.
+# Longer names are shortened in temporary names, which add to them.
 _KEPT_BYTES = 100
 
 
@@ -35,7 +35,7 @@ def as_path(path: epath.PathLike) -> epath.Path:
     """Returns `path` as an `epath.Path`, with `~` expanded.
 
     Raises:
-        UserError: The path is of a kind that can't be opened, such as `https://`.
+        UserError: The path can't be opened, such as one that starts with `https://`.
     """
     if "\0" in os.fspath(path):
         raise UserError(f"{os.fspath(path)!r} is not a path: it holds a null character")
@@ -48,17 +48,17 @@ def as_path(path: epath.PathLike) -> epath.Path:
     except KeyError:
         scheme = os.fspath(path).split("://")[0]
         raise UserError(
-            f"{path} is a URL, and {scheme}:// is not supported; copy the file to this machine "
-            "(download it first), and give its path"
+            f"{path} is a URL, and {scheme}:// is not supported: download the file to this "
+            "machine, and give its path"
         ) from None
 
 
 def utf8_path(path: epath.PathLike) -> epath.Path:
-    """Returns a path to the same place for libraries that take paths in UTF-8 only.
+    """Returns a path to the same file for libraries that accept only UTF-8 paths.
 
-    Names on disk may be of any bytes. Where some are not UTF-8, the path leads through a symbolic
-    link in a temporary folder, which is removed when the process ends. What bears such a name must
-    be there.
+    Names on disk may be any bytes. If some are not UTF-8, the result leads through a symbolic link
+    in a temporary folder, which is removed when the process ends. Folders and files with such names
+    must exist.
     """
     path = as_path(path)
     parts = path.parts
@@ -82,10 +82,10 @@ def _links() -> tempfile.TemporaryDirectory[str]:
 
 
 def read_bytes(path: epath.PathLike) -> bytes:
-    """Returns what the file at `path` holds.
+    """Returns the contents of a file.
 
     Raises:
-        UserError: It is missing, empty, a directory or can't be read.
+        UserError: The file is missing, empty or a directory, or can't be read.
     """
     path = as_path(path)
     try:
@@ -102,7 +102,7 @@ def read_bytes(path: epath.PathLike) -> bytes:
 
 
 def read_array(path: epath.PathLike) -> np.ndarray:
-    """Returns the array of a `.npy` file; pickled objects are refused, never executed.
+    """Returns the array in a `.npy` file; pickled objects are refused, never executed.
 
     Raises:
         UserError: The file can't be read, or is not one plain array.
@@ -120,19 +120,19 @@ def read_array(path: epath.PathLike) -> np.ndarray:
 
 @contextlib.contextmanager
 def atomic(path: epath.PathLike) -> Iterator[epath.Path]:
-    """Gives a temporary path beside `path`, which takes its place if the block succeeds.
+    """Gives a temporary path next to `path`, which is renamed to it if the block succeeds.
 
-    The block makes a file or a folder there. A file replaces an older file; a folder takes the
-    place of nothing or of an empty folder, and never of one that holds something. If the block
-    fails, the temporary is removed and what was at `path` stays. Missing parents are made. A
-    symbolic link stays, and what it points to is replaced.
+    The block makes a file or a folder there. A file replaces an older file; a folder may replace an
+    empty folder, but never one with contents. If the block fails, what it made is removed and
+    `path` is left as it was. Missing parents are made. If `path` is a symbolic link, its target is
+    replaced.
 
-    The temporary's name starts with a dot and ends in `.tmp`, whatever the extension of `path`,
-    so that nothing that looks for finished files by their extension picks it up. It is short,
-    however long the name of `path` is.
+    The temporary name starts with a dot and ends in `.tmp`, whatever the extension of `path`, so
+    that code that looks for finished files by extension does not pick it up. It is short, however
+    long the name of `path` is.
 
     Raises:
-        UserError: The disk or the file system refused.
+        UserError: Writing fails.
     """
     destination = _destination(as_path(path))
     temporary = beside(destination)
@@ -153,9 +153,9 @@ def write_bytes(path: epath.PathLike, data: bytes) -> None:
 
 
 def write_json(path: epath.PathLike, value: Any) -> None:
-    """Writes `value` as indented JSON; see `write_bytes`. Not-a-number is no JSON and raises."""
+    """Writes `value` as indented JSON; see `write_bytes`. NaN raises, since JSON lacks it."""
     text = json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
-    # A file name that is not UTF-8 reaches us with lone surrogates, which JSON can only escape.
+    # A file name that is not UTF-8 has lone surrogates, which JSON can only escape.
     write_bytes(path, text.encode("utf-8", errors="backslashreplace"))
 
 
@@ -166,17 +166,17 @@ def write_array(path: epath.PathLike, array: np.ndarray) -> None:
 
 
 def check_writable(path: epath.PathLike, *, folder: bool = False) -> None:
-    """Makes sure, before a long computation, that `atomic(path)` will be able to write.
+    """Checks, before a long computation, that `atomic(path)` will be able to write.
 
-    Permission bits say little (root ignores them, a mount may be read-only), so a file of the
-    right name is written for trial, and removed. Missing parents are tried out too, and not kept.
+    Permission bits say little (root ignores them, a mount may be read-only), so a file with the
+    right name is written as a trial, and removed. Missing parents are tried too, and not kept.
 
     Args:
-        path: The file, or folder, to be written.
-        folder: Whether a folder will be made at `path`: it must be new or empty.
+        path: The file or folder to be written.
+        folder: Whether a folder will be made at `path`, which must then be new or empty.
 
     Raises:
-        UserError: It can't be written; the message says why.
+        UserError: `path` can't be written; the message says why.
     """
     destination = _destination(as_path(path))
     with _readable_refusal(path):
@@ -199,21 +199,23 @@ def check_writable(path: epath.PathLike, *, folder: bool = False) -> None:
 def check_apart(
     written: Sequence[tuple[str, epath.PathLike]], read: Sequence[tuple[str, epath.PathLike]]
 ) -> None:
-    """Makes sure that no file is written twice, or over one that is read.
+    """Checks that no file is written twice, or over one that is read.
 
     Args:
-        written: What is written and where to; the first word for it is for messages.
-        read: What is read, likewise.
+        written: Files to write, each as its name in messages and its path.
+        read: Files to read, likewise.
 
     Raises:
-        UserError: Two are one file.
+        UserError: Two paths lead to the same file.
     """
-    # On some disks capitals count for nothing, and a file that is not there yet can't be asked.
+    # Some disks ignore case, which can't be found out for a file that does not exist yet.
     places: dict[str, str] = {}
     for name, path in written:
         place = os.fspath(_destination(as_path(path))).casefold()
         if place in places:
-            raise UserError(f"{name} and {places[place]} are one file, {path}: give two")
+            raise UserError(
+                f"{name} and {places[place]} are the same file, {path}: give different paths"
+            )
         places[place] = name
         for other, source in read:
             if _are_one(as_path(path), as_path(source)):
@@ -227,7 +229,7 @@ def _are_one(path: epath.Path, other: epath.Path) -> bool:
 
 
 def _check_place(path: epath.PathLike, destination: epath.Path, folder: bool) -> None:
-    """Refuses to replace a directory by a file, a file by a folder, or a folder that is in use."""
+    """Refuses to replace a directory with a file, a file with a folder, or a folder in use."""
     if not destination.exists():
         return
     if not folder:
@@ -247,15 +249,15 @@ def _put_in_place(temporary: epath.Path, destination: epath.Path) -> None:
     if not temporary.is_dir():
         temporary.replace(destination)
     elif _is_local(destination):
-        # The system's own rename takes the place of an empty folder and refuses a filled one,
-        # in one step that nothing can come between.
+        # The system's own rename replaces an empty folder and refuses one with contents, in a
+        # single atomic step.
         os.rename(temporary, destination)
     else:
         temporary.rename(destination)
 
 
 def _destination(path: epath.Path) -> epath.Path:
-    """What a write to `path` replaces: links are followed, devices refused."""
+    """Returns what a write to `path` replaces; links are followed, and devices refused."""
     if not _is_local(path):
         return path
     real = epath.Path(os.path.realpath(path))
@@ -269,7 +271,7 @@ def _is_local(path: epath.Path) -> bool:
 
 
 def shortened(name: str) -> str:
-    """Returns a name of a file as those of temporaries hold it: whole, or its start and a hash."""
+    """Returns the form of a file name used in temporary names: whole, or its start and a hash."""
     data = os.fsencode(name)
     if len(data) <= _KEPT_BYTES:
         return name
@@ -282,7 +284,7 @@ def beside(path: epath.Path) -> epath.Path:
 
 
 def _remove(path: epath.Path) -> None:
-    # This runs while another error may be on its way: that one matters more than a leftover.
+    # Another error may be propagating, and matters more than a leftover.
     with contextlib.suppress(OSError, ImportError):
         if path.is_dir():
             path.rmtree()
@@ -292,7 +294,7 @@ def _remove(path: epath.Path) -> None:
 
 @contextlib.contextmanager
 def _readable_refusal(path: epath.PathLike) -> Iterator[None]:
-    """Says in one line why the system did not write to `path`."""
+    """Turns the system's errors into one line that says why `path` can't be written."""
     try:
         yield
     except (OSError, ImportError) as error:
@@ -303,6 +305,6 @@ def _readable_refusal(path: epath.PathLike) -> Iterator[None]:
 
 
 def _reason(error: BaseException) -> str:
-    """One line: the system's words if there are any."""
+    """Returns an error as one line, in the system's words if there are any."""
     words = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
     return " ".join(words.split()) or type(error).__name__

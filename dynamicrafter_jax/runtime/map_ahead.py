@@ -1,4 +1,4 @@
-"""Work in threads, a little ahead of whoever takes its results."""
+"""Maps a function over items in threads, a little ahead of the consumer."""
 
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
@@ -12,7 +12,7 @@ U = TypeVar("U")
 def map_ahead(
     pool: Executor, function: Callable[[T], U], items: Iterable[T], ahead: int
 ) -> Iterator[U]:
-    """Yields `function` of each item in order, while `ahead` more are worked on in the pool."""
+    """Yields `function(item)` for each item in order, while the pool works on `ahead` more."""
     pending: deque[Future[U]] = deque()
     for item in items:
         pending.append(pool.submit(function, item))

@@ -1,6 +1,6 @@
-"""What often lies in place of a file: a pointer to it, a web page, a server's refusal.
+"""Recognises what is often found instead of a file: a pointer, a web page, a server's refusal.
 
-Asked where reading has failed, so that files which are what they should be cost nothing.
+It is called after reading has failed, so good files cost nothing.
 """
 
 import json
@@ -12,10 +12,10 @@ from etils import epath
 from dynamicrafter_jax.errors import UserError
 
 LOOKED_AT = 4096
-"""Bytes at the beginning of a file that are enough to tell."""
+"""Bytes at the beginning of a file that are looked at."""
 
-_SHORT = 600  # characters of a message that stands alone
-_QUOTED = 80  # characters of it that we repeat
+_SHORT = 600  # characters in the longest text that may be a plain message
+_QUOTED = 80  # characters of a message that are quoted
 
 _LFS = re.compile(rb"version https?://(git-lfs\.github\.com|hawser\.github\.com|git-media\.io)/")
 _ANNEX = re.compile(rb"(\.\./)*(\.git)?/?annex/objects/[^\n\0]+\s*\Z")
@@ -41,16 +41,16 @@ _REFUSAL = re.compile(
 
 
 def refuse_placeholder(name: epath.PathLike, content: bytes | epath.PathLike) -> None:
-    """Raises an error that says what a file really is, where it is but a placeholder.
+    """Raises an error that says what a file really is, if it is only a placeholder.
 
-    Call it where reading has failed, before the error that is raised otherwise.
+    Call it after reading has failed, before raising another error.
 
     Args:
         name: What the message calls the file.
-        content: The file, or how it begins; or its path, local or remote.
+        content: The contents of the file, or their beginning; or its path, local or remote.
 
     Raises:
-        UserError: It is empty, or what `describe_placeholder` knows.
+        UserError: The file is empty, or a placeholder that `describe_placeholder` knows.
     """
     start = content[:LOOKED_AT] if isinstance(content, bytes) else _start(content)
     if start is None:
@@ -62,21 +62,20 @@ def refuse_placeholder(name: epath.PathLike, content: bytes | epath.PathLike) ->
 
 
 def describe_placeholder(start: bytes) -> str:
-    """Says what a file is by how it begins, and what to do; nothing where it may be the file.
+    """Returns what kind of placeholder a file is, and what to do; "" if it may be a real file.
 
-    Known are pointers of Git LFS and git-annex, links that became text, web pages, what servers
-    answer in XML, JSON or plain words, drawings in SVG, the files in which macOS keeps metadata,
-    and nothing but zeros.
+    It knows pointers of Git LFS and git-annex, links that became text, web pages, servers' answers
+    in XML, JSON or plain words, SVG drawings, metadata files of macOS, and nothing but zeros.
 
     Args:
-        start: Its first `LOOKED_AT` bytes, or all where there are fewer.
+        start: The first `LOOKED_AT` bytes, or all if there are fewer.
     """
     if pointer := describe_pointer(start):
         return pointer
     if _LINK.match(start):
-        return "the text of a link, not the file: copy what it leads to"
+        return "the text of a link, not the file: copy what it points to"
     if start.startswith(_MACOS):
-        return "metadata of macOS, not the file: take the one of the name without ._"
+        return "metadata of macOS, not the file: give the file without ._ in its name"
     if len(start) == start.count(0):
         return "zeros, not the file: download or copy it again"
     if _SAFARI.match(start):
@@ -85,9 +84,9 @@ def describe_placeholder(start: bytes) -> str:
 
 
 def describe_pointer(start: bytes) -> str:
-    """Does as `describe_placeholder` for the pointers of Git LFS and git-annex alone.
+    """Does what `describe_placeholder` does, but only for pointers of Git LFS and git-annex.
 
-    It is for files of text, in which all else that is known might stand.
+    It is for text files, which might contain anything else.
     """
     if _LFS.match(start):
         return "a Git LFS pointer, not the file: fetch it with git lfs pull"
@@ -115,7 +114,7 @@ def _describe_text(text: str) -> str:
 
 
 def _split_prolog(text: str) -> tuple[str, str]:
-    """Parts blanks, comments and declarations from what comes after them."""
+    """Splits leading blanks, comments and declarations from the rest of a text."""
     end = 0
     while found := _PROLOG.match(text, end):
         end = found.end()
@@ -138,10 +137,10 @@ def _quoted(before: str, words: str) -> str:
 
 
 def _json_words(text: str) -> str | None:
-    """Returns what a JSON text says is wrong; None if it does not seem to say so."""
+    """Returns the error message in a JSON text; None if there seems to be none."""
     try:
         said = json.loads(text)
-    except (ValueError, RecursionError):  # it may be longer than what we have
+    except (ValueError, RecursionError):  # the text may be cut off
         said = dict(re.findall(r'"(\w+)"\s*:\s*"([^"]*)"', text))
     for one in said if isinstance(said, list) else [said]:
         for key in _JSON_WORDS if isinstance(one, dict) else ():
@@ -152,8 +151,8 @@ def _json_words(text: str) -> str | None:
 
 
 def _text(start: bytes) -> str:
-    """Returns what a file holds as text, "" if it holds none."""
-    if start.startswith(_GZIP):  # as servers compress what they answer
+    """Returns the beginning of a file as text; "" if it is not text."""
+    if start.startswith(_GZIP):  # servers compress their answers
         try:
             start = zlib.decompressobj(wbits=31).decompress(start, LOOKED_AT)
         except zlib.error:
@@ -164,7 +163,7 @@ def _text(start: bytes) -> str:
 
 
 def _start(path: epath.PathLike) -> bytes | None:
-    """Returns how a file begins; None if it can't be read."""
+    """Returns the beginning of a file; None if it can't be read."""
     try:
         with epath.Path(path).expanduser().open("rb") as file:
             return file.read(LOOKED_AT)

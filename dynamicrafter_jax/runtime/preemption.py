@@ -1,7 +1,7 @@
-"""Stopping a run when it is asked to: by a scheduler that wants the machine back, or by Ctrl-C.
+"""Stops a run on request: by a scheduler that wants the machine back, or by Ctrl-C.
 
-A request only raises a flag, which the training loop asks for after every step: it then saves and
-ends, so that no finished step is lost.
+A request only sets a flag, which the training loop checks after every step. It then saves and ends,
+so no finished step is lost.
 """
 
 import os
@@ -16,22 +16,22 @@ from jax.experimental import multihost_utils
 from dynamicrafter_jax.errors import UserError
 
 EXIT_STATUS = 143
-"""Of a process that SIGTERM ends, by which schedulers know to start it again."""
+"""Exit status after SIGTERM, which tells schedulers to start the process again."""
 
 _Handler = Callable[[int, FrameType | None], Any] | int | None
 
 
 class Preemption:
-    """Watches for SIGTERM and SIGINT while it is entered, on the main thread.
+    """A context that watches for SIGTERM and SIGINT, on the main thread.
 
     The first Ctrl-C asks the run to save and end; the second one ends it at once.
 
-    Under `jax.distributed`, SIGTERM belongs to JAX: whichever processes it reaches, all of them
-    agree on one step to stop after. A Ctrl-C is handed on to JAX as a SIGTERM, for the same end.
+    Under `jax.distributed`, JAX handles SIGTERM: whichever processes receive it, all agree on the
+    same step to stop after. A Ctrl-C is passed on to JAX as a SIGTERM, with the same effect.
     """
 
     def __init__(self) -> None:
-        """Watches nothing yet."""
+        """Prepares to watch; signals are handled once the context is entered."""
         self._requested = False
         self._together = False
         self._previous: dict[signal.Signals, _Handler] = {}
@@ -54,12 +54,13 @@ class Preemption:
             signal.signal(*self._previous.popitem())
 
     def requested(self, step: int) -> bool:
-        """Returns whether the run shall save and end now, after `step` steps.
+        """Returns whether the run should save and end now, after `step` steps.
 
-        With several processes, all of them must ask after every step, and all get the same answer.
+        With several processes, all of them must call this after every step; all get the same
+        answer.
 
         Raises:
-            UserError: If processes can't agree because JAX's service for that is off.
+            UserError: Processes can't agree because JAX's service for that is off.
         """
         if not self._together:
             return self._requested

@@ -1,4 +1,4 @@
-"""Ahead-of-time compilation, so that compiling can be seen, timed and reused."""
+"""Ahead-of-time compilation, which can be observed, timed and reused."""
 
 from collections.abc import Callable
 from typing import Any
@@ -7,9 +7,9 @@ import jax
 
 
 class Program:
-    """A jitted function whose compilations can be watched.
+    """A jitted function with explicit compilation.
 
-    Arguments by position are traced; keyword arguments are static and must be hashable. What is
+    Positional arguments are traced; keyword arguments are static and must be hashable. What is
     compiled depends on them and on how products are rounded (`jax.default_matmul_precision`).
     """
 
@@ -19,7 +19,7 @@ class Program:
         self._compiled: dict[Any, Any] = {}
 
     def compile(self, *args: Any, **static: Any) -> Callable[..., Any]:
-        """Returns the executable for arguments like these, compiling it the first time."""
+        """Returns the executable for arguments of this kind, compiling it the first time."""
         leaves, structure = jax.tree.flatten(args)
         kinds = tuple((leaf.shape, leaf.dtype, leaf.sharding) for leaf in leaves)
         precision = jax.config.jax_default_matmul_precision  # pyright: ignore[reportAttributeAccessIssue]
@@ -33,5 +33,5 @@ class Program:
         return self._compiled[key]
 
     def __call__(self, *args: Any, **static: Any) -> Any:
-        """Runs the function, compiling it first where needed."""
+        """Runs the function, compiling it first if needed."""
         return self.compile(*args, **static)(*args)

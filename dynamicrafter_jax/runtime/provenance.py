@@ -1,4 +1,4 @@
-"""What made a video or a model: enough to make it again."""
+"""Records of how a video or a model was made, with enough detail to make it again."""
 
 import hashlib
 import importlib.metadata
@@ -48,9 +48,9 @@ def environment() -> dict[str, Any]:
 
 
 def record_beside(output: epath.PathLike) -> epath.Path:
-    """Returns the path of the record that lies beside a video: `cat.mp4.json` by `cat.mp4`.
+    """Returns the path of the record next to a video: `cat.mp4.json` for `cat.mp4`.
 
-    Where that would be too long for a name, it has the start of the video's, and a hash of it.
+    If that would be too long for a name, it is the start of the video's name, and a hash of it.
     """
     path = files.as_path(output)
     name = f"{path.name}.json"
@@ -60,16 +60,16 @@ def record_beside(output: epath.PathLike) -> epath.Path:
 
 
 def write_record(path: epath.PathLike, facts: Mapping[str, Any]) -> None:
-    """Writes what a run says of itself as JSON; see `check_record` and `files.write_json`."""
+    """Writes the record of a run as JSON; see `check_record` and `files.write_json`."""
     check_record(path)
     files.write_json(path, {_WRITTEN_BY: _PACKAGE, **facts})
 
 
 def check_record(path: epath.PathLike) -> None:
-    """Makes sure that there is no file at `path` but a record, which another may replace.
+    """Checks that `path` is free, or a record, which may be replaced.
 
     Raises:
-        UserError: There is one that no run wrote.
+        UserError: There is a file that no run wrote.
     """
     path = files.as_path(path)
     try:
@@ -86,11 +86,11 @@ def check_record(path: epath.PathLike) -> None:
 
 
 def check_places(videos: Sequence[epath.PathLike], *, named: bool) -> None:
-    """Makes sure, before a run, that it can write its records and replaces nothing of others.
+    """Checks, before a run, that it can write its records and replaces only its own files.
 
     Args:
-        videos: What it writes besides.
-        named: Whether somebody has named the videos, which then may replace anything.
+        videos: The videos that it writes.
+        named: Whether the user named the videos, which may then replace anything.
 
     Raises:
         UserError: A record can't be written, or a file that no run wrote is in the way.
@@ -113,7 +113,7 @@ def sha256_of(path: str | epath.Path) -> str:
 
 
 def git_revision() -> str | None:
-    """Returns the commit of the clone this code runs from, marked if it was changed."""
+    """Returns the commit of the clone this code runs from, marked "-dirty" if it was changed."""
     root = Path(__file__).parents[2]
     command = ["git", "-C", str(root), "describe", "--always", "--dirty", "--abbrev=40"]
     if not (root / ".git").exists():
@@ -126,7 +126,7 @@ def git_revision() -> str | None:
 
 
 def peak_memory() -> int:
-    """Returns the most bytes used so far: of a device where it tells, else of this process."""
+    """Returns the peak of bytes used: on a device if it says so, otherwise by this process."""
     in_use = [
         stats["peak_bytes_in_use"]
         for device in jax.local_devices()

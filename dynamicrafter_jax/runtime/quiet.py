@@ -1,9 +1,9 @@
-"""What the libraries below JAX say on stderr: nothing that its reader can do nothing about.
+"""Silences messages of the libraries below JAX that users can do nothing about.
 
-XLA asks for a bug report where a compilation takes long, and libtpu complains where there is no
-TPU. They read these variables once, so the package sets them when it is imported; it has no say
-where JAX was imported before it. What is set already stays, and with `DYNAMICRAFTER_DEBUG=1` all
-stays as it is.
+XLA asks for a bug report if a compilation takes long, and libtpu complains if there is no TPU.
+They read these variables once, so the package sets them when it is imported; this has no effect if
+JAX was imported before. Variables that are already set are kept, and with `DYNAMICRAFTER_DEBUG=1`
+nothing is changed.
 """
 
 import os
@@ -11,10 +11,10 @@ from collections.abc import MutableMapping
 from pathlib import Path
 
 DEBUG = "DYNAMICRAFTER_DEBUG"
-"""The variable of who looks for a fault: libraries say all, and tracebacks are shown."""
+"""The variable for debugging: libraries log everything, and tracebacks are shown."""
 
 _LOGS = {"TF_CPP_MIN_LOG_LEVEL": "3", "TPU_MIN_LOG_LEVEL": "3", "TPU_STDERR_LOG_LEVEL": "3"}
-# Without them, libtpu asks a server of its cloud what machine this is.
+# Without these, libtpu asks a cloud metadata server what machine this is.
 _NO_TPU = {
     "TPU_SKIP_MDS_QUERY": "1",
     "TPU_ACCELERATOR_TYPE": "v5litepod-1",
@@ -33,8 +33,8 @@ def quiet_libraries(
     """Sets the variables, in a process that has not imported JAX.
 
     Args:
-        environment: Where to.
-        devices: Folder of the machine's devices, among them the chips of a TPU.
+        environment: Where to set them.
+        devices: Folder of the machine's devices, which has the chips of a TPU.
     """
     if debugging(environment):
         return

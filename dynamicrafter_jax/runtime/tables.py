@@ -1,6 +1,6 @@
-"""Tables that people write, as CSV or lines of JSON: read as a spreadsheet does, or refused.
+"""Tables that people write, as CSV or lines of JSON: read as a spreadsheet would, or refused.
 
-What is refused is named by its line, so that no row is lost or joined to another in silence.
+Errors name the line, so no row is silently lost or merged with another.
 """
 
 import codecs
@@ -25,17 +25,17 @@ _BLANK = "".join(_DELIMITERS) + ' "\r\n'
 _QUOTES = 'a double quote within double quotes is written twice ("")'
 
 UTF16_MARKS = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
-"""What text in UTF-16 begins with."""
+"""Byte order marks at the beginning of text in UTF-16."""
 
 Cells = Mapping[str, str]
 """The cells of a row, by the names of their columns."""
 
 
 def refuse_pointer(path: epath.PathLike, data: bytes) -> None:
-    """Raises an error where a text file, or how it begins, is but a pointer to it.
+    """Refuses a text file that is only a pointer to the file, given its contents or beginning.
 
     Raises:
-        UserError: It is one.
+        UserError: It is a pointer.
     """
     if pointer := describe_pointer(data):
         raise UserError(f"{path} is {pointer}")
@@ -45,7 +45,7 @@ def decode(data: bytes) -> str:
     """Returns text in UTF-8, or in UTF-16 with a byte order mark, without that mark.
 
     Raises:
-        UserError: It is neither, or a pointer to the file; the message goes on after what names
+        UserError: It is neither, or a pointer to the file. The message continues one that names
             the text.
     """
     if pointer := describe_pointer(data):
@@ -55,7 +55,7 @@ def decode(data: bytes) -> str:
         return data.decode(kind).removeprefix("\ufeff")
     except UnicodeDecodeError as error:
         raise UserError(
-            f"is not {kind}: byte 0x{data[error.start]:02x} at place {error.start}; "
+            f"is not {kind}: byte 0x{data[error.start]:02x} at position {error.start}; "
             "save the file as UTF-8"
         ) from None
 
@@ -64,7 +64,7 @@ def read_lines(path: epath.PathLike) -> Iterator[str]:
     """Yields the lines of a text file, with their ends: LF, CR LF or CR.
 
     Raises:
-        UserError: It can't be read, or a line is no text.
+        UserError: The file can't be read, or a line is not text.
     """
     data = files.read_bytes(path)
     refuse_pointer(path, data)
@@ -84,17 +84,17 @@ def plain(line: str | bytes) -> str:
     """Returns a line of text; bytes are decoded first.
 
     Raises:
-        UserError: It is no text; the message goes on after what names the line.
+        UserError: It is not text. The message continues one that names the line.
     """
     text = decode(line) if isinstance(line, bytes) else line
     if "\0" in text:
-        raise UserError("holds a null character, so it is no plain text: save the file as UTF-8")
+        raise UserError("holds a null character, so it is not plain text: save the file as UTF-8")
     return text
 
 
 @contextlib.contextmanager
 def naming(table: epath.PathLike, line: int) -> Iterator[None]:
-    """Puts the table and the line in front of what is wrong with a row."""
+    """Prefixes errors about a row with the table and the line."""
     try:
         yield
     except UserError as error:
@@ -104,14 +104,14 @@ def naming(table: epath.PathLike, line: int) -> Iterator[None]:
 class CsvRows:
     """The rows of a table with a header, read one by one, and only once.
 
-    Cells are split at commas, semicolons or tabs, by whichever there are most of in the header.
-    Space around cells counts for nothing, and neither do rows and last columns without text. A
-    cell between double quotes may hold line breaks, but no line that looks like a row: the quote
-    is then one that somebody forgot to close.
+    Cells are split at commas, semicolons or tabs, whichever there are most of in the header. Space
+    around cells is ignored, and so are empty rows and empty columns at the end. A cell in double
+    quotes may hold line breaks, but no line that looks like a row: that means that somebody forgot
+    to close the quote.
 
     Attributes:
-        columns: Their names, in small letters and with "_" for spaces.
-        delimiter: What is between cells.
+        columns: Names of the columns, in lower case and with "_" for spaces.
+        delimiter: The character between cells.
     """
 
     def __init__(
@@ -124,16 +124,16 @@ class CsvRows:
 
         Args:
             table: What messages call the table.
-            lines: With their ends. No more of them are taken than the row at hand needs.
-            like_a_row: Whether cells, of which some may be missing, look like those of a row.
+            lines: Lines with their ends. No more are taken than the current row needs.
+            like_a_row: Returns whether cells, some of which may be missing, look like a row.
 
         Raises:
-            UserError: The header is no CSV, or a column stands in it twice.
+            UserError: The header is not CSV, or has a column twice.
         """
         self._table = table
         self._like_a_row = like_a_row
         self._line = 0
-        self._taken: list[str] = []  # the lines of the row at hand
+        self._taken: list[str] = []  # the lines of the current row
         self._ended = False
         watched = self._watched(lines)
         header = next((line for line in watched if line.strip(_BLANK)), "")
@@ -151,11 +151,11 @@ class CsvRows:
             names.pop()
         with naming(table, first):
             if twice := [name for name in names if name and names.count(name) > 1]:
-                raise UserError(f"the column {twice[0]!r} stands twice: keep one of them")
+                raise UserError(f"the column {twice[0]!r} occurs twice: keep one of them")
         self.columns = names
 
     def __iter__(self) -> Iterator[tuple[int, list[str]]]:
-        """Yields the number of each row's first line, and its cells, one a column or fewer.
+        """Yields the number of each row's first line, and its cells, at most one per column.
 
         Raises:
             UserError: A row is wrong; the message names its line.
@@ -183,7 +183,7 @@ class CsvRows:
         self._ended = True
 
     def _next(self, first: int) -> list[str]:
-        """Returns the cells of the row that begins in line `first`; none at the end."""
+        """Returns the cells of the row that begins in line `first`; no cells at the end."""
         try:
             return [cell.strip() for cell in next(self._cells, ())]
         except csv.Error as error:
@@ -193,7 +193,7 @@ class CsvRows:
                 last = self._line
                 fault = (
                     f"more text follows the double quote that closes a cell in line {last}: "
-                    f"close the cell at its end alone ({_QUOTES})"
+                    f"close the cell only at its end ({_QUOTES})"
                 )
             else:
                 fault = f"is not CSV: {error} (is a double quote never closed?)"
@@ -208,13 +208,13 @@ class CsvRows:
                 with naming(self._table, first):
                     raise UserError(
                         f"a double quote is opened here, and line {number} is within it, though "
-                        f"it looks like a row: close the quote ({_QUOTES}), or write the text in "
+                        f"it looks like a row: close the quote ({_QUOTES}), or write the text on "
                         "one line"
                     )
 
 
 def split(text: str, delimiter: str) -> list[str]:
-    """Returns the cells of the first row with any text, whatever their quotes are like."""
+    """Returns the cells of the first row with any text, however they are quoted."""
     rows = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, skipinitialspace=True)
     return next((cells for row in rows if any(cells := [cell.strip() for cell in row])), [])
 
@@ -230,23 +230,23 @@ def json_rows(table: epath.PathLike, lines: Iterable[str]) -> Iterator[tuple[int
             with naming(table, number):
                 row = parse_json(line)
                 if not isinstance(row, dict):
-                    raise UserError('a JSON object is needed, as {"name": "value"}')
+                    raise UserError('a JSON object is needed, such as {"name": "value"}')
             yield number, row
 
 
 def parse_json(text: str) -> Any:
-    """Returns what JSON says; a key that stands twice, NaN and Infinity are refused.
+    """Returns the value of a JSON text; duplicate keys, NaN and Infinity are refused.
 
     Raises:
-        UserError: It is no JSON; the message goes on after what names the text.
+        UserError: It is not JSON. The message continues one that names the text.
     """
     try:
         return json.loads(text, object_pairs_hook=_once, parse_constant=_no_number)
     except UserError:
         raise
     except json.JSONDecodeError as error:
-        raise UserError(f"is not JSON: {error.msg} at place {error.pos}") from None
-    except (ValueError, RecursionError) as error:  # a number, or a list in a list, without end
+        raise UserError(f"is not JSON: {error.msg} at position {error.pos}") from None
+    except (ValueError, RecursionError) as error:  # too long a number, or lists nested too deeply
         raise UserError(f"is not JSON: {error}") from None
 
 
@@ -255,9 +255,9 @@ def _once(pairs: Sequence[tuple[str, Any]]) -> dict[str, Any]:
     if len(found) < len(pairs):
         keys = [key for key, _ in pairs]
         twice = next(key for key in keys if keys.count(key) > 1)
-        raise UserError(f"the key {twice!r} stands twice: keep one of them")
+        raise UserError(f"the key {twice!r} occurs twice: keep one of them")
     return found
 
 
 def _no_number(name: str) -> None:
-    raise UserError(f"{name} is no number of JSON: write a finite one")
+    raise UserError(f"{name} is not a number in JSON: write a finite one")

@@ -1,1 +1,1 @@
-"""An image and a prompt to frames: settings, stages, and what runs them."""
+"""Sampling, from an image and a prompt to frames: settings, stages, and what runs them."""

@@ -1,6 +1,6 @@
-"""Where a run's random numbers come from: a seed, or a file of another run's draws.
+"""Sources of a run's random numbers: a seed, or a file of another run's draws.
 
-Both kinds lead with the batch axis, so that a batch can be split over devices.
+The arrays of both have the batch axis first, so a batch can be split over devices.
 """
 
 import math
@@ -16,35 +16,35 @@ from jaxtyping import Array, Float, Key
 from dynamicrafter_jax.errors import UserError
 from dynamicrafter_jax.runtime.placeholders import refuse_placeholder
 
-# The draws of one sample, by what is folded into its key.
+# The draws of one sample, as the numbers that are folded into its key.
 _POSTERIOR_FIRST, _POSTERIOR_LAST, _INITIAL, _STEP = range(4)
 
 
 @runtime_checkable
 class Noise(Protocol):
-    """Standard normal draws of a batch; `shape` is one sample's, without the batch axis."""
+    """Standard normal draws for a batch; `shape` is one sample's, without the batch axis."""
 
     def posterior(self, last: bool, shape: tuple[int, ...]) -> Float[Array, "b h w z"]:
-        """Noise of the VAE's posterior for the first or the last frame's image."""
+        """Returns the noise of the VAE's posterior for the first or the last frame's image."""
         ...
 
     def initial(self, shape: tuple[int, ...]) -> Float[Array, "b t h w z"]:
-        """The noise that sampling starts from."""
+        """Returns the noise that sampling starts from."""
         ...
 
     def step(self, index: Array, shape: tuple[int, ...]) -> Float[Array, "b t h w z"]:
-        """The noise that the solver adds at a step; 0 is the highest timestep."""
+        """Returns the noise that the solver adds at a step; 0 is the highest timestep."""
         ...
 
 
 class KeyedNoise(NamedTuple):
-    """Noise drawn from one key a sample, so that a sample is the same in any batch."""
+    """Noise drawn from one key per sample, so that a sample is the same in any batch."""
 
     keys: Key[Array, " b"]
 
     @classmethod
     def from_seed(cls, seed: int, sample_indices: Sequence[int]) -> "KeyedNoise":
-        """Folds each sample's global index into the seed."""
+        """Makes the keys by folding each sample's global index into the seed."""
         fold = jax.vmap(jax.random.fold_in, (None, 0))
         return cls(fold(jax.random.key(seed), jnp.asarray(sample_indices, jnp.uint32)))
 
@@ -93,7 +93,7 @@ def read_noise(path: str | epath.Path) -> dict[str, np.ndarray]:
     """Reads the arrays of a noise file, an `.npz`; nothing in it is executed.
 
     Raises:
-        UserError: If the file is missing or not an `.npz` of plain arrays.
+        UserError: The file is missing or not an `.npz` of plain arrays.
     """
     path = epath.Path(path)
     if not path.is_file():
@@ -107,17 +107,17 @@ def read_noise(path: str | epath.Path) -> dict[str, np.ndarray]:
 
 
 def replay(arrays: dict[str, Any], batch: int, steps: int, shape: tuple[int, ...]) -> ReplayedNoise:
-    """Returns the draws of a run of the PyTorch release, in the order it draws them.
+    """Returns the draws of a run of the PyTorch release, given in the order it draws them.
 
     Args:
         arrays: `posterior_noise` (b t, h, w, z), one for each frame, clip by clip; `x_T`
             (b, t, h, w, z); `step_noise` (steps, b, t, h, w, z), highest timestep first.
-        batch: Clips of this run.
+        batch: Clips in this run.
         steps: Solver steps of this run.
-        shape: Latents of one clip, (t, h, w, z).
+        shape: Shape of one clip's latents, (t, h, w, z).
 
     Raises:
-        UserError: If an array is missing, has another shape, or is not finite.
+        UserError: An array is missing, has another shape, or is not finite.
     """
     t, *frame = shape
     expected = {

@@ -1,4 +1,4 @@
-"""A progress bar over compilation and steps that also keeps the time."""
+"""A progress bar over compilation and steps that also keeps time."""
 
 import sys
 import time
@@ -8,10 +8,10 @@ from tqdm import tqdm
 
 
 class ProgressBar:
-    """Shows `pipeline.Progress` reports on stderr, and remembers how long each stage took.
+    """Shows `sampler.Progress` updates on stderr, and remembers how long each solver step took.
 
     Attributes:
-        step_seconds: Wall seconds of each solver step seen, the first without compilation.
+        step_seconds: Wall-clock seconds of each solver step seen, excluding compilation.
     """
 
     def __init__(self) -> None:
@@ -22,7 +22,7 @@ class ProgressBar:
         self._last = time.perf_counter()
 
     def __call__(self, stage: str, done: int, total: int) -> None:
-        """See `pipeline.Progress`."""
+        """See `sampler.Progress`."""
         now = time.perf_counter()
         if stage == "denoise":
             self.step_seconds.append(now - self._last)

@@ -1,4 +1,4 @@
-"""Sampling compiled: inputs are read, split over a mesh and taken through the three stages."""
+"""Compiled sampling: reads inputs, splits them over a mesh and runs the three stages."""
 
 import contextlib
 import dataclasses
@@ -37,21 +37,21 @@ ImageLike = str | epath.Path | Image.Image | np.ndarray
 
 @runtime_checkable
 class Progress(Protocol):
-    """Is told how far a call has come, as it goes."""
+    """Receives progress updates."""
 
     def __call__(self, stage: str, done: int, total: int) -> None:
-        """Takes "compile", "encode", "denoise" or "decode", and steps done of how many."""
+        """Takes the stage, such as "denoise", and how many of its steps are done."""
         ...
 
 
 @dataclasses.dataclass(frozen=True)
 class Clips:
-    """What sampling made, before it is turned into pictures.
+    """The results of sampling, before they are turned into pictures.
 
     Attributes:
         latents: Scaled latents, with the padding that the networks need.
-        video: Frames around [-1, 1], unclipped; where the fit is "letterbox", what shows the
-            picture of them.
+        video: Frames around [-1, 1], unclipped; with the fit "letterbox", only the part of them
+            that shows the picture.
         loop: Whether the last frame repeats the first.
     """
 
@@ -60,7 +60,7 @@ class Clips:
     loop: bool = False
 
     def frames(self) -> UInt8[np.ndarray, "b t2 h2 w2 3"]:
-        """Returns the frames to show, as `shown_frames` does."""
+        """Returns the frames to show; see `shown_frames`."""
         return shown_frames(self.video, self.loop)
 
 
@@ -74,8 +74,8 @@ def shown_frames(
     """
     if not np.isfinite(video).all():
         raise UserError(
-            "the model made frames with NaN or infinite values, which are no video: check the "
-            "checkpoint, or compute with precision.dtype=float32"
+            "the model made frames with NaN or infinite values: check the checkpoint, or compute "
+            "with precision.dtype=float32"
         )
     video = video[..., :-1, :, :, :] if loop else video
     return np.round((np.clip(video, -1, 1) + 1) * 127.5).astype(np.uint8)
@@ -83,13 +83,13 @@ def shown_frames(
 
 @dataclasses.dataclass(frozen=True)
 class Inputs:
-    """What to animate, read and checked: one row a clip.
+    """Images and prompts, read and checked: one row per clip.
 
     Attributes:
         first: Images in [-1, 1].
-        last: Where each clip ends, or None.
-        ids: Token ids of what happens in each clip.
-        window: Which part of the frames is to be shown.
+        last: Images that clips end at, in [-1, 1], or None.
+        ids: Token ids of the prompts.
+        window: The part of the frames to show.
         loop: Whether each clip ends where it began.
     """
 
@@ -101,7 +101,7 @@ class Inputs:
 
     @property
     def count(self) -> int:
-        """Clips."""
+        """Number of clips."""
         return len(self.first)
 
     def __getitem__(self, chosen: slice) -> "Inputs":
@@ -117,19 +117,19 @@ def load_sampler(
     config: ConfigDict | None = None,
     towers: epath.PathLike | None = None,
 ) -> tuple["Sampler", PyTree[Array]]:
-    """Loads a model and places its parameters where its sampler wants them.
+    """Loads a model and places its parameters where its sampler needs them.
 
     Args:
-        source: See `weights.load.load_pretrained`, as for `config` and `towers`.
-        mesh: What batches are split over; by default that of the config.
-        config: In place of the model's own.
-        towers: Where frozen towers come from, if not in there.
+        source: The model; see `weights.load.load_pretrained`, also for `config` and `towers`.
+        mesh: What batches are split over; by default the config's mesh.
+        config: A config to use instead of the model's own.
+        towers: Where to load frozen towers from, if they are not in `source`.
 
     Returns:
-        The sampler, whose config is the one that holds, and the parameters on its mesh.
+        The sampler, which has the config in use, and the parameters on its mesh.
 
     Raises:
-        UserError: As `load_pretrained`, or if the mesh can't be made.
+        UserError: The model can't be loaded, as in `load_pretrained`, or the mesh can't be made.
     """
     # Orbax and its storage take seconds to import, which sampling itself does not need.
     from dynamicrafter_jax.weights.load import load_pretrained
@@ -140,16 +140,16 @@ def load_sampler(
 
 
 def _unwatched(stage: str, done: int, total: int) -> None:
-    """A `Progress` that nobody sees."""
+    """Ignores progress updates; a `Progress`."""
 
 
 class Sampler:
-    """The stages compiled for a config and a mesh, with parameters given at each call.
+    """The stages compiled for a config and a mesh, with parameters passed to each call.
 
-    Parameters are used where they are and never copied, so that training can sample from its own.
+    Parameters are used in place and never copied, so training can sample from its own.
 
     Attributes:
-        config: As in `configs/`.
+        config: A config, as in `configs/`.
         models: The five networks.
         schedule: The noise schedule.
         mesh: What batches are split over.
@@ -160,7 +160,7 @@ class Sampler:
         """Builds the networks; each stage compiles when it is first called.
 
         Raises:
-            UserError: If the config is refused.
+            UserError: The config is refused.
         """
         self.config = config
         self.mesh = mesh
@@ -170,7 +170,7 @@ class Sampler:
         self.compile_seconds = 0.0
 
     def place(self, params: PyTree) -> PyTree[Array]:
-        """Returns parameters where they live on the mesh."""
+        """Returns the parameters placed on the mesh."""
         where = sharding.parameter_shardings(abstract_models(self.models), self.mesh)
         return sharding.place_parameters(params, where)
 
@@ -184,17 +184,17 @@ class Sampler:
         loop: bool = False,
         num_samples: int = 1,
     ) -> Inputs:
-        """Reads images at the size of `settings`; arguments are those of `ImageToVideo.sample`.
+        """Reads images at the size in `settings`; for the arguments, see `ImageToVideo.sample`.
 
         Raises:
-            UserError: If an input can't be used; the message says why.
+            UserError: An input can't be used; the message says why.
         """
         if end_image is not None and loop:
             raise UserError("an end image and a loop exclude each other: a loop ends as it began")
         if (end_image is not None or loop) and settings.num_frames < 2:
             raise UserError("interpolation and looping need sampling.num_frames of at least 2")
         if num_samples < 1:
-            raise UserError(f"num_samples is {num_samples}: at least 1")
+            raise UserError(f"num_samples is {num_samples}: give at least 1")
         images = _as_list(image)
         prompts = [prompt] * len(images) if isinstance(prompt, str) else list(prompt)
         ends = None if end_image is None else _as_list(end_image)
@@ -207,7 +207,7 @@ class Sampler:
         if not images:
             raise UserError("no image to animate")
 
-        # Together, as the end of a clip has to show the same part of the frame.
+        # Together, because the end of a clip must show the same part of the frame.
         pictures, window = fit_images(
             images + (ends or []), settings.height, settings.width, settings.fit
         )
@@ -218,7 +218,7 @@ class Sampler:
         return Inputs(first, first if loop else last, ids, window, loop)
 
     def num_steps(self, settings: SamplingSettings) -> int:
-        """Returns how many steps are taken, which may be one more than were asked for."""
+        """Returns how many steps are taken, which may be one more than requested."""
         return len(stages.make_solver(self.schedule, settings)[1].timestep)
 
     def __call__(
@@ -231,7 +231,7 @@ class Sampler:
     ) -> Clips:
         """Samples one batch.
 
-        Where several processes share the mesh, all of them call this with the same arguments,
+        If several processes share the mesh, all of them must call this with the same arguments,
         and each gets all clips.
 
         Args:
@@ -239,14 +239,14 @@ class Sampler:
             inputs: Images and prompts.
             settings: How to sample.
             draws: The noise of each clip.
-            progress: Told about compilation and steps.
+            progress: Receives progress updates.
         """
         with self.in_force():
             return self._run(params, inputs, settings, draws, progress or _unwatched)
 
     @contextlib.contextmanager
     def in_force(self) -> Iterator[None]:
-        """Puts the mesh and the config's precision in force, for everything but `__call__`."""
+        """Applies the mesh and the config's precision, as all methods but `__call__` require."""
         with (
             matmul_precision(self.config),
             sharding.use_mesh(self.mesh),
@@ -254,7 +254,7 @@ class Sampler:
             yield
 
     def compiled(self, program: Program, *args: Any, **static: Any) -> Callable[..., Any]:
-        """Returns a program's executable, and counts the seconds if it must compile."""
+        """Returns a program's executable, and adds any compilation to `compile_seconds`."""
         started = time.perf_counter()
         executable = program.compile(*args, **static)
         self.compile_seconds += time.perf_counter() - started
@@ -303,18 +303,18 @@ class Sampler:
         draws: Noise,
         report: Progress = _unwatched,
     ) -> Array:
-        """Returns the latents of a batch, not waiting for them unless someone watches.
+        """Returns the latents of a batch, without waiting for them unless `report` is given.
 
         Args:
             params: As in `__call__`.
-            conditions: What each guided pass is conditioned on, on the mesh.
-            settings: One for each clip. They may differ in scales, `fps` and seed.
-            draws: The noise of each clip, on the mesh.
-            report: Told about compilation and steps.
+            conditions: What each guided pass is conditioned on, placed on the mesh.
+            settings: The settings of each clip. They may differ in scales, `fps` and seed.
+            draws: The noise of each clip, placed on the mesh.
+            report: Receives progress updates.
         """
         solver, coefficients = stages.make_solver(self.schedule, settings[0])
         steps = len(coefficients.timestep)
-        # Rows that no step reaches make every number of steps the same program.
+        # Padding with rows that no step reaches makes the program the same for any number of steps.
         rows = len(self.schedule.alpha_bar) - steps
         coefficients = jax.tree.map(lambda table: np.pad(table, (0, rows)), coefficients)
         coefficients = self._whole(coefficients)
@@ -322,7 +322,7 @@ class Sampler:
         shape = stages.latent_shape(self.models, settings[0])
         state = self.compiled(self._start, draws, solver=solver, shape=shape)(draws)
         options = {"solver": solver, "sequential": settings[0].sequential_guidance}
-        # One call runs all steps; with someone watching, the same program runs one at a time.
+        # One call runs all steps; to report progress, the same program runs one step at a time.
         stride = steps if report is _unwatched else 1
         for start in range(0, steps, stride):
             bounds = self._whole(
@@ -345,7 +345,7 @@ class Sampler:
         settings: SamplingSettings,
         report: Progress = _unwatched,
     ) -> Array:
-        """Returns the video of latents, not waiting for it; arguments are those of `denoise`."""
+        """Returns the video of latents, without waiting for it; see `denoise` for the arguments."""
         size = {"height": settings.height, "width": settings.width}
         size["vae_frames"] = settings.vae_frames
         executable = self.compiled(self._decode, params, latents, **size)
@@ -353,7 +353,7 @@ class Sampler:
         return executable(params, latents)
 
     def to_every_process(self, rows: Array) -> Array:
-        """Returns an array that every process can read, not waiting for it."""
+        """Returns an array that every process can read, without waiting for it."""
         if rows.is_fully_addressable:
             return rows
         return jax.jit(_identity, out_shardings=sharding.replicated(self.mesh))(rows)
@@ -385,7 +385,7 @@ def _as_list(value: Any) -> list:
 
 
 def _pad_batch(rows: Any, multiple: int) -> Any:
-    """Repeats the last row until the batch is a multiple; what is added is dropped at the end."""
+    """Repeats the last row to make the batch size a multiple; results drop the added rows."""
     missing = -len(rows) % multiple
     if not missing:
         return rows

@@ -1,4 +1,4 @@
-"""What a sample is asked to be: the config's section `sampling`, checked."""
+"""How to sample: the config's section `sampling`, checked."""
 
 import dataclasses
 import math
@@ -18,24 +18,24 @@ class SamplingSettings:
     """The config section `sampling`, checked.
 
     Attributes:
-        height: Pixels of a frame; any number, padded inside to what the networks need.
-        width: Pixels of a frame.
-        num_frames: Frames of the video.
+        height: Height of frames in pixels; any number, padded internally to what networks need.
+        width: Width of frames in pixels.
+        num_frames: Frames in the video.
         steps: Solver steps, 1 to 1000.
         eta: 0 (deterministic) to 1.
-        guidance_scale: Of text and image together, or of the text alone where
+        guidance_scale: Scale of text and image together, or of the text alone if
             `image_guidance_scale` is set. 1 without the latter means no guidance.
-        image_guidance_scale: Of the image; None for one scale.
-        guidance_rescale: 0 to 1.
+        image_guidance_scale: Scale of the image; None for a single scale.
+        guidance_rescale: 0 (none) to 1.
         spacing: "uniform" or "uniform_trailing".
         negative_prompt: What the unconditional pass reads.
         fps: The model's `fs` condition: frame stride (256) or FPS (512, 1024).
         video_fps: Frames a second of the written file.
-        seed: Of all random draws.
-        sequential_guidance: One guided pass after another, to save memory.
-        vae_frames: Frames that the VAE works on at once, on each device.
-        fit: "crop" for pictures that fill height x width, or "letterbox" for whole pictures and
-            videos of their aspect, within height x width.
+        seed: Seed of all random draws.
+        sequential_guidance: Whether to run one guided pass after another, to save memory.
+        vae_frames: Frames that the VAE processes at once, on each device.
+        fit: "crop" for pictures that fill height x width, or "letterbox" for whole pictures, which
+            give videos of their aspect ratio within height x width.
     """
 
     height: int
@@ -59,7 +59,7 @@ class SamplingSettings:
         at_least = {"height": 8, "width": 8, "num_frames": 1, "vae_frames": 1, "seed": 0, "fps": 0}
         for name, least in at_least.items():
             if getattr(self, name) < least:
-                raise UserError(f"sampling.{name} is {getattr(self, name)}: at least {least}")
+                raise UserError(f"sampling.{name} is {getattr(self, name)}: give at least {least}")
         if not 1 <= self.steps <= 1000:
             raise UserError(f"sampling.steps is {self.steps}: choose from 1 to 1000")
         if self.seed >= 2**32:
@@ -75,7 +75,9 @@ class SamplingSettings:
                 f"sampling.spacing is {self.spacing!r}: choose 'uniform' or 'uniform_trailing'"
             )
         if not 0 <= self.guidance_rescale <= 1:
-            raise UserError(f"sampling.guidance_rescale is {self.guidance_rescale}: 0 to 1")
+            raise UserError(
+                f"sampling.guidance_rescale is {self.guidance_rescale}: choose from 0 to 1"
+            )
         for name in ("guidance_scale", "image_guidance_scale", "fps", "video_fps"):
             if not math.isfinite(getattr(self, name) or 0.0):
                 raise UserError(f"sampling.{name} is not a finite number")
@@ -85,25 +87,25 @@ class SamplingSettings:
         """Builds settings from a config section, some of them overridden.
 
         Raises:
-            UserError: If a name is unknown or missing, or a value out of range.
+            UserError: A name is unknown or missing, or a value is out of range.
         """
         return settings_of(cls, "sampling", section, **overrides)
 
     @property
     def size(self) -> tuple[int, int, int]:
-        """Height, width and number of frames, which decide the compiled programs."""
+        """Height, width and number of frames, on which the compiled programs depend."""
         return self.height, self.width, self.num_frames
 
     @property
     def num_passes(self) -> int:
-        """Passes of the U-Net a step: 1 without guidance, 2, or 3 with two scales."""
+        """Passes of the U-Net per step: 1 without guidance, 2 with it, or 3 with two scales."""
         if self.image_guidance_scale is not None:
             return 3
         return 1 if self.guidance_scale == 1 else 2
 
 
 class GuidanceScales(NamedTuple):
-    """Traced scales, one a clip: changing one does not recompile."""
+    """Traced guidance scales, one per clip: changing one does not recompile."""
 
     text: Float32[Array | np.ndarray, " *b"]
     image: Float32[Array | np.ndarray, " *b"]
@@ -111,7 +113,7 @@ class GuidanceScales(NamedTuple):
 
     @classmethod
     def per_clip(cls, settings: Sequence[SamplingSettings]) -> "GuidanceScales":
-        """Takes the scales of each clip of a batch."""
+        """Builds the scales from the settings of each clip in a batch."""
         rows = [
             (one.guidance_scale, one.image_guidance_scale or 0.0, one.guidance_rescale)
             for one in settings

@@ -20,10 +20,10 @@ from dynamicrafter_jax.sampling.settings import GuidanceScales, SamplingSettings
 
 
 def make_solver(schedule: Schedule, settings: SamplingSettings) -> tuple[Solver, Coefficients]:
-    """Returns the solver that the settings name, and its tables, a row for each step.
+    """Returns the solver that the settings ask for, and its tables, with a row for each step.
 
     Raises:
-        UserError: If the settings do not fit the schedule.
+        UserError: The settings do not fit the schedule.
     """
     solver = DDIM(schedule.parameterization)
     timesteps = spaced_timesteps(settings.spacing, settings.steps, len(schedule.alpha_bar))
@@ -31,12 +31,12 @@ def make_solver(schedule: Schedule, settings: SamplingSettings) -> tuple[Solver,
 
 
 def start(solver: Solver, noise: Noise, *, shape: tuple[int, int, int, int]) -> LoopState:
-    """Returns what the first step begins with: the initial noise of clips of `shape`."""
+    """Returns the state before the first step: the initial noise of clips of `shape`."""
     return initial_state(solver, noise.initial(shape))
 
 
 def latent_shape(models: Models, settings: SamplingSettings) -> tuple[int, int, int, int]:
-    """Returns (t, h, w, z) of a clip's latents; sides are rounded up to what the U-Net takes."""
+    """Returns (t, h, w, z) of a clip's latents; sides are rounded up to what the U-Net needs."""
     multiple = models.vae.downsampling * models.unet.size_multiple
     h, w = (math.ceil(side / multiple) * multiple for side in (settings.height, settings.width))
     f = models.vae.downsampling
@@ -66,8 +66,9 @@ def encode(
         ids: Token ids of the prompts.
         negative_ids: Token ids that the unconditional pass reads.
         fs: The model's frame stride or FPS condition.
-        noise: Where the posterior's noise comes from.
-        shape: Latents of one clip, (t, h, w, z); images are padded to it by their borders.
+        noise: Source of the posterior's noise.
+        shape: Shape of one clip's latents, (t, h, w, z); images are padded to fit by repeating
+            their borders.
         num_passes: 1 for (conditional,); 2 for (conditional, unconditional); 3 for
             (conditional, image only, unconditional).
     """
@@ -84,16 +85,16 @@ def encode(
 
 
 class Encoded(NamedTuple):
-    """What the networks make of texts and images, before any noise.
+    """The networks' outputs for texts and images, before any noise.
 
     Attributes:
         text: States of the prompts.
         image: Context tokens of the images, by groups of queries.
         first: Posterior of the images.
         last: Posterior of the end images, or None.
-        negative: States of what the unconditional pass reads, one for each clip or for all; None
-            without guidance.
-        no_image: Context tokens of no image, for all clips; None without guidance.
+        negative: States of the text that the unconditional pass reads, for each clip or one for
+            all; None without guidance.
+        no_image: Context tokens that stand for no image, for all clips; None without guidance.
     """
 
     text: Float[Array, "b l d"]
@@ -112,7 +113,7 @@ def encode_text(models: Models, params: PyTree, ids: Int[Array, "b l"]) -> Float
 def encode_image(
     models: Models, params: PyTree, image: Float[Array, "b h w 3"]
 ) -> Float[Array, "b q m d"]:
-    """Returns the context tokens of images in [-1, 1]; a zero image gives those of none."""
+    """Returns the context tokens of images in [-1, 1]; a zero image stands for no image."""
     return conditioning.image_context(models, params, image)
 
 
@@ -123,9 +124,9 @@ def encode_posterior(
     *,
     shape: tuple[int, int, int, int],
 ) -> Posterior:
-    """Returns the VAE's posterior of images in [-1, 1], padded to what `shape` needs.
+    """Returns the VAE's posterior of images in [-1, 1], which are padded to fit `shape`.
 
-    A device encodes one image at a time, so that memory does not grow with the batch.
+    A device encodes one image at a time, so memory does not grow with the batch.
     """
     height, width = (side * models.vae.downsampling for side in shape[1:3])
 
@@ -144,7 +145,7 @@ def assemble(
     shape: tuple[int, int, int, int],
     num_passes: int,
 ) -> tuple[Conditioning, ...]:
-    """Returns what each guided pass is conditioned on; arguments are those of `encode`."""
+    """Returns what each guided pass is conditioned on; see `encode` for the arguments."""
     num_frames, *frame = shape
 
     def latents(posterior: Posterior, is_last: bool) -> Array:
@@ -184,8 +185,8 @@ def denoise(
 ) -> LoopState:
     """Runs solver steps `start` to `stop` of one compiled loop on a clip's latents.
 
-    The bounds are traced: running all steps at once or a few at a time, to show progress, is
-    the same program.
+    The bounds are traced, so the same program runs all steps at once or, to show progress, a few at
+    a time.
     """
     denoiser = guided_denoiser(
         _unet_pass(models, params),
@@ -210,7 +211,7 @@ def decode(
     width: int,
     vae_frames: int,
 ) -> Float32[Array, "b t {height} {width} 3"]:
-    """Returns the video, unclipped, of scaled latents; a device decodes a few frames at a time."""
+    """Returns the unclipped video of scaled latents; a device decodes `vae_frames` at a time."""
 
     def decode_frames(frames: Array) -> Array:
         z = frames / models.vae.scale_factor
@@ -223,7 +224,7 @@ def decode(
 
 
 def _unet_pass(models: Models, params: PyTree) -> ConditionalDenoiser:
-    """One pass of the U-Net, which remembers nothing from step to step."""
+    """Returns a pass of the U-Net, which carries nothing from step to step."""
     unet = conditioning.conditioned_unet(models, params)
 
     def run(

@@ -1,1 +1,1 @@
-"""Training: state, step, data feeding, checkpoints and watching, composed by `train.py`."""
+"""Training: state, step, data feeding, checkpoints and monitoring, composed by `train.py`."""

@@ -1,4 +1,4 @@
-"""The frozen networks whose outputs are cached, on all devices of this host."""
+"""Runs the frozen networks whose outputs are cached, on all devices of this host."""
 
 import functools
 from collections.abc import Collection, Sequence
@@ -34,19 +34,20 @@ def local_mesh() -> Mesh:
 def load_networks(
     config: ConfigDict, names: Collection[str], mesh: Mesh
 ) -> tuple[dict[str, PyTree[Array]], dict[str, list[dict[str, Any]]]]:
-    """Reads networks as training would start from them, and none besides.
+    """Loads some networks, with the parameters that training would start from.
 
     Args:
-        config: Its section `init` says where they come from; all unset, they are random.
+        config: Its section `init` says where parameters come from; if all of it is unset, they are
+            random.
         names: Which networks.
-        mesh: Where they go, whole on every device.
+        mesh: Where to place them, replicated on every device.
 
     Returns:
-        Their parameters; and for each, names and SHA-256 of the files that it came from, or the
+        Their parameters; and for each network, names and SHA-256 of the files it came from, or the
         seed if it is random.
 
     Raises:
-        UserError: If a file can't be used, or nothing gives a network.
+        UserError: A file can't be used, or a network is in none of the sources.
     """
     boxed = abstract_params(config)
     key = parameter_key(config.train.seed)
@@ -55,7 +56,7 @@ def load_networks(
         lacked = [name for name in names if name not in start.sources]
         if lacked and start.sources:
             raise UserError(
-                f"nothing gives the {' and the '.join(lacked)}, which would be random: "
+                f"the {' and the '.join(lacked)} would be random, since no source has them: "
                 "give init.checkpoint or init.towers"
             )
         params = {
@@ -73,11 +74,11 @@ def load_networks(
 
 
 class NetworkEncoder:
-    """A `cache_writer.Encoder`: batches of frames are split over the devices of a mesh.
+    """A `data.cache.writer.Encoder` that splits batches of frames over the devices of a mesh.
 
     Attributes:
-        batch_size: Frames of all devices.
-        dtype: Of the results, one of `cache_format.DTYPES`.
+        batch_size: Frames in a batch, over all devices.
+        dtype: Type of the results, one of `data.cache.format.DTYPES`.
     """
 
     def __init__(
@@ -89,13 +90,13 @@ class NetworkEncoder:
         dtype: str,
         frames_per_device: int,
     ) -> None:
-        """Compiles nothing yet.
+        """Takes the parameters; nothing is compiled yet.
 
         Args:
-            config: As in `configs/`.
-            params: Of the VAE, and of each tower whose outputs are cached.
-            mesh: What batches are split over; parameters are whole on each of its devices.
-            dtype: See above.
+            config: A config, as in `configs/`.
+            params: Parameters of the VAE, and of each tower whose outputs are cached.
+            mesh: What batches are split over; parameters are replicated on its devices.
+            dtype: See the attribute.
             frames_per_device: Frames that each device encodes at once.
         """
         models = networks_of(config, choose_attention(mesh))
@@ -108,7 +109,7 @@ class NetworkEncoder:
         self._zero = Program(functools.partial(encode_images, **bound))
 
     def shapes(self) -> dict[str, tuple[int, ...]]:
-        """Returns the shape of what is cached: moments, text states and vision tokens."""
+        """Returns the shape of each kind of output: moments, text states and vision tokens."""
         sampling = self._config.sampling
         frame = jax.ShapeDtypeStruct((1, sampling.height, sampling.width, 3), jnp.uint8)
         ids = jax.ShapeDtypeStruct((1, self._models.text_encoder.context_length), jnp.int32)
@@ -120,7 +121,7 @@ class NetworkEncoder:
         return {kind: found[kind].shape[1:] for kind in NETWORKS if kind in found}
 
     def frames(self, frames: UInt8[np.ndarray, "n h w 3"]) -> dict[str, Array]:
-        """Returns moments, and vision tokens if cached, before they are computed."""
+        """Returns moments, and vision tokens if cached, without waiting for them."""
         return self._run(self._frames, frames)
 
     def captions(self, captions: Sequence[str]) -> Float[np.ndarray, "n l d"]:

@@ -1,4 +1,4 @@
-"""What the person at the keyboard sees of a run: a progress bar, or a line now and then."""
+"""Shows a run's progress on the terminal: a progress bar, or a line now and then."""
 
 import contextlib
 import io
@@ -9,8 +9,8 @@ from typing import TextIO
 
 from tqdm import tqdm
 
-# The numbers that have a place in a line, in order. Others have one too unless their name holds a
-# slash, which marks what is of interest in TensorBoard only.
+# Numbers shown in a line, in this order. Others follow unless their name has a slash, which marks
+# numbers that are only for TensorBoard.
 _KNOWN = {
     "loss": "loss {:.4f}",
     "grad_norm": "grad_norm {:.3g}",
@@ -24,7 +24,7 @@ _KNOWN = {
 
 
 def format_scalars(values: Mapping[str, float]) -> str:
-    """Returns the numbers of a step in words, those that a line has room for."""
+    """Returns a step's numbers as text, leaving out those only for TensorBoard."""
     shown = {name: words.format(values[name]) for name, words in _KNOWN.items() if name in values}
     if "speed/utilisation" in values and "speed/tflops_per_device" in shown:
         shown["speed/tflops_per_device"] += f" ({values['speed/utilisation']:.0%} of peak)"
@@ -37,10 +37,10 @@ def format_scalars(values: Mapping[str, float]) -> str:
 
 
 class Console:
-    """Shows how far a run has come.
+    """Shows the progress of a run.
 
-    One process in a terminal has a progress bar with the latest numbers behind it. Otherwise, in a
-    log file or among several hosts, each report is a line.
+    In a terminal, it is a progress bar followed by the latest numbers; in a log file, each report
+    is a line.
     """
 
     def __init__(
@@ -52,14 +52,14 @@ class Console:
         bar: bool | None = None,
         stream: TextIO | io.TextIOBase | None = None,
     ) -> None:
-        """Shows the bar, if there is to be one.
+        """Shows the bar, if there is one.
 
         Args:
             total: Steps of the whole run.
-            first: Steps done before this process.
-            enabled: False for all processes but one, where nothing is shown.
-            bar: Whether to show a bar; None: if `stream` is a terminal.
-            stream: Where to; None: stderr.
+            first: Steps done before this process started.
+            enabled: Whether to show anything; True for only one of several processes.
+            bar: Whether to show a bar; None shows one if `stream` is a terminal.
+            stream: Where to write; None for stderr.
         """
         self._total = total
         self._enabled = enabled
@@ -71,12 +71,12 @@ class Console:
             )
 
     def advance(self, step: int) -> None:
-        """Notes that so many steps of the run are done."""
+        """Advances the bar to a number of steps done."""
         if self._bar is not None:
             self._bar.update(step - self._bar.n)
 
     def report(self, step: int, values: Mapping[str, float]) -> None:
-        """Shows numbers of a step."""
+        """Shows the numbers of a step."""
         if self._bar is not None:
             self._bar.set_postfix_str(format_scalars(values))
         else:
@@ -94,8 +94,8 @@ class Console:
 
     @contextlib.contextmanager
     def timed(self, what: str) -> Iterator[None]:
-        """Says what begins, which may take minutes, and how long it took."""
-        self.say(f"{what}: minutes for a large model")
+        """Announces an action that may take minutes, and says how long it took."""
+        self.say(f"{what}: this may take minutes for a large model")
         started = time.perf_counter()
         yield
         self.say(f"{what}: {time.perf_counter() - started:.1f} s")

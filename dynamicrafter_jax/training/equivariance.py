@@ -1,8 +1,8 @@
-"""Scaling and turning, of pictures and of latents alike (EQ-VAE, arXiv 2502.09509, section 3).
+"""Scales and turns pictures and latents in the same way (EQ-VAE, arXiv 2502.09509, section 3).
 
-A picture that is scaled down leaves room around it. Sizes are static under `jit`, so the room is
-filled with mirror images, which norms and attention take for more of the picture, and `inside`
-tells what to judge.
+A picture that is scaled down leaves space around it. Sizes are static under `jit`, so the space is
+filled with mirror images, which norms and attention treat as more of the picture, and `inside`
+returns which pixels count for the loss.
 """
 
 from typing import NamedTuple
@@ -12,18 +12,18 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Float32, Int32, Key
 
 LEAST_SCALE = 0.25
-"""The least that a side is scaled by, as in the paper."""
+"""The smallest scale of a side, as in the paper."""
 
-_MARGIN = (1 / LEAST_SCALE - 1) / 2  # sides that are seen at each side when all is so small
+_MARGIN = (1 / LEAST_SCALE - 1) / 2  # how much shows at each side at the smallest scale, in sides
 
 
 class Move(NamedTuple):
-    """What is done to a picture.
+    """A transformation of a picture.
 
     Attributes:
-        scale: What height and width are multiplied by, at most 1, about the middle.
-        turns: Quarters of a turn, anticlockwise, before that; of a picture that is not square,
-            halves.
+        scale: Factors on height and width, at most 1, about the middle.
+        turns: Quarter turns, anticlockwise, before scaling; half turns if the picture is not
+            square.
     """
 
     scale: Float32[Array, "2"]
@@ -31,7 +31,7 @@ class Move(NamedTuple):
 
 
 def draw_move(key: Key[Array, ""], share: float) -> Move:
-    """Draws a move, both sides' scales by themselves; with a chance of 1 - `share` it is none."""
+    """Draws a move, with independent scales; with probability 1 - `share` it is the identity."""
     for_whether, for_scale, for_turns = jax.random.split(key, 3)
     moves = jax.random.bernoulli(for_whether, share)
     scale = jax.random.uniform(for_scale, (2,), minval=LEAST_SCALE)
@@ -40,7 +40,7 @@ def draw_move(key: Key[Array, ""], share: float) -> Move:
 
 
 def moved(frames: Float[Array, "t h w c"], move: Move) -> Float[Array, "t h w c"]:
-    """Turns frames, and scales them within their sides, mirror images of them around."""
+    """Turns frames and scales them down in place, with mirror images around them."""
     t, h, w, c = frames.shape
     angles = range(4) if h == w else range(0, 4, 2)
     ways = [lambda x, angle=angle: jnp.rot90(x, angle, (1, 2)) for angle in angles]
@@ -60,7 +60,7 @@ def moved(frames: Float[Array, "t h w c"], move: Move) -> Float[Array, "t h w c"
 
 
 def inside(move: Move, height: int, width: int) -> Bool[Array, "height width"]:
-    """Returns which pixels of what was moved are of the picture itself."""
+    """Returns which pixels of a moved picture belong to the picture itself."""
     rows, columns = (
         jnp.abs(jnp.arange(side, dtype=jnp.float32) + (0.5 - side / 2)) < scale * side / 2
         for side, scale in zip((height, width), move.scale, strict=True)

@@ -1,4 +1,4 @@
-"""From what the loader reads on each host to batches on the mesh."""
+"""Places what the loader reads on each host on the mesh, as batches."""
 
 import sys
 from collections.abc import Iterator, Mapping
@@ -11,11 +11,11 @@ from dynamicrafter_jax.training.inputs import Batch
 
 
 def to_batch(rows: Mapping[str, np.ndarray], mesh: Mesh) -> Batch:
-    """Places the rows that this process read, as part of the global batch.
+    """Places the rows that this process read on the mesh, as part of the global batch.
 
     Args:
-        rows: Arrays by the names of `Batch`, with `item` and `problem`, which stay behind.
-        mesh: Where to.
+        rows: Arrays by the names of `Batch`; `item` and `problem` are dropped.
+        mesh: The mesh.
     """
     fields = {name: rows[name] for name in Batch._fields if name in rows}
     fields["sample_index"] = np.asarray(rows["index"] % 2**32, np.uint32)
@@ -23,14 +23,14 @@ def to_batch(rows: Mapping[str, np.ndarray], mesh: Mesh) -> Batch:
 
 
 class Feed:
-    """Iterates over batches on the mesh, and names what could not be read.
+    """Iterates over batches on the mesh, and warns about videos that could not be read.
 
     Attributes:
-        rows: What the latest batch was made of: this process's part of it, on the host.
+        rows: This process's part of the latest batch, on the host.
     """
 
     def __init__(self, loader: Iterator[Mapping[str, np.ndarray]], mesh: Mesh) -> None:
-        """Takes what the loader gives, and a mesh to place it on."""
+        """Takes a loader, and the mesh to place its batches on."""
         self.rows: Mapping[str, np.ndarray] = {}
         self._loader = loader
         self._mesh = mesh
@@ -38,7 +38,7 @@ class Feed:
         self._named: set[int] = set()
 
     def peek(self) -> Batch:
-        """Returns the next batch without taking it."""
+        """Returns the next batch without consuming it."""
         self._next = next(self)
         return self._next
 
@@ -49,7 +49,7 @@ class Feed:
     def __next__(self) -> Batch:
         """Returns the next batch.
 
-        A video that can't be read is named on stderr, the first time.
+        The first time that a video can't be read, a warning on stderr names it.
         """
         if self._next is not None:
             batch, self._next = self._next, None
@@ -65,6 +65,6 @@ class Feed:
 
 
 def padded(rows: Mapping[str, np.ndarray], count: int) -> dict[str, np.ndarray]:
-    """Returns rows with no weight but that of samples 0 to `count` - 1."""
+    """Returns rows with weight 0 for all samples but 0 to `count` - 1."""
     weight = np.where(rows["index"] < count, rows["weight"], 0).astype(np.float32)
     return {**rows, "weight": weight}

@@ -1,4 +1,4 @@
-"""Which parameters train: presets by name, and a tree split in two and joined again."""
+"""Chooses which parameters train: presets by name, and splitting and joining of trees."""
 
 import re
 from collections.abc import Callable, Mapping, Sequence
@@ -12,8 +12,8 @@ from dynamicrafter_jax.errors import UserError
 _PROJECTOR = "projector/.*"
 _TEMPORAL = r".*/(temporal|temporal_conv)/.*|init_attn/.*"
 
-# What trains, as regular expressions of whole paths, "section/module/.../leaf". VAE and towers
-# come with weights, and train only for a model that starts from nothing.
+# What trains, as regular expressions for whole paths, "section/module/.../leaf". VAE and towers
+# are pretrained, and train only for a model that is trained from scratch.
 PRESETS: Mapping[str, tuple[str, ...]] = {
     # Stage 1 of arXiv 2310.12190, section 3.4.
     "projector_and_image_attention": (
@@ -21,7 +21,7 @@ PRESETS: Mapping[str, tuple[str, ...]] = {
         r"unet/.*/attn2/(image_key|image_value)/kernel",
         r"unet/.*/attn2/alpha",
     ),
-    # Stages 2 and 3: all that works within a frame.
+    # Stages 2 and 3: everything that works within a frame.
     "projector_and_spatial": (
         _PROJECTOR,
         rf"unet/(?!{_TEMPORAL}|(time|fs)_embed/).*",
@@ -35,13 +35,13 @@ PRESETS: Mapping[str, tuple[str, ...]] = {
 
 
 def trains(trainable: str | Sequence[str]) -> Callable[[str], bool]:
-    """Returns whether the parameter at a path, such as "unet/out/kernel", trains.
+    """Returns a function that tells whether the parameter at a path ("unet/out/kernel") trains.
 
     Args:
-        trainable: The name of a preset, or regular expressions of whole paths.
+        trainable: The name of a preset, or regular expressions for whole paths.
 
     Raises:
-        UserError: If there is no such preset, or an expression is none.
+        UserError: There is no such preset, or an expression is invalid.
     """
     if isinstance(trainable, str):
         if trainable not in PRESETS:
@@ -53,15 +53,17 @@ def trains(trainable: str | Sequence[str]) -> Callable[[str], bool]:
     try:
         patterns = [re.compile(pattern) for pattern in trainable]
     except re.error as error:
-        raise UserError(f"train.trainable: {error.pattern!r} is no expression: {error}") from None
+        raise UserError(
+            f"train.trainable: {error.pattern!r} is not a regular expression: {error}"
+        ) from None
     return lambda path: any(pattern.fullmatch(path) for pattern in patterns)
 
 
 def split(tree: PyTree, trainable: str | Sequence[str]) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Returns the parameters that train and those that do not, as two trees of nested dicts.
+    """Splits parameters into those that train and those that don't, as two nested dicts.
 
     Raises:
-        UserError: If nothing would train; see also `trains`.
+        UserError: Nothing would train; see also `trains`.
     """
     chosen = trains(trainable)
     leaves = traverse_util.flatten_dict(tree, sep="/")
@@ -76,6 +78,6 @@ def split(tree: PyTree, trainable: str | Sequence[str]) -> tuple[dict[str, Any],
 
 
 def join(first: Mapping[str, Any], second: Mapping[str, Any]) -> dict[str, Any]:
-    """Returns the tree that `split` parted."""
+    """Joins the trees that `split` returns."""
     leaves = traverse_util.flatten_dict(first) | traverse_util.flatten_dict(second)
     return traverse_util.unflatten_dict(leaves)

@@ -1,4 +1,4 @@
-"""What steps told, gathered over an interval; and the end of a run whose loss is not a number."""
+"""Collects the metrics of steps over an interval, and ends a run whose loss is not finite."""
 
 import math
 from collections import deque
@@ -15,14 +15,14 @@ class History:
     """Collects the metrics of steps without making the devices wait for the host.
 
     Attributes:
-        skipped: Clips of this process's run so far that could not be read, on all hosts.
+        skipped: Clips that could not be read since the process started, on all hosts.
     """
 
     def __init__(self, batch_size: int) -> None:
-        """Starts empty.
+        """Makes an empty history.
 
         Args:
-            batch_size: Clips a step, over all devices.
+            batch_size: Clips per step, over all devices.
         """
         self.skipped = 0
         self._batch_size = batch_size
@@ -30,14 +30,14 @@ class History:
         self._settled: list[Metrics] = []
 
     def add(self, step: int, metrics: Metrics) -> None:
-        """Takes what a step told; it may still be running."""
+        """Adds the metrics of a step, which may still be running."""
         self._unsettled.append((step, metrics))
 
     def settle(self, unfinished: int = 0) -> None:
-        """Fetches and checks what steps told, all but the latest `unfinished`.
+        """Fetches and checks the metrics of steps, all but the latest `unfinished`.
 
         Raises:
-            UserError: If a loss or a gradient is not finite. All later states are spoilt.
+            UserError: A loss or a gradient is not finite, which makes all later states useless.
         """
         while len(self._unsettled) > unfinished:
             step, metrics = self._unsettled.popleft()
@@ -45,19 +45,19 @@ class History:
             if not metrics.finite:
                 raise UserError(
                     f"step {step}: the loss is {float(metrics.losses.mean):g} and the gradient's "
-                    f"norm {float(metrics.grad_norm):g}, so training can't go on; the last "
-                    "checkpoint is from before. Lower train.learning_rate, or look for odd clips"
+                    f"norm {float(metrics.grad_norm):g}, so training can't continue; the last "
+                    "checkpoint is from before. Lower train.learning_rate, or look for bad clips"
                 )
             self.skipped += self._batch_size - round(float(metrics.losses.weight))
             self._settled.append(metrics)
 
     def scalars(self) -> dict[str, float]:
-        """Settles all, and returns the means since the last call; nothing without steps.
+        """Settles all steps, and returns means since the last call; empty without steps.
 
-        - `loss`, and `loss/quarter_1` (the least noisy timesteps) to `loss/quarter_4`, where a
+        - `loss`, and `loss/quarter_1` (the least noisy timesteps) to `loss/quarter_4`, each if any
           clip was drawn there;
-        - `grad_norm`: before clipping;
-        - `skipped`: where there are such clips.
+        - `grad_norm`, before clipping;
+        - `skipped`, if there are skipped clips.
 
         Raises:
             UserError: See `settle`.

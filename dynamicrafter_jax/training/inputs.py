@@ -1,4 +1,4 @@
-"""What a training step reads: a batch of clips, and the latents and conditions made of it."""
+"""The inputs of a training step: a batch of clips, and its latents and conditions."""
 
 from typing import Literal, NamedTuple, assert_never
 
@@ -13,25 +13,25 @@ from dynamicrafter_jax.models.autoencoder import FRAMES, Posterior
 from dynamicrafter_jax.models.partitioning import map_in_chunks
 
 Concat = Literal["frame", "ends", "either", "nothing"]
-"""What is concatenated to the noise: the conditioning frame's latent for every frame; the first
-and last frame's at the ends (interpolation); one of the two for each clip, so that one model learns
-both; nothing (the paper's first two stages)."""
+"""What is concatenated to the noise: the conditioning frame's latent, for every frame; the first
+and last frames' latents, at the ends (interpolation); either of these for each clip, so that one
+model learns both; nothing (the paper's first two stages)."""
 
 
 class Batch(NamedTuple):
-    """Clips as the loader gives them, from videos or from a cache of what the towers make of them.
+    """Clips from the loader, read from videos or from a cache of the networks' outputs.
 
     A clip comes as `video` or as `moments`, its prompt as `ids` or `text`, its conditioning image
-    as a frame of `video`, as `image`, or as `vision`; what is absent is None.
+    as a frame of `video`, as `image`, or as `vision`; absent fields are None.
 
     Attributes:
-        sample_index: Number of the sample in the run, from which all its randomness follows.
+        sample_index: Number of the sample in the run, which determines all of its randomness.
         weight: 1, or 0 for a clip that could not be read.
         fs: The model's frame stride or FPS condition.
         frame: Which of the frames is the conditioning image.
-        keep_image: 1, or 0 where the image condition is dropped.
-        ends: Whether both ends of the clip are given, where some clips are given so.
-        places: Which frames of the clip these are, in order, where they are not all.
+        keep_image: 1, or 0 if the image condition is dropped.
+        ends: Whether both ends of the clip are given; used with concat "either".
+        places: Numbers in the clip of the frames that were read, in order; None if all were.
         video: Frames.
         moments: Mean and log-variance of the VAE's posterior, unscaled, of each frame.
         ids: Token ids of the prompt.
@@ -56,7 +56,7 @@ class Batch(NamedTuple):
 
 
 def posteriors(models: Models, params: PyTree, batch: Batch, vae_frames: int) -> Posterior:
-    """Returns the VAE's posterior of every frame, (b, t, h, w, z), encoding only what must be.
+    """Returns the VAE's posterior of every frame, (b, t, h, w, z), encoding only if needed.
 
     Args:
         models: The networks.
@@ -81,7 +81,7 @@ def posteriors(models: Models, params: PyTree, batch: Batch, vae_frames: int) ->
 def clip_latents(
     models: Models, posterior: Posterior, keys: Key[Array, " b"]
 ) -> Float[Array, "b t h w z"]:
-    """Returns scaled latents sampled from the posterior, each clip by its own key."""
+    """Returns scaled latents sampled from the posterior, with a key for each clip."""
     shape = posterior.mean.shape[1:]
     noise = jax.vmap(lambda key: jax.random.normal(key, shape))(keys)
     return models.vae.scale_factor * posterior.sample(noise)
@@ -94,13 +94,13 @@ def clip_condition(
     latents: Float[Array, "b t h w z"],
     concat: Concat,
 ) -> Conditioning:
-    """Returns all that the U-Net is told of the clips.
+    """Returns the U-Net's condition for the clips.
 
     Args:
         models: The networks.
         params: Their parameters.
         batch: The clips.
-        latents: Their scaled latents: the concatenated ones are a frame's of these.
+        latents: Their scaled latents, from which the concatenated ones are taken.
         concat: What to concatenate.
     """
     match concat:
@@ -127,7 +127,7 @@ def clip_condition(
     if tokens is None:
         tokens = conditioning.image_tokens(models, params, conditioning_image(batch))
     image = conditioning.project_tokens(models, params, tokens)
-    # Some of a clip are drawn only where all have queries of their own (`draws.ClipSettings`).
+    # Frames are left out only if each frame has queries of its own (`draws.ClipSettings`).
     return Conditioning(text, image, concatenated, batch.fs, queries=batch.places)
 
 
@@ -141,7 +141,7 @@ def _end_latents(latents: Float[Array, "b t h w z"]) -> Float[Array, "b t h w z"
 
 
 def conditioning_image(batch: Batch) -> Float32[Array, "b h w 3"]:
-    """Returns the conditioning images in [-1, 1], all zero where they are dropped."""
+    """Returns the conditioning images in [-1, 1]; dropped ones are all zero."""
     image = batch.image
     if image is None:
         assert batch.video is not None, "a batch needs videos, images or vision tokens"

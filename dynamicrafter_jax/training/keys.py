@@ -1,24 +1,24 @@
-"""The keys of a run, one for each use of its seed: no two uses may share their draws."""
+"""The random keys of a run, one for each use of its seed, so that no two uses share draws."""
 
 import jax
 from jaxtyping import Array, Key
 
-# What is folded into the key of the seed.
+# The numbers that are folded into the seed's key.
 _PARAMETERS, _STEPS, _VALIDATION = range(3)
 
 
 def parameter_key(seed: int) -> Key[Array, ""]:
-    """Returns the key of fresh parameters: a run and the cache that it reads draw the same."""
+    """Returns the key of fresh parameters; a run and the cache it reads draw the same ones."""
     return _key(seed, _PARAMETERS)
 
 
 def step_key(seed: int) -> Key[Array, ""]:
-    """Returns the key of training steps, into which the numbers of samples are folded."""
+    """Returns the key of training steps, into which sample numbers are folded."""
     return _key(seed, _STEPS)
 
 
 def validation_key(seed: int) -> Key[Array, ""]:
-    """Returns the key of validation losses, likewise."""
+    """Returns the key of validation losses, into which sample numbers are folded."""
     return _key(seed, _VALIDATION)
 
 

@@ -1,7 +1,7 @@
-"""What a network learns from: one loss a clip, as pure functions of parameters, batch and keys.
+"""Training objectives: one loss per clip, as pure functions of parameters, batch and keys.
 
-The release trains U-Net and projector, by `denoise`, and takes the other networks from elsewhere.
-`reconstruct` and `align` train these too, for a model that starts from nothing.
+The release trains the U-Net and the projector with `denoise`, and takes the other networks from
+elsewhere. `reconstruct` and `align` train these too, for a model that is trained from scratch.
 """
 
 import functools
@@ -24,23 +24,24 @@ from dynamicrafter_jax.training.inputs import Batch, Concat
 from dynamicrafter_jax.training.settings import TrainSettings
 
 QUARTERS = 4
-"""Parts of the diffusion process whose losses are told apart."""
+"""Parts of the diffusion process whose losses are reported separately."""
 
-# The draws of one sample, by what is folded into its key.
+# The draws of one sample, as the numbers that are folded into its key.
 _POSTERIOR, _NOISE, _TIMESTEP, _DROPOUT, _MOVE = range(5)
 
 _NO_VIDEOS = (
-    "the objective {!r} takes videos: set data.source to where they are, or to synthetic:train, "
-    "in place of a cache"
+    "the objective {!r} needs videos: set data.source to videos or to synthetic:train, instead of "
+    "a cache"
 )
 
 
 class ClipLosses(NamedTuple):
-    """What each clip of a batch says.
+    """The losses of the clips in a batch.
 
     Attributes:
-        loss: Of the clip.
-        quarter: Which part of the diffusion process it is of, least noisy first; -1 for none.
+        loss: Loss of each clip.
+        quarter: The quarter of the diffusion process that it is for, least noisy first; -1 for
+            none.
     """
 
     loss: Float32[Array, " b"]
@@ -49,7 +50,7 @@ class ClipLosses(NamedTuple):
 
 @runtime_checkable
 class Objective(Protocol):
-    """The losses of clips, with the networks bound."""
+    """A function for the losses of clips, with the networks bound."""
 
     def __call__(
         self,
@@ -65,9 +66,9 @@ class Objective(Protocol):
         Args:
             params: All parameters.
             batch: The clips.
-            keys: One a clip, from which all draws follow.
-            share: Where in the diffusion process to judge a clip, 0 to 1; drawn if not given.
-            dropout: Whether networks drop out, as in training.
+            keys: A key for each clip, which determines all draws.
+            share: Where in the diffusion process to evaluate each clip, 0 to 1; random if None.
+            dropout: Whether to apply dropout, as in training.
         """
         ...
 
@@ -75,7 +76,7 @@ class Objective(Protocol):
 def make_objective(
     settings: TrainSettings, models: Models, schedule: Schedule, vae_frames: int
 ) -> Objective:
-    """Binds networks and settings to the objective that `train.objective` names.
+    """Binds networks and settings to the objective named by `train.objective`.
 
     Args:
         settings: How a model is trained.
@@ -123,13 +124,13 @@ def denoise(
         schedule: The noise schedule.
         params: All parameters.
         batch: The clips.
-        keys: One a clip.
+        keys: A key for each clip.
         concat: What is concatenated to the noise.
         vae_frames: Frames that each device encodes at once.
-        timestep_power: p: a timestep is drawn with a density that grows as its p-1-th power. 1 is
-            the release's; more look where the latents hide what moves.
+        timestep_power: p: the density of timesteps is proportional to their (p-1)-th power. 1 is
+            the release's; larger values favour noisy timesteps, where latents hide what moves.
         share: See `Objective`.
-        dropout: Whether the U-Net drops out.
+        dropout: Whether to apply the U-Net's dropout.
     """
     fold = jax.vmap(jax.random.fold_in, (0, None))
     posterior = inputs.posteriors(models, params, batch, vae_frames)
@@ -163,25 +164,25 @@ def reconstruct(
     share: Float32[Array, " b"] | None = None,
     dropout: bool = False,
 ) -> ClipLosses:
-    """Returns the VAE's squared error on frames, with its divergence (arXiv 1312.6114, Eq. 10).
+    """Returns the VAE's squared error on frames, with its KL divergence (arXiv 1312.6114, Eq. 10).
 
-    Both are means, over pixels and over latent values. The released VAE was also trained by a
-    perceptual and an adversarial loss, which take networks that come with weights.
+    Both are means, over pixels and over latent values. The released VAE was also trained with a
+    perceptual and an adversarial loss, which need pretrained networks.
 
-    Of some clips the latents are scaled and turned before they are decoded, and so is what they
-    are held against (EQ-VAE, arXiv 2502.09509). Latents that go with the picture are easier to
-    learn to make.
+    In some clips, the latents are scaled and turned before they are decoded, and so are the frames
+    that the result is compared with (EQ-VAE, arXiv 2502.09509). Latents that move with the picture
+    are easier to generate.
 
     Args:
         models: The networks.
-        vae_frames: Frames that each device works on at once.
-        kl_weight: Of the divergence from a standard normal.
+        vae_frames: Frames that each device processes at once.
+        kl_weight: Weight of the divergence from a standard normal.
         equivariance: The share of clips whose latents are scaled and turned.
         params: All parameters.
         batch: The clips, as videos.
-        keys: One a clip, for the latents' draws and what is done to them.
+        keys: A key for each clip, for sampling its latents and its move.
         share: Not used.
-        dropout: Whether latents are scaled and turned at all, as in training.
+        dropout: Whether to scale and turn latents at all, as in training.
 
     Raises:
         UserError: The batch is from a cache.
@@ -226,20 +227,21 @@ def align(
     share: Float32[Array, " b"] | None = None,
     dropout: bool = False,
 ) -> ClipLosses:
-    """Returns how badly clips and captions of a batch find each other (arXiv 2103.00020).
+    """Returns the contrastive loss of a batch's clips and captions (arXiv 2103.00020).
 
-    To this is added how badly the states of captions recall their words (`recall`): what the
-    frames can't tell, as to which side something goes, a text tower would soon forget.
+    Added to it is the loss of recalling a caption's words from its states (`recall`): otherwise a
+    text tower would soon forget what the frames don't show, such as to which side something moves.
 
-    A caption is the text tower's state of its last token. A clip is what the projector, which is
-    to make a text-aligned context, makes of its first and of its last frame: the means of the
-    tokens for the first and for the last frame, added, so that both what is seen and what has
-    changed can be told. Towers and projector learn together, and no other parameters are needed.
+    A caption is represented by the text tower's state of its last token. A clip is represented by
+    the projector's output, which should be aligned with text, for its first and its last frame: the
+    mean of the tokens for the first frame plus that for the last frame, so that both the content
+    and the change can be recognised. Towers and projector train together, and no other parameters
+    are needed.
 
     Args:
         models: The networks.
-        temperature: Of the softmax over the clips of the batch.
-        recall_weight: Of what is added.
+        temperature: Temperature of the softmax over the clips of the batch.
+        recall_weight: Weight of the recall loss.
         params: All parameters.
         batch: The clips, as videos with token ids.
         keys: Not used.
@@ -272,13 +274,13 @@ def align(
 def recall(
     states: Float[Array, "b l d"], embedding: Float[Array, "v d"], ids: Int32[Array, "b l"]
 ) -> Float32[Array, " b"]:
-    """Returns how badly the mean of a caption's states tells its words: a cross-entropy.
+    """Returns the cross-entropy of predicting a caption's words from the mean of its states.
 
-    The odds of words are a softmax of its products with their embeddings. The mean of states is
-    what attention reads before it has learned where to look.
+    The probabilities of words are a softmax of the products of the mean with their embeddings. The
+    mean of states is what attention reads before it has learned where to look.
     """
     place, end = jnp.arange(ids.shape[1])[None], jnp.argmax(ids, axis=1)
-    words = (place > 0) & (place < end[:, None])  # without the tokens that start and end a text
+    words = (place > 0) & (place < end[:, None])  # without the start and end tokens
     scores = jax.nn.log_softmax(states.astype(jnp.float32).mean(1) @ embedding.T)
     found = -jnp.take_along_axis(scores, ids, axis=1)
     counts = words.astype(jnp.float32).sum(1)

@@ -1,4 +1,4 @@
-"""AdamW or Muon with a clipped gradient and a schedule of the learning rate."""
+"""AdamW or Muon with gradient clipping and a learning rate schedule."""
 
 import collections
 import math
@@ -12,11 +12,11 @@ from optax.contrib import MuonDimensionNumbers, scale_by_muon
 
 from dynamicrafter_jax.training.settings import TrainSettings
 
-# Muon's steps are made as large as AdamW's commonly are, so that the two share a learning rate
+# Muon's steps are scaled to the usual size of AdamW's, so that both can use the same learning rate
 # (arXiv 2502.16982, section 2.2).
 _STEP_SIZE = 0.2
 
-# Linear maps with several axes of outputs; all others have several of inputs, or one of each.
+# Linear maps with several output axes; all others have several input axes, or one of each.
 _MANY_OUTPUTS = frozenset(
     (
         "qkv",
@@ -34,10 +34,10 @@ _MANY_OUTPUTS = frozenset(
 
 
 def learning_rate(settings: TrainSettings) -> optax.Schedule:
-    """Returns the rate as a function of optimizer steps done.
+    """Returns the learning rate as a function of optimizer steps done.
 
-    It rises in a straight line, so that step `warmup_steps` is the first at the full rate, then
-    stays, or falls to 0 at `steps` along half a cosine (arXiv 1608.03983, Eq. 5).
+    It rises linearly, so that step `warmup_steps` is the first at the full rate, then stays
+    constant, or falls to 0 at `steps` along half a cosine (arXiv 1608.03983, Eq. 5).
     """
     peak, warmup = settings.learning_rate, settings.warmup_steps
     if settings.decay == "cosine":
@@ -53,8 +53,8 @@ def learning_rate(settings: TrainSettings) -> optax.Schedule:
 def make_optimizer(settings: TrainSettings) -> optax.GradientTransformation:
     """Returns the optimizer; its state holds float32 moments of each trained parameter.
 
-    `adamw` (arXiv 1711.05101) has two. `muon` (arXiv 2502.16982) has one for a kernel, whose steps
-    it makes orthogonal, and takes AdamW without weight decay for all else.
+    `adamw` (arXiv 1711.05101) has two moments. `muon` (arXiv 2502.16982) has one for each kernel,
+    whose updates it orthogonalizes, and uses AdamW without weight decay for all other parameters.
     """
     rate = learning_rate(settings)
     if settings.optimizer == "muon":
@@ -80,16 +80,16 @@ def muon(
 ) -> optax.GradientTransformation:
     """Returns Muon (arXiv 2502.16982).
 
-    Kernels take steps that are orthogonal matrices, all else takes AdamW's.
-    `optax.contrib.muon` works on one kernel after another. A small model has hundreds, whose
-    products are far too small for an accelerator, so here kernels of one shape are made orthogonal
-    together.
+    Kernels take steps that are orthogonal matrices; all other parameters take AdamW's steps.
+    `optax.contrib.muon` processes one kernel after another. A small model has hundreds, whose
+    products are far too small for an accelerator, so here kernels of the same shape are
+    orthogonalized together.
 
     Args:
-        rate: Of learning.
-        beta1: Decay of the momentum, of which Nesterov's form is taken.
-        beta2: AdamW's second, for what is no kernel; there no weight decays.
-        weight_decay: Of kernels, times the rate.
+        rate: Learning rate.
+        beta1: Decay of the momentum, in Nesterov's form.
+        beta2: AdamW's second decay, for parameters that are not kernels; their weights don't decay.
+        weight_decay: Weight decay of kernels, multiplied by the rate.
     """
     kernels = optax.chain(
         optax.trace(beta1, nesterov=True),
@@ -102,16 +102,16 @@ def muon(
 
 
 def orthogonalize(updates: PyTree, params: PyTree | None = None) -> PyTree[Array]:
-    """Returns the nearest orthogonal matrix of each kernel, about, times its step size.
+    """Returns approximately the nearest orthogonal matrix to each kernel, times its step size.
 
     Args:
-        updates: Kernels, at the paths that they have among the parameters.
+        updates: Kernels, at the same paths as in the parameters.
         params: Not used.
     """
     del params
     paths, structure = jax.tree_util.tree_flatten_with_path(updates)
     matrices = [_matrix(path, leaf) for path, leaf in paths]
-    # Half of the shapes are others lying on their side.
+    # Tall matrices are transposed, which halves the number of shapes.
     tall = [matrix.shape[0] > matrix.shape[1] for matrix in matrices]
     lying = [matrix.T if stands else matrix for matrix, stands in zip(matrices, tall, strict=True)]
     alike: dict[tuple[int, ...], list[int]] = collections.defaultdict(list)
@@ -120,7 +120,7 @@ def orthogonalize(updates: PyTree, params: PyTree | None = None) -> PyTree[Array
     stacks = {
         shape: jnp.stack([lying[number] for number in group]) for shape, group in alike.items()
     }
-    # Without momentum of its own, of which `trace` has taken care.
+    # Without momentum, which `trace` applies.
     orthogonal = scale_by_muon(
         beta=0.0,
         nesterov=False,

@@ -1,4 +1,4 @@
-"""A profiler trace of a few chosen steps, to be looked at in TensorBoard or Perfetto."""
+"""Records a profiler trace of a few steps, for TensorBoard or Perfetto."""
 
 import os
 import tempfile
@@ -13,7 +13,7 @@ from dynamicrafter_jax.errors import UserError
 from dynamicrafter_jax.runtime import files
 
 FOLDER = "profile"
-"""Where the trace lies in a run's folder."""
+"""The trace's folder in a run's folder."""
 
 
 class Profiler:
@@ -24,7 +24,7 @@ class Profiler:
                 profiler.before(step, metrics)
                 state, metrics = train_step(state, batch, rng)
 
-    A trace that fails is reported and does not end the run.
+    A trace that fails causes a warning and does not end the run.
     """
 
     def __init__(
@@ -35,17 +35,17 @@ class Profiler:
         count: int,
         enabled: bool = True,
     ) -> None:
-        """Starts nothing yet.
+        """Takes the steps; the trace is started by `before`.
 
         Args:
             workdir: Folder of the run, local or remote.
-            first: The first step to trace; best not one that compiles. None traces nothing.
-            count: How many to trace.
-            enabled: False for processes whose devices are not to be traced.
+            first: The first step to trace, preferably not one that compiles. None traces nothing.
+            count: How many steps to trace.
+            enabled: Whether to trace the devices of this process.
         """
         self._folder = files.as_path(workdir) / FOLDER
         self._steps = range(first, first + count) if enabled and first is not None else range(0)
-        self._scratch: tempfile.TemporaryDirectory | None = None  # while a trace is on
+        self._scratch: tempfile.TemporaryDirectory | None = None  # while tracing
         self._latest: Any = None
 
     def before(self, step: int, latest: Any) -> None:
@@ -53,8 +53,8 @@ class Profiler:
 
         Args:
             step: The step that comes next.
-            latest: Arrays that the step before it makes; the trace's ends wait for them, so that
-                it holds whole steps.
+            latest: Outputs of the previous step. Starting and ending the trace wait for them, so
+                that it covers whole steps.
         """
         self._latest = latest
         if self._scratch is None and step in self._steps:

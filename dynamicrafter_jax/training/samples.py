@@ -1,4 +1,4 @@
-"""Videos sampled while training goes on, always of the same subjects and from the same noise."""
+"""Videos sampled during training, always of the same subjects and from the same noise."""
 
 import dataclasses
 import warnings
@@ -23,20 +23,20 @@ from dynamicrafter_jax.training.motion import MotionMonitor
 from dynamicrafter_jax.training.settings import TrainSettings
 
 FOLDER = "samples"
-"""Where the videos lie in a run's folder, as STEP/NAME.mp4."""
+"""Folder of the videos in a run's folder, as STEP/NAME.mp4."""
 
-# Clips tried for each that is wanted, since some can't be read.
+# Clips that are tried for each one wanted, since some can't be read.
 _TRIES = 4
 
 
 class Subjects(NamedTuple):
-    """What is sampled while training goes on.
+    """What is sampled during training.
 
     Attributes:
-        sampler: For the mesh that the parameters are on.
+        sampler: A sampler for the mesh that the parameters are on.
         settings: How to sample.
-        inputs: What to sample, one or more; as every process has it.
-        names: One for each.
+        inputs: What to sample, one row or more; the same in every process.
+        names: A name for each row.
     """
 
     sampler: Sampler
@@ -46,23 +46,23 @@ class Subjects(NamedTuple):
 
 
 class Samples:
-    """Samples the same subjects whenever it is called, and watches how much moves in them.
+    """Samples the same subjects at each call, and monitors the motion in them.
 
     Each device works on one clip at a time. The programs are compiled at the first call.
 
     Attributes:
-        names: Of the subjects' files.
+        names: Names of the subjects' files.
     """
 
     def __init__(
         self, subjects: Subjects, *, workdir: epath.PathLike, writer: MetricWriter
     ) -> None:
-        """Binds what stays the same.
+        """Takes what stays the same.
 
         Args:
             subjects: What to sample.
             workdir: Folder of the run, local or remote.
-            writer: Gets the videos; where it is not enabled, no file is written either.
+            writer: Gets the videos; if it is not enabled, no file is written either.
 
         Raises:
             UserError: The videos can't be written.
@@ -76,16 +76,16 @@ class Samples:
             media.check_output(self._folder / "0" / f"{self.names[0]}.mp4", fps)
 
     def __call__(self, step: int, params: PyTree) -> dict[str, float]:
-        """Samples, and writes the videos where the writer is enabled.
+        """Samples, and writes the videos if the writer is enabled.
 
-        All processes that share the mesh call this together.
+        All processes that share the mesh must call this together.
 
         Args:
             step: Names the folder of the videos.
             params: All parameters by section, on the mesh.
 
         Returns:
-            What `MotionMonitor.check` finds; nothing where the writer is not enabled.
+            The results of `MotionMonitor.check`; empty if the writer is not enabled.
         """
         videos = self.sample(params)
         if not self._writer.enabled:
@@ -96,7 +96,7 @@ class Samples:
         return self._motion.check(videos)
 
     def sample(self, params: PyTree) -> UInt8[np.ndarray, "n t h w 3"]:
-        """Returns the videos, to every process."""
+        """Returns the videos, in every process."""
         rows = sharding.batch_multiple(self._sampler.mesh)
         sampled = []
         for start in range(0, self._inputs.count, rows):
@@ -107,11 +107,11 @@ class Samples:
         return np.concatenate(sampled)
 
     def observe(self, rows: Mapping[str, np.ndarray]) -> None:
-        """Takes in clips of a training batch, for comparison; one batch a sampling is enough.
+        """Adds clips of a training batch, for comparison; one batch per sampling is enough.
 
         Args:
-            rows: Arrays by the names of `Batch`. Without `video`, or where frames are left out,
-                there is nothing to compare.
+            rows: Arrays by the names of `Batch`. Without `video`, or if frames are left out, there
+                is nothing to compare.
         """
         if self._writer.enabled and "video" in rows and "places" not in rows:
             self._motion.observe(rows["video"], rows["weight"])
@@ -122,23 +122,23 @@ class Samples:
             media.write_video(self._folder / str(step) / f"{name}.mp4", video, fps)
             self._writer.video(step, f"{FOLDER}/{name}", video, fps)
         except UserError as error:  # a full disk must not end a run
-            warnings.warn(f"{error}; training goes on without this video", stacklevel=3)
+            warnings.warn(f"{error}; training continues without this video", stacklevel=3)
 
 
 def open_subjects(config: ConfigDict, settings: TrainSettings, mesh: Mesh) -> Subjects | None:
-    """Returns what a config asks to be sampled; None where it asks for nothing.
+    """Returns what a config asks to sample; None if it asks for nothing.
 
-    Those of `train.sample_images`, which loop if the model is trained to join two images; else
-    clips of `data.validation`, or of `data.source`, are made again from their conditioning image
-    (from both ends) and prompt.
+    These are `train.sample_images`, which loop if the model is trained for interpolation. Without
+    any, clips of `data.validation`, or else of `data.source`, are generated again from their
+    conditioning image (or both ends) and prompt.
 
     Args:
         config: The full config; `config.sampling` says how to sample.
         settings: Its section `train`.
-        mesh: Where the parameters are.
+        mesh: The mesh that the parameters are on.
 
     Raises:
-        UserError: If an image or a clip can't be read, or a setting can't be used.
+        UserError: An image or a clip can't be read, or a setting can't be used.
     """
     if not settings.sample_every:
         return None
@@ -179,7 +179,7 @@ def _inputs_of_clips(
     if not images:
         raise UserError(
             f"none of the first {_TRIES * settings.sample_clips} clips of {source} can be read "
-            "to sample them: see what is wrong with the videos, or give train.sample_images"
+            "for sampling: check the videos, or give train.sample_images"
         )
     loop = settings.concat == "ends" and not ends
     inputs = sampler.read(images, "", chosen, end_image=ends or None, loop=loop)

@@ -9,10 +9,10 @@ from dynamicrafter_jax.training.freezing import trains
 from dynamicrafter_jax.training.inputs import Concat
 
 ObjectiveName = Literal["denoise", "reconstruct", "align"]
-"""What a run trains by: the functions of `objectives` of these names."""
+"""What a run optimizes: the functions in `objectives` with these names."""
 
 Optimizer = Literal["adamw", "muon"]
-"""What makes steps of gradients; see `optimizer.make_optimizer`."""
+"""The optimizer; see `optimizer.make_optimizer`."""
 
 Decay = Literal["constant", "cosine"]
 """What the learning rate does after its warm-up."""
@@ -23,40 +23,41 @@ class TrainSettings:
     """How a model is trained; built by `config.settings_of`.
 
     Attributes:
-        seed: Of initial parameters, of the order and choice of clips, and of all noise.
+        seed: Seed of initial parameters, of the order and choice of clips, and of all noise.
         steps: Optimizer steps of the whole run.
-        batch_size: Clips an optimizer step, over all devices.
-        accumulation: Parts that a batch is worked on in, one after another, to save memory.
-        trainable: What trains: a preset of `freezing.PRESETS`, or expressions of paths.
-        objective: What is learned from: "denoise", "reconstruct" (the VAE) or "align" (towers).
+        batch_size: Clips per optimizer step, over all devices.
+        accumulation: Parts into which a batch is divided, processed one by one to save memory.
+        trainable: What trains: a preset in `freezing.PRESETS`, or regular expressions for paths.
+        objective: "denoise", "reconstruct" (the VAE) or "align" (the towers).
         concat: What is concatenated to the noise: "frame", "ends", "either" or "nothing".
-        ends_share: Of clips under "either", the share that both ends are given of.
+        ends_share: With "either", the share of clips for which both ends are given.
         timestep_power: See `objectives.denoise`.
         kl_weight: See `objectives.reconstruct`.
-        equivariance: Likewise; 0 to 1.
+        equivariance: See `objectives.reconstruct`; 0 to 1.
         temperature: See `objectives.align`.
         recall_weight: See `objectives.align`.
         remat: What the backward pass recomputes: one of `unet.REMAT_POLICIES`.
         optimizer: "adamw" or "muon".
-        learning_rate: The highest.
+        learning_rate: The highest learning rate.
         decay: "constant" or "cosine", to 0 at `steps`.
         warmup_steps: Steps over which the rate rises from 0.
-        beta1: Of AdamW; of Muon's momentum too.
-        beta2: Of AdamW.
-        epsilon: Of AdamW.
-        weight_decay: Of AdamW, on every parameter; of Muon, on kernels.
-        clip_norm: Most that the gradient's global norm may be.
-        ema_decay: Of the averaged parameters, reached slowly (`step.update_ema`); 0 keeps none.
+        beta1: beta1 of AdamW; also the decay of Muon's momentum.
+        beta2: beta2 of AdamW.
+        epsilon: epsilon of AdamW.
+        weight_decay: Weight decay, for all parameters with AdamW, and for kernels with Muon.
+        clip_norm: Limit on the gradient's global norm.
+        ema_decay: Decay of the averaged parameters, reached gradually (`step.update_ema`); 0 keeps
+            no averages.
         log_every: Steps between lines and scalars.
         checkpoint_every: Steps between checkpoints.
-        keep_last: Newest checkpoints kept.
-        keep_every: Checkpoints at multiples of this many steps are kept for good; None keeps none.
+        keep_last: How many of the newest checkpoints are kept.
+        keep_every: Checkpoints at multiples of this many steps are never removed; None for none.
         validate_every: Steps between validation losses.
         validation_clips: Clips of the validation set that are used.
         sample_every: Steps between sample videos; 0 makes none.
-        sample_images: Paths of their images; none takes frames of clips.
-        sample_prompts: One for each of `sample_images`.
-        sample_clips: How many clips give images where there are no `sample_images`.
+        sample_images: Paths of their images; if empty, frames of clips are used.
+        sample_prompts: A prompt for each of `sample_images`.
+        sample_clips: How many clips to sample if there are no `sample_images`.
         profile_start: First step of a profiler trace; None makes none.
         profile_steps: Steps that it covers.
     """
@@ -104,22 +105,26 @@ class TrainSettings:
                 raise UserError(f"train.{name} is {getattr(self, name)}: it must be above 0")
         for name in _NOT_NEGATIVE:
             if not getattr(self, name) >= 0:
-                raise UserError(f"train.{name} is {getattr(self, name)}: at least 0")
+                raise UserError(f"train.{name} is {getattr(self, name)}: give at least 0")
         for name in ("beta1", "beta2", "ema_decay"):
             if not 0 <= getattr(self, name) < 1:
-                raise UserError(f"train.{name} is {getattr(self, name)}: 0 or more, and below 1")
+                raise UserError(
+                    f"train.{name} is {getattr(self, name)}: give 0 or more, and below 1"
+                )
         if not 0 <= self.equivariance <= 1:
-            raise UserError(f"train.equivariance is {self.equivariance}: a share of clips, 0 to 1")
+            raise UserError(
+                f"train.equivariance is {self.equivariance}: give a share of clips, 0 to 1"
+            )
         for name in ("keep_every", "profile_start"):
             value = getattr(self, name)
             if value is not None and value < 1:
-                raise UserError(f"train.{name} is {value}: at least 1, or None for none")
+                raise UserError(f"train.{name} is {value}: give at least 1, or None for none")
         if self.seed >= 2**32:
             raise UserError(f"train.seed is {self.seed}: choose one below 2^32")
         if self.batch_size % self.accumulation:
             raise UserError(
-                f"train.batch_size is {self.batch_size}, which train.accumulation = "
-                f"{self.accumulation} does not divide"
+                f"train.batch_size is {self.batch_size}: give a multiple of train.accumulation, "
+                f"which is {self.accumulation}"
             )
         if self.remat not in REMAT_POLICIES:
             raise UserError(
@@ -129,7 +134,7 @@ class TrainSettings:
         if len(self.sample_images) != len(self.sample_prompts):
             raise UserError(
                 f"train.sample_images has {len(self.sample_images)} entries, but "
-                f"train.sample_prompts {len(self.sample_prompts)}: give one prompt an image"
+                f"train.sample_prompts {len(self.sample_prompts)}: give one prompt per image"
             )
 
 

@@ -1,4 +1,4 @@
-"""The state of a run: made leaf by leaf, each where it will live."""
+"""The state of a run, created leaf by leaf in its final place."""
 
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -17,13 +17,13 @@ from dynamicrafter_jax.training.settings import TrainSettings
 
 
 class TrainState(NamedTuple):
-    """All that changes as a run goes on, and the frozen parameters.
+    """Everything that changes during a run, and the frozen parameters.
 
     Attributes:
         step: Optimizer steps done.
         params: The parameters that train, by section.
-        frozen: Those that do not.
-        opt_state: The optimizer's, for `params` alone.
+        frozen: The parameters that don't train, by section.
+        opt_state: The optimizer's state, for `params` only.
         ema: The averaged `params`, or None.
     """
 
@@ -35,20 +35,20 @@ class TrainState(NamedTuple):
 
     @property
     def best_params(self) -> dict[str, Any]:
-        """The parameters to use: averaged where there are averages, with the frozen ones."""
+        """The parameters to use: the averages if there are any, joined with the frozen ones."""
         return freezing.join(self.params if self.ema is None else self.ema, self.frozen)
 
 
 def abstract_state(
     boxed: PyTree, optimizer: optax.GradientTransformation, settings: TrainSettings, mesh: Mesh
 ) -> TrainState:
-    """Returns the state as shapes with shardings, computing nothing.
+    """Returns the state as shapes with shardings, without computing anything.
 
     Args:
-        boxed: Abstract parameters by section, as `models.abstract_models` gives them.
+        boxed: Abstract parameters by section, as from `models.abstract_models`.
         optimizer: See `optimizer.make_optimizer`.
-        settings: What trains, and whether there are averages.
-        mesh: Where it will live.
+        settings: Say what trains, and whether there are averages.
+        mesh: The mesh that the state will be on.
     """
     shapes = nn.meta.unbox(boxed)
     placed = jax.tree.map(_place, shapes, sharding.parameter_shardings(boxed, mesh))
@@ -57,7 +57,7 @@ def abstract_state(
     homes = {_keys(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(params)}
 
     def place(path: tuple, leaf: Any) -> jax.ShapeDtypeStruct:
-        # A moment lies in some part of the state below the keys of its parameter.
+        # The path of a moment ends with the keys of its parameter.
         keys = _keys(path)
         likes = (homes.get(keys[start:]) for start in range(len(keys)))
         for like in filter(None, likes):
@@ -89,7 +89,7 @@ def create_state(
 
     params = jax.tree_util.tree_map_with_path(place, abstract.params)
     frozen = jax.tree_util.tree_map_with_path(place, abstract.frozen)
-    # One program for all zeros, with each moment where its parameter is.
+    # One program makes all zeros, with each moment placed like its parameter.
     shardings = jax.tree.map(lambda shape: shape.sharding, abstract.opt_state)
     opt_state = jax.jit(optimizer.init, out_shardings=shardings)(params)
     ema = None if abstract.ema is None else jax.tree.map(jnp.copy, params)
@@ -102,5 +102,5 @@ def _place(leaf: Any, placed: jax.sharding.Sharding) -> jax.ShapeDtypeStruct:
 
 
 def _keys(path: tuple) -> tuple[str, ...]:
-    """The keys of dicts on a way through a tree."""
+    """Returns the dict keys in a path through a tree."""
     return tuple(key.key for key in path if isinstance(key, jax.tree_util.DictKey))

@@ -20,13 +20,13 @@ TrainStep = Callable[[TrainState, Batch, Key[Array, ""]], tuple[TrainState, "Met
 
 
 class Losses(NamedTuple):
-    """Sums over clips, so that parts of a batch can be added.
+    """Sums over clips, which can be added over the parts of a batch.
 
     Attributes:
-        loss: Weighted sum.
-        weight: What it is of.
-        quarter_loss: The same by quarter of the timesteps, least noisy first.
-        quarter_weight: The same.
+        loss: Weighted sum of losses.
+        weight: Sum of weights.
+        quarter_loss: The same sum of losses by quarter of the timesteps, least noisy first.
+        quarter_weight: The same sum of weights by quarter.
     """
 
     loss: Float32[Array, ""]
@@ -36,15 +36,15 @@ class Losses(NamedTuple):
 
     @property
     def mean(self) -> Float32[Array, ""]:
-        """The mean loss of clips; 0 without any."""
+        """The mean loss of clips; 0 if there are none."""
         return self.loss / jnp.maximum(self.weight, 1.0)
 
 
 class Metrics(NamedTuple):
-    """What a step tells.
+    """The metrics of a step.
 
     Attributes:
-        losses: Of the batch, before the step.
+        losses: Losses of the batch, before the step.
         grad_norm: Global norm of the gradient, before clipping.
     """
 
@@ -53,14 +53,14 @@ class Metrics(NamedTuple):
 
     @property
     def finite(self) -> Bool[Array, ""]:
-        """Whether the step can be trusted."""
+        """Whether loss and gradient are finite."""
         return jnp.isfinite(self.losses.loss) & jnp.isfinite(self.grad_norm)
 
 
 def weighted_losses(clips: ClipLosses, weight: Float32[Array, " b"]) -> Losses:
     """Sums the losses of clips."""
     quarter = jax.nn.one_hot(clips.quarter, QUARTERS)
-    # A clip that could not be read has no say, whatever its loss.
+    # A clip that could not be read must not count, even if its loss is not finite.
     loss = jnp.where(weight > 0, clips.loss * weight, 0.0)
     return Losses(loss.sum(), weight.sum(), loss @ quarter, weight @ quarter)
 
@@ -76,16 +76,17 @@ def make_train_step(
     """Returns the step of a run.
 
     Its loss is the mean over the clips of the whole batch that could be read, so neither
-    accumulation nor a broken clip changes the weight of another. The gradient is of the trained
-    parameters alone.
+    accumulation nor a broken clip changes the weight of another clip relative to the rest. The
+    gradient is taken with respect to the trained parameters only.
 
     Args:
         objective: See `objectives.make_objective`.
         optimizer: See `optimizer.make_optimizer`.
-        accumulation: Parts that a batch is worked on in.
+        accumulation: Parts into which a batch is divided.
         ema_decay: See `update_ema`.
-        where: Where trained parameters live. Gradients go there as they come, so that what is
-            summed up over parts is as small on a device as the parameters; None lets XLA choose.
+        where: Shardings of the trained parameters. Gradients are sharded likewise as soon as they
+            are computed, so that their sum over parts takes no more memory on a device than the
+            parameters; None lets XLA choose.
     """
 
     def summed_loss(
@@ -133,7 +134,7 @@ def make_train_step(
 
 
 def jit_step(step: TrainStep, state: TrainState, mesh: Mesh) -> Any:
-    """Returns the step under `jax.jit`: the state is donated, and stays where it is."""
+    """Returns the step under `jax.jit`; the state is donated, and keeps its shardings."""
     where = jax.tree.map(lambda leaf: leaf.sharding, state)
     return jax.jit(step, donate_argnums=0, out_shardings=(where, sharding.replicated(mesh)))
 
@@ -153,14 +154,14 @@ def compile_step(
 def update_ema(ema: PyTree, params: PyTree, decay: float, updates: Int[Array, ""]) -> PyTree:
     """Returns the average after its n-th update, d_n * ema + (1 - d_n) * params.
 
-    d_n is `decay`, or (1 + n) / (10 + n) while that is less: otherwise the average of a short run
-    would be hardly anything but what the run started from. So do TensorFlow's
-    `ExponentialMovingAverage` with `num_updates`, and `LitEma` of the release.
+    d_n is `decay`, or (1 + n) / (10 + n) while that is smaller: otherwise the average of a short
+    run would hardly differ from the parameters it started from. TensorFlow's
+    `ExponentialMovingAverage` with `num_updates` and the release's `LitEma` do the same.
 
     Args:
         ema: The average so far; before the first update, the parameters that a run starts from.
         params: The parameters.
-        decay: The highest, from 0 to 1.
+        decay: The highest decay, from 0 to 1.
         updates: n, from 1: optimizer steps done.
     """
     weight = jnp.maximum(1 - decay, 9 / (10 + updates.astype(jnp.float32)))  # 1 - d_n
@@ -172,7 +173,7 @@ def update_ema(ema: PyTree, params: PyTree, decay: float, updates: Int[Array, ""
 
 
 def _parts(rows: Array, parts: int) -> Array:
-    """Splits the leading axis into `parts`, taking turns, so that each device keeps its rows."""
+    """Splits the leading axis into `parts` by taking turns, so that each device keeps its rows."""
     b, *shape = rows.shape
     return jnp.moveaxis(rows.reshape(b // parts, parts, *shape), 1, 0)
 

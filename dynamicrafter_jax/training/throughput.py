@@ -1,4 +1,4 @@
-"""How fast training is: clips a second, arithmetic done, and what of the devices' peak that is."""
+"""Measures training speed: clips a second, FLOP/s, and the share of the devices' peak."""
 
 import contextlib
 import math
@@ -45,19 +45,19 @@ makers publish them. A chip of TPU v2, v3 and 7x is two devices, each with half 
 
 
 def peak_flops(device_kind: str) -> float | None:
-    """Returns the device's peak in bfloat16, FLOP/s; None where it is not known."""
+    """Returns a device's peak FLOP/s in bfloat16; None if it is not known."""
     return PEAK_FLOPS.get(device_kind)
 
 
 def product_flops(program: ClosedJaxpr) -> int:
     """Counts the floating-point operations of a program's matrix products and convolutions.
 
-    A multiplication and its addition are two. XLA's own count (`cost_analysis`) takes the body of
-    a loop once, however often it runs, and so misses most of a step that accumulates gradients or
-    encodes a few frames at a time. Here loops count as often as they run, except a `while` whose
-    end depends on data, which counts once. What the backward pass recomputes is counted again;
-    what nothing depends on is not, nor are norms, softmax and the like. The count is of the whole
-    program, over all devices.
+    A multiplication and its addition count as two. XLA's own count (`cost_analysis`) counts the
+    body of a loop once, however often it runs, and so misses most of a step that accumulates
+    gradients or encodes a few frames at a time. Here a loop counts as often as it runs, except for
+    a `while` whose end depends on data, which counts once. What the backward pass recomputes is
+    counted again. Dead code is not counted, and neither are norms, softmax and the like. The count
+    is for the whole program, over all devices.
 
     Args:
         program: `jax.jit(function).trace(*arguments).jaxpr`.
@@ -85,7 +85,7 @@ def _cost(equation: Any) -> int:
         case "conv_general_dilated":
             kernel, out = _shape(equation.invars[1]), _shape(equation.outvars[0])
             out_features = kernel[parameters["dimension_numbers"].rhs_spec[0]]
-            # Rows between those of a spread-out input are zeros that nobody multiplies.
+            # The zeros between the rows of a dilated input are not multiplied.
             spread = math.prod(parameters["lhs_dilation"])
             return 2 * math.prod(out) * math.prod(kernel) // out_features // spread
         case "cond":
@@ -96,13 +96,13 @@ def _cost(equation: Any) -> int:
             sizes = parameters["mesh"].shape
             shards = math.prod(sizes[axis] for axis in parameters["newly_manual_axes"])
             return shards * _count(parameters["jaxpr"])
-    if parameters.get("cost_estimate") is not None:  # a kernel that says what it costs
+    if parameters.get("cost_estimate") is not None:  # a kernel that estimates its own cost
         return parameters["cost_estimate"].flops
     return sum(_count(inner) for value in parameters.values() for inner in _programs(value))
 
 
 def _programs(value: Any) -> Iterator[Jaxpr]:
-    """Yields the programs in a parameter of a primitive."""
+    """Yields the programs inside a parameter of a primitive."""
     if isinstance(value, ClosedJaxpr):
         yield value.jaxpr
     elif isinstance(value, Jaxpr):
@@ -119,10 +119,10 @@ def _shape(variable: Any) -> tuple[int, ...]:
 class Throughput:
     """Times steps without making the devices wait for the host.
 
-    JAX returns from a step before it is done, so the time of a call says nothing. Here the host
-    waits, after it has handed over a step, for one handed over a little earlier: the devices
-    always have the next step at hand, and the moments at which steps end are seen one by one.
-    That also bounds the batches that wait on the devices.
+    JAX returns from a step before it is done, so the time of a call means nothing. Here the host
+    waits, after it has dispatched a step, for one dispatched a little earlier. So the devices
+    always have the next step queued, and the end of each step is observed. This also limits the
+    number of batches that wait on the devices.
 
         with throughput.waiting():
             batch = next(batches)
@@ -140,14 +140,15 @@ class Throughput:
         in_flight: int = 2,
         clock: Callable[[], float] = time.perf_counter,
     ) -> None:
-        """Starts without steps.
+        """Takes the size of steps.
 
         Args:
             mesh: The devices that a step runs on.
-            clips_per_step: Of all devices together.
-            flops_per_step: Of all devices together, as `product_flops` counts; None: not known.
-            in_flight: Steps that may be unfinished once one was handed over.
-            clock: Seconds.
+            clips_per_step: Clips per step, over all devices.
+            flops_per_step: FLOPs per step over all devices, as counted by `product_flops`; None if
+                not known.
+            in_flight: Steps that may be unfinished after one has been dispatched.
+            clock: Returns seconds.
         """
         self._devices = mesh.devices
         self._clips = clips_per_step
@@ -161,16 +162,16 @@ class Throughput:
 
     @contextlib.contextmanager
     def waiting(self) -> Iterator[None]:
-        """Counts what is done inside as waiting for data."""
+        """Counts the time spent inside as waiting for data."""
         started = self._begin()
         yield
         self._waited += self._clock() - started
 
     def handed_over(self, result: Any) -> None:
-        """Notes that a step was called, and waits until few enough are unfinished.
+        """Records that a step was dispatched, and waits until few enough are unfinished.
 
         Args:
-            result: Arrays that the step makes and no later step takes over (donates).
+            result: Outputs of the step that are not donated to a later step.
         """
         self._begin()
         self._unfinished.append(result)
@@ -178,20 +179,20 @@ class Throughput:
 
     @contextlib.contextmanager
     def paused(self) -> Iterator[None]:
-        """Leaves out what is done inside: validation, samples, checkpoints."""
+        """Excludes the time spent inside: validation, samples, checkpoints."""
         self._finish(0)
         yield
         self._last = None
 
     def scalars(self) -> dict[str, float]:
-        """Returns what was measured since the last call; nothing if no step ended.
+        """Returns measurements since the last call; empty if no step ended.
 
-        - `speed/clips_per_second`, of all devices together;
-        - `speed/step_seconds`: the median;
-        - `speed/data_wait`: the part of the time, 0 to 1, that the host waited for data;
-        - `speed/tflops_per_device`: 1e12 FLOP/s, where `flops_per_step` is known;
-        - `speed/utilisation`: the part of the device's peak in bfloat16 that this is, 0 to 1, where
-          the peak is known;
+        - `speed/clips_per_second`, over all devices;
+        - `speed/step_seconds`, the median;
+        - `speed/data_wait`, the share of time, 0 to 1, that the host waited for data;
+        - `speed/tflops_per_device`, in 1e12 FLOP/s, if `flops_per_step` is known;
+        - `speed/utilisation`, this as a share of the device's peak in bfloat16, 0 to 1, if the peak
+          is known;
         - `memory/peak_gib`: see `provenance.peak_memory`.
         """
         seconds, self._seconds = self._seconds, []
@@ -219,7 +220,7 @@ class Throughput:
         return now
 
     def _finish(self, unfinished: int) -> None:
-        """Waits until only so many steps are unfinished, and notes when each of the others was."""
+        """Waits until only `unfinished` steps are unfinished, and records when the others ended."""
         while len(self._unfinished) > unfinished:
             jax.block_until_ready(self._unfinished.popleft())
             now = self._clock()

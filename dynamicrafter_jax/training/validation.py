@@ -1,4 +1,4 @@
-"""The loss on held-out clips, always under the same noise and at the same timesteps."""
+"""The loss on held-out clips, always with the same noise and timesteps."""
 
 import contextlib
 import functools
@@ -31,17 +31,17 @@ def validation_losses(
     *,
     num_clips: int,
 ) -> Losses:
-    """Returns the summed losses of clips; nothing is drawn but by their number.
+    """Returns the summed losses of clips, whose draws depend only on the clips' numbers.
 
-    Clip i of n is judged at timestep (i + 1/2) / n of the whole process, so that the mean over
-    clips is one over timesteps too, and a rerun differs by the parameters alone.
+    Clip i of n is evaluated at timestep (i + 1/2) / n of the whole process. So the mean over clips
+    is also a mean over timesteps, and runs differ only through their parameters.
 
     Args:
         objective: See `objectives.make_objective`.
         params: All parameters.
         batch: The clips.
-        rng: Of the noise; the same each time.
-        num_clips: How many there are over all batches.
+        rng: Key of the noise; the same each time.
+        num_clips: How many clips there are in all batches.
     """
     keys = jax.vmap(jax.random.fold_in, (None, 0))(rng, batch.sample_index)
     share = (batch.sample_index.astype(jnp.float32) + 0.5) / num_clips
@@ -49,22 +49,22 @@ def validation_losses(
 
 
 class Validation:
-    """Held-out clips, read once and kept, and their loss under given parameters."""
+    """Held-out clips, which are read once and kept, and their loss for given parameters."""
 
     def __init__(self, batches: Sequence[Batch], losses: Program, rng: Key[Array, ""]) -> None:
-        """Binds what does not change from time to time.
+        """Takes what does not change between calls.
 
         Args:
-            batches: All clips, on the mesh.
+            batches: All clips, placed on the mesh.
             losses: `validation_losses` with all but parameters, batch and key bound.
-            rng: Of the noise, on the mesh.
+            rng: Key of the noise, placed on the mesh.
         """
         self._batches = batches
         self._losses = losses
         self._rng = rng
 
     def __call__(self, params: dict[str, Any]) -> dict[str, float]:
-        """Returns `validation_loss`, and `validation/quarter_1` to `_4`, as `History` does."""
+        """Returns `validation_loss`, and `validation/quarter_1` to `_4`, as in `History`."""
         parts = [self._losses(params, batch, self._rng) for batch in self._batches]
         loss, weight, quarter_loss, quarter_weight = (
             np.sum([np.asarray(part[field]) for part in parts], axis=0) for field in range(4)
@@ -83,12 +83,12 @@ def open_validation(
     mesh: Mesh,
     key: Key[Array, ""],
 ) -> Validation | None:
-    """Reads the clips of `data.validation`; None where it is unset or empty.
+    """Reads the clips of `data.validation`; returns None if it is unset or empty.
 
-    Nothing is dropped from their conditions.
+    No conditions are dropped.
 
     Raises:
-        UserError: If the clips can't be found.
+        UserError: The clips can't be found.
     """
     if not config.data.validation:
         return None

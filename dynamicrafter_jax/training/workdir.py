@@ -1,9 +1,9 @@
-"""The folder of a run: whose it is, what it was made with, and what it has come to.
+"""The folder of a run: claiming it, recording how it was started, and opening its checkpoints.
 
 - `config.json`: the config, which a resumed run must share.
-- `run.json`: one entry for each time that the run was started.
+- `run.json`: one entry for each time that the run was started or resumed.
 
-Checkpoints lie beside them.
+Checkpoints are next to these files.
 """
 
 import datetime
@@ -39,7 +39,7 @@ FILE = "config.json"
 SESSIONS_FILE = "run.json"
 
 FIXED = ("sampling.height", "sampling.width", "sampling.num_frames")
-"""Fields that a resumed run must share although `CHANGEABLE` names their like."""
+"""Fields that a resumed run must share although they match `CHANGEABLE`."""
 
 CHANGEABLE = (
     "name",
@@ -51,36 +51,36 @@ CHANGEABLE = (
     "data.prefetch",
     "sampling.*",  # sample videos
     "train.steps",  # how long it runs
-    "train.accumulation",  # the same sums in other parts: memory
+    "train.accumulation",  # the same sums in other parts, for memory
     "train.remat",
-    "train.log_every",  # what is watched and kept
+    "train.log_every",  # what is reported and kept
     "train.checkpoint_every",
     "train.keep_*",
     "train.validat*",
     "train.sample_*",
     "train.profile_*",
 )
-"""Fields that a resumed run may change, `*` standing for anything; all others it must share."""
+"""Fields that a resumed run may change, with `*` for anything; it must share all others."""
 
 DATA = ("data.source", "data.videos")
-"""Changeable fields that make another run of it unless the videos are the same."""
+"""Changeable fields that turn it into another run unless the videos are the same."""
 
 _MESSAGE_BYTES = 4096
 
 
 def check_workdir(workdir: epath.PathLike, config: ConfigDict) -> None:
-    """Makes sure, for all processes alike, that `workdir` can be the folder of this run.
+    """Checks, in all processes alike, that `workdir` can be the folder of this run.
 
-    It writes nothing, so that what else may be wrong can be found before anything is there.
+    It writes nothing, so other problems can be found before anything is written.
 
     Args:
-        workdir: The folder, local or remote; there may be none. That of a run that has no step yet
-            is as good as a new one.
+        workdir: The folder, local or remote; it need not exist. The folder of a run that has no
+            checkpoint yet counts as new.
         config: The config of the run.
 
     Raises:
-        UserError: If the folder holds steps of another config, holds something else, or can't be
-            written.
+        UserError: The folder holds checkpoints of another config, holds something else, or can't be
+            written to.
     """
     path = stored.absolute(workdir)
     _as_first(lambda: _check(path, config))
@@ -89,10 +89,10 @@ def check_workdir(workdir: epath.PathLike, config: ConfigDict) -> None:
 def claim_workdir(workdir: epath.PathLike, config: ConfigDict) -> None:
     """Makes `workdir` the folder of this run, after the same checks as `check_workdir`.
 
-    `config.json` is written in a new workdir, and anew where fields have changed.
+    `config.json` is written in a new workdir, and again if fields have changed.
 
     Raises:
-        UserError: As `check_workdir`, or if not all processes see the folder.
+        UserError: As in `check_workdir`, or not all processes see the folder.
 
     Warns:
         UserWarning: The data of the run may have changed.
@@ -105,7 +105,7 @@ def claim_workdir(workdir: epath.PathLike, config: ConfigDict) -> None:
     if not np.all(sees):
         blind = list_names(str(process) for process in np.flatnonzero(sees == 0))
         raise UserError(
-            f"{path} is not one folder for all processes ({blind} can't see {FILE}): "
+            f"{path} is not the same folder for all processes ({blind} can't see {FILE}): "
             "give a folder on a file system that they share, or a bucket"
         )
 
@@ -118,14 +118,14 @@ def record_session(
     mesh: Mesh,
     first_step: int = 0,
 ) -> None:
-    """Adds this start of the run to `run.json`, whole or not at all; one process does it for all.
+    """Adds this start of the run to `run.json`, atomically; one process does it for all.
 
     Args:
         workdir: Folder of the run, local or remote.
         config: The full config.
-        weights: Name and SHA-256 of the files that the run started from, as `weights.origin`
-            gives them; none for random weights.
-        mesh: The devices and how they are laid out.
+        weights: Name and SHA-256 of the files that the run started from, as from
+            `weights.load.origin`; empty for random weights.
+        mesh: The devices and their layout.
         first_step: Steps done before.
 
     Raises:
@@ -141,7 +141,7 @@ def read_sessions(workdir: epath.PathLike) -> list[dict[str, Any]]:
     """Returns the entries of `run.json`, oldest first.
 
     Raises:
-        UserError: There is none, or it is damaged.
+        UserError: The file is missing or damaged.
     """
     path = files.as_path(workdir) / SESSIONS_FILE
     data = files.read_bytes(path)
@@ -150,7 +150,7 @@ def read_sessions(workdir: epath.PathLike) -> list[dict[str, Any]]:
     except (ValueError, KeyError, TypeError):
         sessions = None
     if not isinstance(sessions, list):
-        raise UserError(f"{path} does not list the sessions of a run: move it away to go on")
+        raise UserError(f"{path} does not list the sessions of a run: move it away to resume")
     return sessions
 
 
@@ -179,14 +179,14 @@ def describe_session(
 
 @dataclass(frozen=True)
 class Run:
-    """A checkpoint of a run, found complete, and still to be read.
+    """A complete checkpoint of a run, which has not been read yet.
 
     Attributes:
-        config: Of the run.
+        config: Config of the run.
         readers: For each network, a function that reads its parameters onto one device.
         sources: Name and SHA-256 of the files that the run started from.
-        name: Of the run's folder.
-        step: Of the checkpoint.
+        name: Name of the run's folder.
+        step: Step of the checkpoint.
         averaged: Whether the parameters are the averaged ones.
         has_averages: Whether the checkpoint has averaged parameters.
     """
@@ -201,15 +201,17 @@ class Run:
 
     @property
     def parameters(self) -> Literal["averaged", "last"]:
-        """Which they are, in a word."""
+        """Which parameters they are, in a word."""
         return "averaged" if self.averaged else "last"
 
     @property
     def taken(self) -> str:
-        """Which they are, and how to get the others, in a few words."""
+        """Which parameters they are, and how to get the others, in a few words."""
         if self.averaged:
-            return f"averaged parameters of step {self.step} (--noaveraged takes the last)"
-        others = "--averaged takes the averaged" if self.has_averages else "it keeps no averages"
+            return f"averaged parameters of step {self.step} (--noaveraged takes the last ones)"
+        others = (
+            "--averaged takes the averaged ones" if self.has_averages else "it keeps no averages"
+        )
         return f"last parameters of step {self.step} ({others})"
 
 
@@ -219,10 +221,10 @@ def open_run(path: epath.PathLike, *, step: int | None = None, averaged: bool | 
     Args:
         path: Folder of the run.
         step: Which checkpoint; None for the newest.
-        averaged: Whether to take the averaged parameters; None takes them where there are some.
+        averaged: Whether to take the averaged parameters; None takes them if there are any.
 
     Raises:
-        UserError: If the folder holds no run, no such checkpoint or no averages, or is damaged.
+        UserError: The folder holds no run, no such checkpoint or no averages, or is damaged.
     """
     root = stored.absolute(path)
     described = files.read_bytes(root / FILE)
@@ -269,7 +271,7 @@ def open_run(path: epath.PathLike, *, step: int | None = None, averaged: bool | 
 
 
 def _read_network(parts: Mapping[epath.Path, PyTree], network: str) -> PyTree[Array]:
-    """Reads a network, which may be in two parts."""
+    """Reads a network, which may be split over two files."""
     found: dict[str, Any] = {}
     for file, tree in parts.items():
         if network not in tree:
@@ -283,7 +285,7 @@ def _read_network(parts: Mapping[epath.Path, PyTree], network: str) -> PyTree[Ar
 
 
 def _as_first(act: Callable[[], object]) -> None:
-    """Has process 0 act, and all raise what it raises, or the others would wait for it."""
+    """Calls `act` in process 0, and raises its error in all, which would otherwise wait for it."""
     if jax.process_count() == 1:
         act()
         return
@@ -306,13 +308,13 @@ def _claim(path: epath.Path, config: ConfigDict) -> None:
         if name in changes and checkpoints.saved_steps(path):
             warnings.warn(
                 f"{name} {changes[name]}: unless the videos are the same, in the same order, "
-                "this is no longer the run that it was",
+                "this is no longer the same run",
                 stacklevel=2,
             )
 
 
 def _check(path: epath.Path, config: ConfigDict) -> dict[str, Any] | None:
-    """Returns the config of the run that is there, None without one; see `check_workdir`."""
+    """Returns the config of an existing run, or None; see `check_workdir`."""
     if path.exists() and not path.is_dir():
         raise UserError(f"the workdir {path} is a file: give a folder")
     files.check_writable(path / FILE)
@@ -320,7 +322,7 @@ def _check(path: epath.Path, config: ConfigDict) -> dict[str, Any] | None:
     if not (path / FILE).exists():
         if has_steps:
             raise UserError(
-                f"{path} holds checkpoints but no {FILE} that says of which config: "
+                f"{path} holds checkpoints but no {FILE} with their config: "
                 f"copy {FILE} back, or give a new workdir"
             )
         return None
@@ -329,8 +331,8 @@ def _check(path: epath.Path, config: ConfigDict) -> dict[str, Any] | None:
     refused = [f"{name} {change}" for name, change in changes.items() if not _is_changeable(name)]
     if has_steps and refused:
         raise UserError(
-            f"{path} holds a run of another config: {list_names(refused)}; "
-            f"set that as it was, give a new workdir, or, if you mean it, change {FILE} there too"
+            f"{path} holds a run with another config: {list_names(refused)}; "
+            f"restore the old values, give a new workdir, or, to force it, change {FILE} there too"
         )
     return old
 
@@ -347,12 +349,12 @@ def _read(path: epath.Path) -> dict[str, Any]:
     if "format_version" in config:
         raise UserError(f"{path.parent} is a converted model: give another workdir")
     if "train" not in config:
-        raise UserError(f"{path} is not of a run: give another workdir")
+        raise UserError(f"{path} is not the config of a run: give another workdir")
     return config
 
 
 def _changes(old: Mapping[str, Any], new: Mapping[str, Any]) -> dict[str, str]:
-    """Returns what differs, as "old -> new" by the names of fields."""
+    """Returns the fields that differ, as "old -> new" by name."""
     before, after = _flatten(old), _flatten(new)
     names = [*before, *(name for name in after if name not in before)]
     return {

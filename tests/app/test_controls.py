@@ -68,7 +68,7 @@ def test_texts_are_of_the_choices_and_not_endless():
     assert BY_NAME["fit"].check("letterbox") == "letterbox"
     with pytest.raises(UserError, match="Fit is 'stretch': give crop or letterbox"):
         BY_NAME["fit"].check("stretch")
-    with pytest.raises(UserError, match="give a text"):
+    with pytest.raises(UserError, match="give text"):
         BY_NAME["negative_prompt"].check(["blurry"])
     assert BY_NAME["negative_prompt"].check(None) == ""
     assert len(controls.PROMPT.check("x" * controls.MAX_PROMPT)) == controls.MAX_PROMPT

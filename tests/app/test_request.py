@@ -54,11 +54,11 @@ def test_modes_decide_how_a_video_ends(values, picture):
     [
         ({"image": None}, "choose a picture first"),
         ({"mode": controls.INTERPOLATION}, "needs a picture to end at"),
-        ({"mode": "Backwards"}, "choose one of Image to video, Interpolation, Looping"),
-        ({"mode": ["Looping"]}, "choose one of"),
+        ({"mode": "Backwards"}, "choose a mode from Image to video, Interpolation, Looping"),
+        ({"mode": ["Looping"]}, "choose a mode from"),
         ({"model": None}, "choose a model"),
         ({"model": {"a": 1}}, "choose a model"),
-        ({"prompt": 5}, "Prompt is 5: give a text"),
+        ({"prompt": 5}, "Prompt is 5: give text"),
         ({"num_samples": 5}, "Videos is 5: give 1 to 4"),
         ({"steps": 1000}, "Steps is 1000: give 1 to 100"),
         ({"seed": -1}, "Seed is -1"),
@@ -72,7 +72,7 @@ def test_what_is_wrong_is_said(values, change, message):
 
 
 def test_nothing_sent_is_an_error_too():
-    with pytest.raises(UserError, match="choose one of"):
+    with pytest.raises(UserError, match="choose a mode from"):
         check_request({})
 
 

@@ -232,7 +232,10 @@ def spoil(folder: Path) -> None:
 
 
 DAMAGE: dict[str, tuple[Callable[[Path], object], str]] = {
-    "nothing there": (lambda folder: shutil.rmtree(folder), "is no latent cache: it has no cache"),
+    "nothing there": (
+        lambda folder: shutil.rmtree(folder),
+        "is not a latent cache: it has no cache",
+    ),
     "lost": (
         lambda folder: (folder / "vision-00001.array_record").unlink(),
         r"vision-00001\.array_record is missing: copy the cache again, or run the command",
@@ -262,7 +265,7 @@ DAMAGE: dict[str, tuple[Callable[[Path], object], str]] = {
     "record": (
         spoil,
         r"moments-00000\.array_record can't be read \(Corrupted .*\): if it is damaged, remove "
-        r"index-00000\.json beside it and run the command that makes the cache once more",
+        r"index-00000\.json next to it and run the command that makes the cache again",
     ),
 }
 
@@ -280,12 +283,12 @@ def test_a_damaged_cache_is_refused(copied: Path, name: str):
 
 def test_a_cache_of_another_size_or_network_is_refused(made: Path):
     other = dataclasses.replace(SETTINGS, width=32)
-    with pytest.raises(UserError, match=r"made with sampling\.width = 24, and here it is 32: set"):
+    with pytest.raises(UserError, match=r"made with sampling\.width = 24, but here it is 32: set"):
         CachedExamples(made, other, SEED)
     config = release_files.micro()
     config.vae.ch = 64
     recipe = CachedExamples(made, SETTINGS, SEED).recipe
-    with pytest.raises(UserError, match=r"made with vae\.ch = 32, and here it is 64: give the con"):
+    with pytest.raises(UserError, match=r"made with vae\.ch = 32, but here it is 64: give the con"):
         check_networks(made, recipe, config)
     with pytest.raises(UserError, match=r"train\.seed is -1"):
         CachedExamples(made, SETTINGS, -1)
@@ -301,7 +304,7 @@ def test_a_config_may_name_a_cache(tmp_path: Path, videos: str):
     assert isinstance(open_examples(config, os.fspath(tmp_path / "cache"), 0), CachedExamples)
     assert isinstance(open_examples(config, videos, 0), VideoExamples)
     config.vae.ch_mult = (1, 1, 1)
-    with pytest.raises(UserError, match=r"vae\.ch_mult = \[1, 1\], and here it is \[1, 1, 1\]"):
+    with pytest.raises(UserError, match=r"vae\.ch_mult = \[1, 1\], but here it is \[1, 1, 1\]"):
         open_examples(config, os.fspath(tmp_path / "cache"), 0)
 
 

@@ -167,7 +167,7 @@ def test_broken_videos_keep_their_place(folder: Path, tmp_path: Path):
     problems = {
         "gone": "gone can't be read: No such file or directory",
         "text": "text is truncated or not a video (Invalid data found when processing input)",
-        "short": "short has 3 frames, 4 are needed",
+        "short": "short has 3 frames, but 4 are needed",
         "empty": "empty is empty (0 bytes)",
         "cut": "cut is",
     }

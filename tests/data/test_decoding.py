@@ -128,7 +128,7 @@ def test_frames_come_one_by_one(tmp_path: Path):
 @pytest.mark.parametrize("indices", [[3, 3], [4, 2], [-1, 2], [39, 40]])
 def test_numbers_out_of_order_are_refused(tmp_path: Path, indices: list[int]):
     path = video_files.write(tmp_path / "a.mp4", video_files.numbered(40))
-    with pytest.raises(ValueError, match="are not growing numbers below 40"):
+    with pytest.raises(ValueError, match="are not increasing numbers below 40"):
         read(path, indices)
 
 

@@ -163,7 +163,7 @@ def test_leaving_frames_out_changes_nothing_else():
 
 def test_short_videos_are_refused():
     check_length("a.mp4", 16, SETTINGS)
-    with pytest.raises(UserError, match=r"^a\.mp4 has 9 frames, 16 are needed$"):
+    with pytest.raises(UserError, match=r"^a\.mp4 has 9 frames, but 16 are needed$"):
         check_length("a.mp4", 9, SETTINGS)
 
 

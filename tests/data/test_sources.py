@@ -80,9 +80,9 @@ def test_webvid_as_released(tmp_path: Path):
 
 BAD_TABLES = {
     "video,page_dir,caption\n1,d,dog\n": "has no column videoid and no name: it holds "
-    "video, page_dir, caption, where videoid, page_dir, name are needed",
-    "videoid|page_dir|name\n1|d|dog\n": "it holds videoid|page_dir|name, where",
-    "\n": "it holds nothing, where",
+    "video, page_dir, caption, but needs videoid, page_dir, name",
+    "videoid|page_dir|name\n1|d|dog\n": "it holds videoid|page_dir|name, but needs",
+    "\n": "it holds nothing, but needs",
     HEADER: "has no rows after its header",
     HEADER + "\n , \n": "has no rows after its header",
     HEADER + "1,d,dog\n2,d,a dog, a cat\n": "line 3: has 4 cells, but the header has 3",
@@ -94,7 +94,7 @@ BAD_TABLES = {
     HEADER + ",d,dog\n": "line 2: has no videoid",
     HEADER + "../1,d,dog\n": "line 2: names 'd/../1.mp4', which is not a file inside",
     HEADER + "1,d,dog\n1,../../d,dog\n": "line 3: names '../../d/1.mp4'",
-    "videoid,page_dir,name,name\n": "line 1: the column 'name' stands twice",
+    "videoid,page_dir,name,name\n": "line 1: the column 'name' occurs twice",
     HEADER + "1,/etc,dog\n": "names '/etc/1.mp4'",
 }
 
@@ -110,7 +110,7 @@ def test_bad_tables_are_refused(tmp_path: Path, content: str):
 
 def test_a_table_in_another_encoding_is_refused(tmp_path: Path):
     path = table(tmp_path, "1,d,dog\n2,d,Füße\n", encoding="latin-1")
-    with pytest.raises(UserError, match=r"line 3: is not UTF-8: byte 0xfc at place 5; save"):
+    with pytest.raises(UserError, match=r"line 3: is not UTF-8: byte 0xfc at position 5; save"):
         open_source(path)
 
 
@@ -138,7 +138,7 @@ def test_missing_things_are_said(tmp_path: Path):
         f"{tmp_path}/none.csv": "none.csv does not exist: check the path",
         f"{tmp_path}/none": "none does not exist: set data.source to a WebVid .csv, a folder",
         f"{tmp_path}/videos.txt": "videos.txt can't be read as videos: set data.source to",
-        "": "no videos are named: set data.source to",
+        "": "no videos are given: set data.source to",
         "https://example.org/a.csv": "https:// is not supported",
     }.items():
         with pytest.raises(UserError, match=message):
@@ -216,10 +216,13 @@ BAD_JSONL: dict[str, tuple[str | bytes, str]] = {
     "encoding": ('{"file": "a.mp4", "text": "Fuß"}'.encode("latin-1"), "line 1: is not UTF-8"),
     "json": ('\n{"file": "a.mp4"', "line 2: is not JSON: "),
     "list": ('["a.mp4"]', "line 1: a JSON object is needed"),
-    "no file": ('{"video": "a.mp4"}', 'line 1: is not as {"file": "a.mp4", "caption": "..."}'),
-    "twice": ('{"file": "a.mp4", "file": "b.mp4"}', "line 1: the key 'file' stands twice"),
+    "no file": (
+        '{"video": "a.mp4"}',
+        'line 1: is not of the form {"file": "a.mp4", "caption": "..."}',
+    ),
+    "twice": ('{"file": "a.mp4", "file": "b.mp4"}', "line 1: the key 'file' occurs twice"),
     "false": ('{"file": "a.mp4", "caption": false}', "line 1: has the caption False"),
-    "endless": ('{"file": "a.mp4", "fps": Infinity}', "line 1: Infinity is no number of JSON"),
+    "endless": ('{"file": "a.mp4", "fps": Infinity}', "line 1: Infinity is not a number in JSON"),
     "number": ('{"file": "a.mp4", "caption": 3}', "line 1: has the caption 3: put text between"),
     "outside": ('{"file": "b/../../a.mp4"}', "names 'b/../../a.mp4', which is not a file inside"),
     "absolute": ('{"file": "/a.mp4"}', "names '/a.mp4'"),
@@ -246,13 +249,13 @@ def test_folders_that_are_unclear_are_refused(tmp_path: Path):
         open_source(folder)
     put(tmp_path / "a/a.mp4")
     put(tmp_path / "a/a.txt", "Füße".encode("latin-1"))
-    with pytest.raises(UserError, match=r"/a/a\.txt is not UTF-8: byte 0xfc at place 1"):
+    with pytest.raises(UserError, match=r"/a/a\.txt is not UTF-8: byte 0xfc at position 1"):
         open_source(folder)
     put(tmp_path / "one.jsonl", '{"file": "a/a.mp4"}')
     with pytest.raises(UserError, match=r"captions in one\.jsonl and in a/a\.txt: keep one kind"):
         open_source(folder)
     put(tmp_path / "two.jsonl")
-    with pytest.raises(UserError, match=r"has one\.jsonl, two\.jsonl: keep one table"):
+    with pytest.raises(UserError, match=r"has one\.jsonl, two\.jsonl: keep one file of captions"):
         open_source(folder)
 
 

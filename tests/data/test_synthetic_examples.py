@@ -148,7 +148,7 @@ def test_a_config_names_the_split():
 def test_mistakes_are_named():
     with pytest.raises(UserError, match=r"train\.seed is -1"):
         SyntheticExamples(SETTINGS, -1)
-    with pytest.raises(UserError, match=r"data\.fs is 'stride': drawn clips need frames a second"):
+    with pytest.raises(UserError, match=r"data\.fs is 'stride': set it to 'fps' for drawn clips"):
         SyntheticExamples(replace(SETTINGS, fs="stride"), 0)
     with pytest.raises(UserError, match="clips is 0: give 1 or more"):
         ClipSet(clips=0)

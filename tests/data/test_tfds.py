@@ -144,9 +144,17 @@ def test_damage_is_told(tmp_path):
         ("nope", {}, "holds no TFDS data set nope: check the name and TFDS_DATA_DIR, or prepare"),
         ("clips:9.0.0", {}, "holds no TFDS data set clips:9.0.0: check the name"),
         ("two words", {}, "^TFDS can't open two words: Parsing builder name string"),
-        ("clips", {"split": "test"}, "clips/1.0.0 has no split 'test': it has train$"),
-        ("clips", {"video": "name"}, r"^'name' is no video of .* clips: give one of \['video'\]$"),
-        ("clips", {"caption": "x"}, r"^'x' is no caption of .*: give one of \['caption', 'name'\]"),
+        ("clips", {"split": "test"}, "clips/1.0.0 has no split 'test': choose from train$"),
+        (
+            "clips",
+            {"video": "name"},
+            r"^'name' is not a video feature of .* clips: choose from \['video'\]$",
+        ),
+        (
+            "clips",
+            {"caption": "x"},
+            r"^'x' is not a caption feature of .*: choose from \['caption', 'name'\]",
+        ),
     ],
 )
 def test_data_sets_that_cannot_be_opened(tmp_path, name, settings, message):

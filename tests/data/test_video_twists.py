@@ -174,7 +174,7 @@ def test_frames_that_come_in_another_order_are_refused(folder: Path, monkeypatch
     monkeypatch.setattr("dynamicrafter_jax.data.videos.packets.must_count", lambda *_, **__: False)
     with (
         open_video(os.fspath(path), "a") as video,
-        pytest.raises(UserError, match="a says when its frames are decoded"),
+        pytest.raises(UserError, match="a stores when its frames are decoded"),
     ):
         video.read([0, 5], 48, 64)
 

@@ -102,18 +102,18 @@ def test_a_list_pins_down_files(folder, tmp_path):
         choose(pinned(name="other.jsonl"), data)
     whole = (tmp_path / "clips.jsonl").read_text()
     for wrong, said in (
-        ('{"name": "a"}\n', r"line 1: is no clip: .* lacks"),
+        ('{"name": "a"}\n', r"line 1: is not a clip: .* lacks"),
         (
             whole + whole.replace('"start": ', '"start": "').replace(', "fps', '", "fps'),
             "line 5: is",
         ),
         (
             whole.replace('"prompt": ""', '"prompt": false'),
-            r"line 1: is no clip: .*prompt is False",
+            r"line 1: is not a clip: .*prompt is False",
         ),
         (
             whole.replace('"start": ', '"start": 0, "start": '),
-            "line 1: the key 'start' stands twice",
+            "line 1: the key 'start' occurs twice",
         ),
         (whole + "[]\n", "line 5: a JSON object is needed"),
     ):

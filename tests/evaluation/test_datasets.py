@@ -51,9 +51,9 @@ def test_ucf101_says_what_is_wrong(ucf, tmp_path):
         open_data(Data("ucf101", "test", "class"), str(ucf))
     with pytest.raises(UserError, match=r"testlist02\.txt does not exist"):
         open_data(Data("ucf101", "test2", "class"), str(ucf))
-    with pytest.raises(UserError, match="names no videos"):
+    with pytest.raises(UserError, match="has no videos: give the folder with UCF-101"):
         open_data(Data("ucf101", "all", "class"), str(tmp_path))
-    with pytest.raises(UserError, match="no prompts of the kind 'caption'"):
+    with pytest.raises(UserError, match="no prompts of kind 'caption'"):
         open_data(Data("ucf101", "all", "caption"), str(ucf))
     with pytest.raises(UserError, match="not a folder"):
         open_data(Data("ucf101", "all", "class"), str(tmp_path / "none"))
@@ -95,7 +95,7 @@ def test_msrvtt_says_what_is_wrong(tmp_path):
     data = Data("msrvtt", "test", "first_caption")
     with pytest.raises(UserError, match=r"has no test_videodatainfo\.json"):
         open_data(data, str(tmp_path))
-    with pytest.raises(UserError, match=r"is no list of MSR-VTT: 'video_id'"):
+    with pytest.raises(UserError, match=r"is not an MSR-VTT list: 'video_id'"):
         open_data(data, msrvtt(tmp_path, sentences=[{"sen_id": 1, "caption": "x"}]))
     with pytest.raises(UserError, match="list no videos of 'validate'"):
         open_data(Data("msrvtt", "validate", "none"), msrvtt(tmp_path))
@@ -139,7 +139,7 @@ def test_a_folder_of_any_videos(tmp_path):
     with pytest.raises(UserError, match=r"b\.txt does not exist"):
         captioned.read(1)
     (tmp_path / "a.gif").write_bytes(b"x")
-    with pytest.raises(UserError, match=r"a\.gif and .*a\.mp4 have one name"):
+    with pytest.raises(UserError, match=r"a\.gif and .*a\.mp4 have the same name"):
         open_folder(str(tmp_path))
 
 
@@ -155,8 +155,11 @@ ANIMATED, STILL = b"RIFF\0\0\0\0WEBPVP8X\x0a\0\0\0\x02", b"RIFF\0\0\0\0WEBPVP8 "
     (["c/a.mp4", "c/a.jpg", "c/b.mp4"], ["c/a", "c/b"]),  # pictures beside videos
     (["a.mp4", "0.png", "1.png", "2.png"], ["a"]),
     (["a.webp", "b.apng"], ["a", "b"]),
-    (["c/a.mp4", "c/0.png", "c/1.png"], r"c holds videos, as a\.mp4, and more pictures, as 0\.png"),
-    (["0.png", "1.png"], "if its own pictures are the frames of one, give the folder above"),
+    (
+        ["c/a.mp4", "c/0.png", "c/1.png"],
+        r"c holds videos such as a\.mp4 and more pictures such as 0\.png",
+    ),
+    (["0.png", "1.png"], "if its own pictures are the frames of a video, give the folder above"),
     (["c/.0.png"], "has no videos"),
 ])  # fmt: skip
 def test_which_folders_are_videos(tmp_path, files, expected):

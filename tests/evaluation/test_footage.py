@@ -126,7 +126,7 @@ def test_frames_of_many_sizes_are_named(tmp_path):
     Image.new("RGB", (32, 40)).save(tmp_path / "a/frame_0004.png")
     with pytest.raises(UserError, match=r"64 x 48 and 32 x 40 pixels, frame_0003.* frame_0004"):
         inspect(path, "a")
-    with pytest.raises(UserError, match="20 frames, and none of number 20"):
+    with pytest.raises(UserError, match="20 frames, but no number 20"):
         read_frames(path, "a", [20], *SIZE)
 
 

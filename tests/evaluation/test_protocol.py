@@ -76,7 +76,7 @@ def test_files_are_refused_by_their_name(tmp_path):
     file = tmp_path / "mine.json"
     for text in ("[]", "{", '{"name": 1, "name": 2}'):
         file.write_text(text)
-        with pytest.raises(UserError, match=r"mine\.json is no protocol"):
+        with pytest.raises(UserError, match=r"mine\.json is not a protocol"):
             load_protocol(file)
     with pytest.raises(UserError, match=r"no protocol 'ucf': .*msrvtt, ucf101"):
         load_protocol("ucf")

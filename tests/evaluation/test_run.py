@@ -155,7 +155,7 @@ def test_names_must_match(sets, tmp_path):
     with pytest.raises(UserError) as wrong:
         score(tmp_path, "fewer", tmp_path / "o")
     assert "fewer lacks 2 videos, clip_10, clip_11" in str(wrong.value)
-    assert "real lacks 1 that it has, other" in str(wrong.value)
+    assert "real lacks 1 of its videos, other" in str(wrong.value)
 
 
 def test_counts_must_match_where_names_do_not(sets, tmp_path):

@@ -231,7 +231,12 @@ def test_folder_of_pngs(tmp_path: Path, place: str):
 
 
 BAD_OUTPUTS: list[tuple[str, dict, str]] = [
-    ("a.avi", {}, "unknown extension .avi: give .mp4, .gif or .webp"),
+    (
+        "a.avi",
+        {},
+        "unknown extension .avi: give .mp4, .gif or .webp, or end with a slash for a folder "
+        "of PNGs",
+    ),
     ("a.mp4.txt", {}, "unknown extension .txt"),
     (".mp4", {}, "has an extension but no name"),
     ("file/a.mp4", {}, "file is a file, not a directory"),

@@ -58,7 +58,7 @@ def test_one_task_of_slurm_and_one_host_of_tpus_are_alone(joined, monkeypatch):
 
 
 def test_half_of_what_is_needed_is_refused(joined, monkeypatch):
-    with pytest.raises(UserError, match="need --coordinator_address and --process_id too"):
+    with pytest.raises(UserError, match="also need --coordinator_address and --process_id"):
         distributed.initialize(num_processes=2)
     with pytest.raises(UserError, match="process_id is 2: choose from 0 to 1"):
         distributed.initialize("localhost:1", 2, 2)

@@ -217,7 +217,7 @@ def test_unreadable_files(tmp_path: Path):
         tmp_path: "is a directory: give the path of a file",
         tmp_path / "empty": r"is empty \(0 bytes\)",
         tmp_path / ("x" * 300): "can't be read: File name too long",
-        "https://example.org/a.png": "https:// is not supported; copy the file",
+        "https://example.org/a.png": "https:// is not supported: download the file",
         "a\0b": "null character",
     }.items():
         with pytest.raises(UserError, match=message):
@@ -302,10 +302,13 @@ def test_outputs_and_inputs_are_apart(tmp_path: Path):
     read = [("--image", tmp_path / "a.npy"), ("--noise", "gs://bucket/noise.npz")]
     files.check_apart([("--x", tmp_path / "x.npy"), ("--y", tmp_path / "y.npy")], read)
     for written, message in {
-        ("b.npy", "b.npy"): "--y and --x are one file, .*b.npy: give two",
-        ("b.npy", "B.npy"): "--y and --x are one file, .*B.npy: give two",  # on some disks
-        ("b.npy", "folder/b.npy"): "--y and --x are one file, .*b.npy: give two",
-        ("b.npy", "c/../b.npy"): "--y and --x are one file, .*b.npy: give two",
+        ("b.npy", "b.npy"): "--y and --x are the same file, .*b.npy: give different",
+        (
+            "b.npy",
+            "B.npy",
+        ): "--y and --x are the same file, .*B.npy: give different",  # on some disks
+        ("b.npy", "folder/b.npy"): "--y and --x are the same file, .*b.npy: give different",
+        ("b.npy", "c/../b.npy"): "--y and --x are the same file, .*b.npy: give different",
         ("b.npy", "a.npy"): "--y would replace --image, .*a.npy: give another path",
         ("link.npy", "b.npy"): "--x would replace --image, .*a.npy: give another path",
     }.items():

@@ -44,7 +44,7 @@ S3 = b"<Error><Code>AccessDenied</Code><Message>Access Denied</Message></Error>"
     (b"version https://hawser.github.com/spec/v1\noid sha256:0", LFS),
     (b"/annex/objects/SHA256E-s1--2f.png\n", "a git-annex pointer, not the file: fetch it with"),
     (b"../../.git/annex/objects/1/2/SHA256E-s1--2f/SHA256E-s1--2f", "a git-annex pointer"),
-    (b"../../blobs/2f0e", "the text of a link, not the file: copy what it leads to"),
+    (b"../../blobs/2f0e", "the text of a link, not the file: copy what it points to"),
     (b"<!DOCTYPE html><html lang='en'>", PAGE),
     (b"\xef\xbb\xbf\r\n <HTML>", PAGE),
     (b"<!-- saved from url=(0020)a -->\n<!doctype HTML>", PAGE),

@@ -164,8 +164,10 @@ def test_two_processes_stop_after_the_same_step(tmp_path: Path):
     assert other["stopped"] == step >= 10 and one["first"] is None
     for process, said in enumerate((one, other)):
         another, split = said["refusals"]
-        assert "holds a run of another config: train.seed 1 -> 2; set that" in another
-        assert f"of_process_{process} is not one folder for all processes (1 can't see" in split
+        assert "holds a run with another config: train.seed 1 -> 2; restore" in another
+        assert (
+            f"of_process_{process} is not the same folder for all processes (1 can't see" in split
+        )
     params = {"kernel": jnp.arange(24.0).reshape(8, 3), "scale": jnp.float32(0)}
     start = TrainState(jnp.int32(0), params, {}, optax.adam(1e-3).init(params), params)
     where = jax.sharding.SingleDeviceSharding(jax.devices()[0])

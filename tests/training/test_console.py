@@ -67,5 +67,5 @@ def test_what_takes_long_is_said_before_and_after():
     screen = io.StringIO()
     with Console(10, stream=screen) as console, console.timed("compiling the step"):
         before = screen.getvalue()
-    assert before == "compiling the step: minutes for a large model\n"
+    assert before == "compiling the step: this may take minutes for a large model\n"
     assert re.fullmatch(r"compiling the step: \d+\.\d s\n", screen.getvalue()[len(before) :])

@@ -64,12 +64,12 @@ def unet_alone(monkeypatch):
 @pytest.mark.parametrize(
     ("given", "step", "parameters", "said"),
     [
-        ({}, 4, "averaged", "averaged parameters of step 4 (--noaveraged takes the last)"),
+        ({}, 4, "averaged", "averaged parameters of step 4 (--noaveraged takes the last ones)"),
         (
             {"averaged": False, "step": 2},
             2,
             "last",
-            "last parameters of step 2 (--averaged takes the averaged)",
+            "last parameters of step 2 (--averaged takes the averaged ones)",
         ),
     ],
 )

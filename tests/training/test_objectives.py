@@ -126,7 +126,7 @@ def test_only_denoising_is_told_by_quarter(name):
 @pytest.mark.parametrize("name", ["reconstruct", "align"])
 def test_a_cache_has_not_what_towers_and_vae_learn_from(name):
     rows = batch(2)._replace(video=None)
-    with pytest.raises(ValueError, match=f"'{name}' takes videos"):
+    with pytest.raises(ValueError, match=f"'{name}' needs videos"):
         objective(objective=name)(tiny.micro().params, rows, keys(2))
 
 

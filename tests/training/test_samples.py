@@ -239,7 +239,7 @@ def test_a_full_disk_does_not_end_the_run(tmp_path: Path, config, images):
     sample = opened(config, MetricWriter(tmp_path / "run"), tmp_path / "run")
     with (
         storage.full_disk(100),
-        pytest.warns(UserWarning, match=r"can't be written: .*goes on without this video"),
+        pytest.warns(UserWarning, match=r"can't be written: .*continues without this video"),
     ):
         found = sample(10, tiny.micro().params)
     assert found["motion/samples"] > 0 and not list(tmp_path.rglob("*.mp4"))

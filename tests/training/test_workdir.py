@@ -165,7 +165,7 @@ def test_a_half_written_config(tmp_path: Path, content: str):
 
 def test_checkpoints_of_nobody_knows_what(tmp_path: Path):
     (tmp_path / "checkpoints" / "5").mkdir(parents=True)
-    assert "no config.json that says of which config" in refusal(tmp_path, make_config())
+    assert "no config.json with their config" in refusal(tmp_path, make_config())
 
 
 def test_a_converted_model_is_no_workdir(tmp_path: Path):
@@ -175,7 +175,9 @@ def test_a_converted_model_is_no_workdir(tmp_path: Path):
 
 def test_a_folder_of_something_else_is_no_workdir(tmp_path: Path):
     (tmp_path / "config.json").write_text('{"model_type": "clip"}')
-    assert "config.json is not of a run: give another workdir" in refusal(tmp_path, make_config())
+    assert "config.json is not the config of a run: give another workdir" in refusal(
+        tmp_path, make_config()
+    )
 
 
 def test_a_file_is_no_workdir(tmp_path: Path):

@@ -1,1 +1,1 @@
-"""The latent cache: clips encoded before training."""
+"""The latent cache: videos encoded before training."""

@@ -1,15 +1,16 @@
-r"""Writes a latent cache: what the frozen networks make of every frame, so that training need not.
+r"""Writes a latent cache: the frozen networks' outputs, so that training need not compute them.
 
     python -m dynamicrafter_jax.data.cache --config=finetune_512 --output=DIRECTORY \
         --config.data.source=videos/ --config.init.checkpoint=model.ckpt [--text] [--vision]
 
-Training takes it by `--config.data.source=DIRECTORY`. The VAE's moments of all frames are cached,
-so that any stride and start still works; with `--text` also the text tower's states of captions,
-with `--vision` also the vision tower's tokens of all frames. Without the last, training still
-reads one frame a clip from the videos.
+To train on it, set `--config.data.source=DIRECTORY`. The cache holds the VAE's moments of all
+frames, so any stride and start still works; with `--text` also the text tower's states of captions,
+with `--vision` also the vision tower's tokens of all frames. Without `--vision`, training still
+reads one frame per clip from the videos.
 
-All devices are used. With several hosts, as in training, each writes its share of the shards. The
-same command goes on where it stopped. `cache_format` says what is in the folder.
+All devices are used. With several hosts, set up as for training, each writes its share of the
+shards. The same command resumes a cache that is unfinished. `data.cache.format` describes the
+folder.
 """
 
 import contextlib
@@ -50,14 +51,14 @@ def define_flags() -> dict[str, flags.FlagHolder | cli.ConfigFlag]:
     """Defines the flags of the command line, which other entry points must not inherit."""
     return {
         "config": cli.define_config(),
-        "output": flags.DEFINE_string("output", None, "Folder of the cache; may be remote."),
+        "output": flags.DEFINE_string("output", None, "Folder to write; may be remote."),
         "text": flags.DEFINE_bool("text", False, "Cache the text tower's states of captions."),
         "vision": flags.DEFINE_bool("vision", False, "Cache the vision tower's tokens of frames."),
         "dtype": flags.DEFINE_enum(
-            "dtype", None, list(DTYPES), "Type to store; that of precision.dtype if not given."
+            "dtype", None, list(DTYPES), "Type to store; by default precision.dtype."
         ),
-        "videos_per_shard": flags.DEFINE_integer("videos_per_shard", 64, "Videos of a shard."),
-        "batch_size": flags.DEFINE_integer("batch_size", 8, "Frames a device encodes at once."),
+        "videos_per_shard": flags.DEFINE_integer("videos_per_shard", 64, "Videos in a shard."),
+        "batch_size": flags.DEFINE_integer("batch_size", 8, "Frames per device encoded at once."),
     }
 
 
@@ -66,19 +67,19 @@ def main(
     processes: cli.ProcessFlags,
     _: Sequence[str],
 ) -> None:
-    """Writes a cache as flags say, and tells in one line what was done."""
+    """Writes the cache that the flags describe, and prints one line about it."""
     given = {name: holder.value for name, holder in holders.items()}
     with processes.joined():
         run(given, process=jax.process_index(), num_processes=jax.process_count())
 
 
 def run(given: Mapping[str, Any], *, process: int = 0, num_processes: int = 1) -> None:
-    """Writes this process's part of a cache, and tells in one line what was done.
+    """Writes this process's part of a cache, and prints one line about it.
 
     Args:
         given: The values of the flags of `define_flags`.
         process: Which process this is.
-        num_processes: How many share the work; all of them give the same flags.
+        num_processes: How many processes share the work; all must be given the same flags.
 
     Raises:
         UserError: A flag is missing or out of range, the videos or weights can't be used, or the
@@ -133,7 +134,7 @@ def run(given: Mapping[str, Any], *, process: int = 0, num_processes: int = 1) -
 
 
 class Progress:
-    """Shows on stderr how far the writing has come: a bar, or now and then a line."""
+    """Shows the progress of writing on stderr: a bar, or a line now and then."""
 
     def __init__(self, total: int) -> None:
         """Starts the clock.
@@ -146,7 +147,7 @@ class Progress:
         self._bar = tqdm(total=total, unit=" videos", file=sys.stderr, leave=False, disable=None)
 
     def __call__(self, videos: int, frames: int) -> None:
-        """Adds videos and frames that were written."""
+        """Adds to the videos and frames that were written."""
         self._videos += videos
         self._frames += frames
         self._bar.update(videos)
@@ -157,7 +158,7 @@ class Progress:
 
     @property
     def speed(self) -> str:
-        """How fast it was on average, since the start."""
+        """Average speed since the start, as text."""
         seconds = time.perf_counter() - self._started
         return f"{self._videos / seconds:.3g} videos/s, {self._frames / seconds:.3g} frames/s"
 
@@ -167,9 +168,9 @@ class Progress:
 
 
 def _wait_for_others(output: str, recipe: Recipe) -> None:
-    """Returns when all shards are there.
+    """Waits until all shards are there.
 
-    JAX ends the processes of a run if one has left long before the others; and it ends this one if
+    JAX ends the processes of a run if one exits long before the others, and it ends this one if
     another has failed.
     """
     missing = range(recipe.num_shards)
@@ -178,7 +179,7 @@ def _wait_for_others(output: str, recipe: Recipe) -> None:
 
 
 def _lasting(source: str) -> str:
-    """Returns the name of a source from any folder."""
+    """Returns the name of a source that is valid in any working directory."""
     if source.startswith("tfds:") or "://" in source:
         return source
     return os.path.abspath(files.as_path(source))

@@ -1,4 +1,4 @@
-"""Training samples from a latent cache: those that its videos would give, without their pixels."""
+"""Training samples from a latent cache: the same as from its videos, but without pixels."""
 
 import os
 
@@ -21,14 +21,14 @@ class CachedExamples:
     """The samples of the videos in a cache, by number.
 
     They are drawn as `clips.VideoExamples` draws them from the videos, so sample i is the same
-    clip under the same conditions. Its arrays are those of `VideoExamples` but for
+    clip under the same conditions. Its arrays are those of `VideoExamples`, except for
 
-    - `moments` (t, h2, w2, 2 z), in the cache's type, in place of `video`;
-    - `text` (l, d), if text states are cached, in place of `ids`: those of "" where the prompt is
+    - `moments` (t, h2, w2, 2 z), in the cache's type, instead of `video`;
+    - `text` (l, d), if text states are cached, instead of `ids`: the states of "" if the prompt is
       dropped;
-    - `vision` (n, e), if vision tokens are cached: those of the zero image where the image
-      condition is dropped. If not, `image` uint8 (h, w, 3): the conditioning frame, read from the
-      video.
+    - `vision` (n, e), if vision tokens are cached: the tokens of the zero image if the image
+      condition is dropped. Otherwise `image` uint8 (h, w, 3): the conditioning frame, read from
+      the video.
 
     Attributes:
         recipe: What the cache holds.
@@ -45,14 +45,15 @@ class CachedExamples:
         """Opens a cache, local or in a `gs://` bucket.
 
         Args:
-            folder: Where the cache is.
+            folder: Folder of the cache.
             settings: How clips are cut.
-            seed: Of the run.
-            videos: Where the videos are now, if they were moved since the cache was made: the
-                folder that their names start from.
+            seed: Seed of the run.
+            videos: The folder that the videos are in now, if they were moved since the cache was
+                made; their names are relative to it.
 
         Raises:
-            UserError: The cache is unfinished, damaged, or of another size than the settings'.
+            UserError: The cache is unfinished or damaged, or its frames have another size than the
+                settings'.
         """
         if seed < 0:
             raise UserError(f"train.seed is {seed}: give 0 or more")
@@ -61,19 +62,19 @@ class CachedExamples:
             made, wanted = getattr(recipe, name), getattr(settings, name)
             if made != wanted:
                 raise UserError(
-                    f"{folder} was made with sampling.{name} = {made}, and here it is {wanted}: "
-                    "set it so, or make another cache"
+                    f"{folder} was made with sampling.{name} = {made}, but here it is {wanted}: "
+                    f"set it to {made}, or make another cache"
                 )
         self._shards = Shards(folder)
         self._settings, self._seed, self._videos = settings, seed, videos
         self._source: VideoSource | None = None
 
     def __len__(self) -> int:
-        """Returns how many videos there are: as many samples are an epoch."""
+        """Returns the number of videos, which is also the number of samples in an epoch."""
         return self.recipe.num_videos
 
     def __call__(self, index: int) -> Example:
-        """Makes a sample; a video that can't be used gives weight 0, as in `VideoExamples`.
+        """Makes a sample; its weight is 0 if its video can't be used, as in `VideoExamples`.
 
         Raises:
             UserError: The cache itself is damaged.
@@ -146,7 +147,7 @@ class CachedExamples:
         return self._source[item].file
 
     def _blank(self) -> Example:
-        """A sample that counts for nothing."""
+        """Returns a sample with weight 0."""
         settings, recipe = self._settings, self.recipe
         clip = {"moments": settings.num_read}
         example: Example = {

@@ -1,17 +1,17 @@
-"""What lies in a latent cache, and where.
+"""The files of a latent cache.
 
-A cache is a folder of shards, each of a run of consecutive videos of the source:
+A cache is a folder of shards, each for a run of consecutive videos of the source:
 
-- `moments-00000.array_record`: for every frame of every video, in order, what the VAE makes of it.
-  The record of a frame that can't be decoded is empty.
+- `moments-00000.array_record`: the VAE's moments of every frame of every video, in order. The
+  record of a frame that can't be decoded is empty.
 - `vision-00000.array_record`, if vision tokens are cached: the same for the vision tower, and one
-  record more, for the zero image that stands for none.
-- `text-00000.array_record`, if text states are cached: one record a video, and one more, for "".
+  more record, for the zero image that stands for no image.
+- `text-00000.array_record`, if text states are cached: one record per video, and one more, for "".
 - `index-00000.json`: the videos, and the sizes of these files. It is written last, so a shard with
   an index is whole.
 
-`cache_recipe.json` says what is being made, from the start; `cache.json`, that all of it is there.
-A record is the plain bytes of an array; `Recipe` tells its type and shape.
+`cache_recipe.json` is written first and describes the cache; `cache.json` is written last and means
+that it is complete. A record is the plain bytes of an array; `Recipe` has its type and shape.
 """
 
 import dataclasses
@@ -37,27 +37,27 @@ DTYPES = {
     "bfloat16": np.dtype(ml_dtypes.bfloat16),
     "float16": np.dtype(np.float16),
 }
-"""Types that numbers are stored in."""
+"""Types that arrays can be stored in."""
 
 NETWORKS = {"moments": "vae", "text": "text_encoder", "vision": "image_encoder"}
-"""What can be cached, and the network that it is the output of."""
+"""What can be cached, each with the config section of the network that outputs it."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Recipe:
-    """What a cache holds, and what it is made of.
+    """What a cache holds, and what it was made from.
 
     Attributes:
-        format_version: `FORMAT_VERSION`, of the package that wrote it.
-        num_videos: Videos of the source, broken ones among them.
-        videos_per_shard: Of all shards but the last, which may have fewer.
-        height: Of the frames that the networks saw, in pixels.
-        width: Of the frames, in pixels.
+        format_version: `FORMAT_VERSION` of the package that wrote it.
+        num_videos: Videos of the source, including broken ones.
+        videos_per_shard: Videos in a shard; the last shard may have fewer.
+        height: Height of the frames that the networks saw, in pixels.
+        width: Width of the frames, in pixels.
         dtype: One of `DTYPES`.
-        shapes: Of a record, for each of `NETWORKS` that is cached.
+        shapes: Shape of a record, for each of `NETWORKS` that is cached.
         networks: The config section of each network used.
-        precision: The config section.
-        weights: For each network, names and SHA-256 of the files that it came from.
+        precision: The config section `precision`.
+        weights: For each network, names and SHA-256 of the files it was loaded from.
         source: The source's name, and its split.
     """
 
@@ -75,11 +75,11 @@ class Recipe:
 
     @property
     def num_shards(self) -> int:
-        """Shards that a whole cache has."""
+        """How many shards a complete cache has."""
         return -(-self.num_videos // self.videos_per_shard)
 
     def items(self, shard: int) -> range:
-        """Returns the numbers in the source of a shard's videos."""
+        """Returns the source's numbers for the videos of a shard."""
         start = shard * self.videos_per_shard
         return range(start, min(start + self.videos_per_shard, self.num_videos))
 
@@ -89,9 +89,9 @@ class Recipe:
         return values.reshape(len(records), *self.shapes[kind])
 
     def differences(self, other: "Recipe") -> str:
-        """Says what another cache would have in other ways; nothing if they are alike.
+        """Describes the differences from another recipe; returns "" if there are none.
 
-        Where the videos lie does not matter.
+        The location of the videos does not matter.
         """
         ours, theirs = (_flat(dataclasses.asdict(recipe)) for recipe in (self, other))
         return ", ".join(
@@ -106,11 +106,11 @@ class Entry(NamedTuple):
 
     Attributes:
         name: What logs and messages call it.
-        caption: Its prompt.
-        file: Its path, or None if the source has its bytes.
+        caption: Its prompt, or "".
+        file: Its path, or None if the source holds its bytes.
         fps: Frames a second.
-        frames: How many it says that it has; each has a record.
-        decoded: How many of them could be decoded.
+        frames: How many frames its file claims to have; each has a record.
+        decoded: How many of the frames could be decoded.
         problem: What is wrong with it, or "".
     """
 
@@ -124,7 +124,7 @@ class Entry(NamedTuple):
 
 
 class Index(NamedTuple):
-    """What is in a shard: its videos in order, and the size of each file."""
+    """The contents of a shard: its videos in order, and the size of each file."""
 
     videos: list[Entry]
     files: dict[str, int]
@@ -135,7 +135,7 @@ class DamagedCacheError(UserError):
 
 
 def is_cache(folder: str) -> bool:
-    """Whether there is a cache in a folder, finished or not."""
+    """Returns whether there is a cache in a folder, finished or not."""
     if folder.startswith("tfds:"):
         return False
     path = files.as_path(folder)
@@ -143,7 +143,7 @@ def is_cache(folder: str) -> bool:
 
 
 def is_cache_file(name: str) -> bool:
-    """Whether a file of this name may be part of a cache, finished or not."""
+    """Returns whether a file with this name may be part of a cache, finished or not."""
     return _NAMES.fullmatch(name) is not None
 
 
@@ -163,20 +163,20 @@ def network_sections(config: ConfigDict, kinds: Sequence[str]) -> dict[str, dict
 
 
 def read_cache(folder: epath.PathLike) -> Recipe:
-    """Returns the recipe of a cache after making sure that every file of it is there.
+    """Returns the recipe of a cache after checking that all of its files are there.
 
     Raises:
-        UserError: There is none, it is unfinished, of a newer version or damaged.
+        UserError: There is no cache, or it is unfinished, damaged or of a newer version.
     """
     path = files.as_path(folder)
     if not (path / CACHE_FILE).exists():
         if not (path / RECIPE_FILE).exists():
-            raise UserError(f"{folder} is no latent cache: it has no {CACHE_FILE}")
+            raise UserError(f"{folder} is not a latent cache: it has no {CACHE_FILE}")
         recipe, _ = _read_recipe(path / RECIPE_FILE)
         done = sum((path / index_name(s)).exists() for s in range(recipe.num_shards))
         raise UserError(
             f"{folder} is an unfinished cache ({done} of {recipe.num_shards} shards): "
-            "run the command that makes it once more, and it goes on"
+            "run the command that makes it again to resume"
         )
     recipe, described = _read_recipe(path / CACHE_FILE)
     sizes = _sizes(path)
@@ -188,15 +188,15 @@ def read_cache(folder: epath.PathLike) -> Recipe:
 
 
 def check_networks(folder: epath.PathLike, recipe: Recipe, config: ConfigDict) -> None:
-    """Makes sure that a cache was made with the networks of a config.
+    """Checks that a cache was made with the networks of a config.
 
     Args:
-        folder: Of the cache, for the message.
-        recipe: Of the cache.
+        folder: Folder of the cache, for the message.
+        recipe: Recipe of the cache.
         config: The config.
 
     Raises:
-        UserError: It was made with others.
+        UserError: It was made with other networks.
     """
     made = recipe.networks
     here = {name: json.loads(config[name].to_json()) for name in made}
@@ -204,13 +204,13 @@ def check_networks(folder: epath.PathLike, recipe: Recipe, config: ConfigDict) -
         ours, theirs = _flat(here).get(name), _flat(made)[name]
         if ours != theirs:
             raise UserError(
-                f"{folder} was made with {name} = {theirs}, and here it is {ours}: give the config "
+                f"{folder} was made with {name} = {theirs}, but here it is {ours}: give the config "
                 "that it was made with, or make another cache"
             )
 
 
 def read_recipe(folder: epath.PathLike) -> Recipe | None:
-    """Returns what is being made in a folder, or None.
+    """Returns the recipe of the cache in a folder, finished or not; None if there is none.
 
     Raises:
         UserError: It is damaged or of a newer version.
@@ -220,12 +220,12 @@ def read_recipe(folder: epath.PathLike) -> Recipe | None:
 
 
 def write_recipe(folder: epath.PathLike, recipe: Recipe) -> None:
-    """Writes what is going to be made in a folder."""
+    """Writes the recipe of a cache, as its first file."""
     files.write_json(files.as_path(folder) / RECIPE_FILE, dataclasses.asdict(recipe))
 
 
 def write_index(folder: epath.PathLike, shard: int, videos: Sequence[Entry]) -> None:
-    """Writes the last file of a shard."""
+    """Writes the index of a shard, as its last file."""
     path = files.as_path(folder)
     names = (records_name(kind, shard) for kind in NETWORKS)
     sizes = {name: (path / name).stat().length for name in names if (path / name).exists()}
@@ -234,10 +234,10 @@ def write_index(folder: epath.PathLike, shard: int, videos: Sequence[Entry]) -> 
 
 
 def read_index(folder: epath.PathLike, shard: int) -> Index:
-    """Returns what is in a shard.
+    """Returns the index of a shard.
 
     Raises:
-        UserError: Its index can't be read.
+        UserError: The index can't be read.
     """
     path = files.as_path(folder) / index_name(shard)
     try:
@@ -250,7 +250,7 @@ def read_index(folder: epath.PathLike, shard: int) -> Index:
 
 
 def finish(folder: epath.PathLike, recipe: Recipe) -> dict[str, int]:
-    """Writes `cache.json`, once all shards are whole.
+    """Writes `cache.json`, when all shards are whole.
 
     Returns:
         How many `broken_videos` and `frames` the cache has.
@@ -275,11 +275,11 @@ def finish(folder: epath.PathLike, recipe: Recipe) -> dict[str, int]:
 _NAMES = re.compile(
     rf"{RECIPE_FILE}|{CACHE_FILE}|index-\d+\.json|({'|'.join(NETWORKS)})-\d+\.array_record|\..*\.tmp"
 )
-_MEND = "copy the cache again, or run the command that makes it once more"
+_MEND = "copy the cache again, or run the command that makes it again"
 
 
 def _read_recipe(path: epath.Path) -> tuple[Recipe, dict[str, Any]]:
-    """Returns a recipe, and all that its file says."""
+    """Returns a recipe, and everything else in its file."""
     try:
         described = json.loads(files.read_bytes(path))
         version = int(described["format_version"])
@@ -306,7 +306,7 @@ def _sizes(folder: epath.Path) -> dict[str, int]:
 
 
 def _flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Returns the leaves of nested dicts by dotted names, as JSON keeps them."""
+    """Returns the leaves of nested dicts by dotted names, with the values that JSON gives back."""
     leaves = {}
     for name, value in tree.items():
         if isinstance(value, Mapping):

@@ -1,4 +1,4 @@
-"""Records of a latent cache by number."""
+"""Reads the records of a latent cache by number."""
 
 import itertools
 import os
@@ -19,26 +19,26 @@ from dynamicrafter_jax.data.cache.format import (
 from dynamicrafter_jax.errors import UserError
 from dynamicrafter_jax.runtime import files
 
-# Systems allow a process some 1000 open files at first, and a shard has up to three.
+# By default, a process may have about 1000 open files, and a shard has up to three.
 _OPEN_SHARDS = 128
 _READER_OPTIONS = "readahead_buffer_size:0,max_parallelism:0"  # for random access
 _BUFFER_BYTES = 2**15
 
 
 class Shards:
-    """The shards of a cache, each opened when it is first read from; the latest stay open.
+    """The shards of a cache, opened when first read; the most recently used stay open.
 
-    Worker processes get it by pickle, and open the files anew.
+    It is pickled for worker processes, which open their own files.
     """
 
     def __init__(self, folder: epath.PathLike) -> None:
-        """Opens nothing yet.
+        """Takes the folder; no file is opened yet.
 
         Args:
-            folder: Of the cache, on this machine or in a `gs://` bucket.
+            folder: Folder of the cache, on this machine or in a `gs://` bucket.
 
         Raises:
-            UserError: It is somewhere else.
+            UserError: The folder is somewhere else.
         """
         self._folder = files.as_path(folder)
         scheme, found, _ = os.fspath(self._folder).partition("://")
@@ -55,16 +55,16 @@ class Shards:
         return self._shard(shard).videos[place]
 
     def frames(self, kind: str, shard: int, place: int, frames: Sequence[int]) -> list[bytes]:
-        """Returns the records of frames of a video; those that can't be decoded have no bytes.
+        """Returns the records of frames of a video; those of undecodable frames are empty.
 
         Args:
             kind: "moments" or "vision".
             shard: Number of the shard.
-            place: Of the video in the shard.
-            frames: By their numbers in the video.
+            place: Place of the video in the shard.
+            frames: Numbers of the frames in the video.
 
         Raises:
-            DamagedCacheError: They can't be read.
+            DamagedCacheError: The records can't be read.
         """
         first = self._shard(shard).first_frames[place]
         return self._read(kind, shard, [first + frame for frame in frames])
@@ -74,7 +74,7 @@ class Shards:
         return self._read("text", shard, [place])[0]
 
     def dropped(self, kind: str, shard: int) -> bytes:
-        """Returns the record that stands for no condition: of "", or of the zero image."""
+        """Returns the record that stands for a dropped condition: that of "" or the zero image."""
         opened = self._shard(shard)
         last = len(opened.videos) if kind == "text" else opened.first_frames[-1]
         return self._read(kind, shard, [last])[0]
@@ -95,8 +95,8 @@ class Shards:
             reason = " ".join(str(error).split())
             raise DamagedCacheError(
                 f"{self._folder / records_name(kind, shard)} can't be read ({reason}): if it is "
-                f"damaged, remove {index_name(shard)} beside it and run the command that makes "
-                "the cache once more"
+                f"damaged, remove {index_name(shard)} next to it and run the command that makes "
+                "the cache again"
             ) from error
 
     def __getstate__(self) -> dict[str, Any]:
@@ -104,11 +104,11 @@ class Shards:
 
 
 class _Shard:
-    """One shard, its files opened when they are first read from.
+    """One shard, whose files are opened when first read.
 
     Attributes:
-        videos: In order.
-        first_frames: Where in the files of frames each video starts, and where all of them end.
+        videos: The videos of the shard, in order.
+        first_frames: Number of each video's first record of a frame, and the number of all frames.
     """
 
     def __init__(self, folder: epath.Path, number: int) -> None:

@@ -22,7 +22,7 @@ from dynamicrafter_jax.runtime import files
 
 Frame = UInt8[np.ndarray, "h w 3"]
 
-# Of frames that wait, over all threads. Videos that fit in keep every thread busy.
+# Limit on the decoded frames that wait, over all threads. Videos that fit keep every thread busy.
 _BYTES_AHEAD = 2**30
 _LEAST_AHEAD = 8
 _POLL_SECONDS = 0.2
@@ -31,16 +31,16 @@ _POLL_SECONDS = 0.2
 def decode_videos(
     source: VideoSource, items: Iterable[int], height: int, width: int, *, threads: int
 ) -> Generator[Frame | Entry | None]:
-    """Yields each video's frames, None for one that can't be decoded, and then its `Entry`.
+    """Yields each video's frames (None for one that can't be decoded), followed by its `Entry`.
 
-    A video that can't be opened has no frames, and its entry says why.
+    A video that can't be opened yields no frames, and its entry says why.
 
     Args:
         source: The videos.
         items: Which of them, by number, in order.
-        height: Of the frames, in pixels; `VideoReader.frames` says how they are resized.
-        width: Of the frames, in pixels.
-        threads: Videos that are decoded at once.
+        height: Height of the frames, in pixels; `VideoReader.frames` says how they are resized.
+        width: Width of the frames, in pixels.
+        threads: How many videos are decoded at once.
     """
     numbers = iter(items)
     room = max(_LEAST_AHEAD, _BYTES_AHEAD // (height * width * 3 * threads))
@@ -67,10 +67,10 @@ def decode_videos(
 
 
 def every_frame(reader: VideoReader, height: int, width: int) -> Iterator[Frame | UserError]:
-    """Yields all frames of a video, and for one that can't be decoded what is wrong.
+    """Yields all frames of a video, and an error in place of each that can't be decoded.
 
-    After a damaged frame it looks for the next one that can be decoded, by steps that double. So
-    a whole frame between two damaged parts may be passed over as damaged, never the reverse.
+    After a damaged frame it looks for the next one that can be decoded, in steps that double. So
+    a whole frame between two damaged parts may be reported as damaged, but never the reverse.
     """
     place = 0
     while place < reader.num_frames:
@@ -87,9 +87,9 @@ def every_frame(reader: VideoReader, height: int, width: int) -> Iterator[Frame 
 
 
 def _next_whole(reader: VideoReader, place: int, size: tuple[int, int]) -> tuple[int, Frame | None]:
-    """Returns the first frame from `place` on that can be decoded by itself, and its number.
+    """Returns the number of the first frame from `place` on that can be decoded, and the frame.
 
-    Without any, that is None and the number of frames.
+    If there is none, returns the number of frames and None.
     """
 
     def read(number: int) -> Frame | None:
@@ -116,11 +116,11 @@ def _next_whole(reader: VideoReader, place: int, size: tuple[int, int]) -> tuple
 
 
 class _ClosedError(Exception):
-    """Nobody takes more frames."""
+    """Nobody takes frames any more."""
 
 
 def _putter(waiting: queue.Queue[Any], closed: threading.Event) -> Callable[[Any], None]:
-    """Returns a function that puts into a queue, and raises once nobody takes out of it."""
+    """Returns a function that puts items into a queue, and raises once `closed` is set."""
 
     def put(found: Any) -> None:
         while not closed.is_set():
@@ -136,7 +136,7 @@ def _putter(waiting: queue.Queue[Any], closed: threading.Event) -> Callable[[Any
 def _decode(
     source: VideoSource, item: int, size: tuple[int, int], put: Callable[[Any], None]
 ) -> None:
-    """Decodes a video; what must not happen is put, too, for the main thread to raise."""
+    """Decodes a video; unexpected errors go into the queue too, for the main thread to raise."""
     try:
         put(_decode_video(source, item, size, put))
     except _ClosedError:
@@ -172,7 +172,7 @@ def _decode_video(
 
 
 def _path(file: str | bytes) -> str | None:
-    """Returns a path that works from any folder, or None for the bytes of a file."""
+    """Returns a path that is valid in any working directory, or None for the bytes of a file."""
     if isinstance(file, bytes) or "://" in file:
         return None if isinstance(file, bytes) else file
     return os.path.abspath(files.as_path(file))

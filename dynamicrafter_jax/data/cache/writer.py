@@ -32,17 +32,17 @@ from dynamicrafter_jax.data.videos import VideoSource
 from dynamicrafter_jax.errors import UserError
 from dynamicrafter_jax.runtime import files
 
-# Each record by itself, for random access. Such numbers hardly compress.
+# One record per group, for random access. These numbers hardly compress.
 _WRITER_OPTIONS = "group_size:1,uncompressed"
 _COPY_BYTES = 2**24
 
 Encoded = Mapping[str, Any]
-"""Arrays by kind, or what becomes one by `np.asarray`: it may still be being computed."""
+"""Values by kind that `np.asarray` turns into arrays; they may still be being computed."""
 
 
 @runtime_checkable
 class Encoder(Protocol):
-    """The networks whose outputs are cached. All results are in the cache's type.
+    """The networks whose outputs are cached. All results have the cache's type.
 
     Attributes:
         batch_size: How many frames `frames` takes.
@@ -55,21 +55,21 @@ class Encoder(Protocol):
         ...
 
     def captions(self, captions: Sequence[str]) -> np.ndarray:
-        """Returns the text states of captions; asked for only if they are cached."""
+        """Returns the text states of captions; called only if they are cached."""
         ...
 
     def zero_image(self) -> np.ndarray:
-        """Returns the vision tokens of the zero image; asked for only if they are cached."""
+        """Returns the vision tokens of the zero image; called only if they are cached."""
         ...
 
 
 def prepare(folder: epath.PathLike, recipe: Recipe) -> None:
-    """Begins a cache in a new or empty folder, or makes sure that one can be gone on with.
+    """Starts a cache in a new or empty folder, or checks that the one there can be resumed.
 
-    Several processes may do so at once.
+    Several processes may call it at once.
 
     Raises:
-        UserError: There is another cache or something else in the folder, or it can't be written.
+        UserError: The folder holds another cache or something else, or can't be written to.
     """
     path = files.as_path(folder)
     begun = read_recipe(path)
@@ -88,10 +88,10 @@ def prepare(folder: epath.PathLike, recipe: Recipe) -> None:
 def missing_shards(
     folder: epath.PathLike, recipe: Recipe, source: VideoSource, shards: Iterable[int]
 ) -> list[int]:
-    """Returns which of some shards are not there, or not whole.
+    """Returns which of the given shards are missing or not whole.
 
     Raises:
-        UserError: A shard is of other videos than the source has now.
+        UserError: A shard holds other videos than the source has now.
     """
     return [shard for shard in shards if not _is_whole(folder, recipe, source, shard)]
 
@@ -106,19 +106,19 @@ def write_shards(
     threads: int,
     watch: Callable[[int, int], None],
 ) -> None:
-    """Writes shards one after another; what is there of one is replaced.
+    """Writes shards one after another, replacing incomplete ones.
 
     Args:
-        folder: Of the cache, local or remote.
+        folder: Folder of the cache, local or remote.
         recipe: What is cached.
         source: The videos.
         encoder: The networks.
         shards: Which shards.
-        threads: Videos that are decoded at once.
-        watch: Told after each video: how many more videos (1) and frames are done.
+        threads: How many videos are decoded at once.
+        watch: Called after each video with the videos (1) and frames that were added.
 
     Raises:
-        UserError: The disk refused.
+        UserError: Writing fails.
     """
     path = files.as_path(folder)
     items = (item for shard in shards for item in recipe.items(shard))
@@ -132,7 +132,7 @@ def write_shards(
 def _encode(
     encoder: Encoder, decoded: Iterable[Frame | Entry | None]
 ) -> Iterator[Encoded | Entry | None]:
-    """Encodes the frames in a sequence and passes the rest on, all in order.
+    """Encodes the frames in a sequence and passes on the rest, all in order.
 
     While a batch is computed, the next one is collected.
     """
@@ -222,7 +222,7 @@ def _is_whole(folder: epath.PathLike, recipe: Recipe, source: VideoSource, shard
         if f"video {item}" not in (name, video.name) and name != video.name:
             raise UserError(
                 f"{path / index_name(shard)} has {video.name} where the source now has {name}: "
-                "these are other videos than the cache was begun with, so give another --output"
+                "the cache was started with other videos, so give another --output"
             )
     return all(
         (path / name).exists() and (path / name).stat().length == size
@@ -231,7 +231,7 @@ def _is_whole(folder: epath.PathLike, recipe: Recipe, source: VideoSource, shard
 
 
 def _name(source: VideoSource, item: int) -> str:
-    """Returns what `decode_videos` calls a video."""
+    """Returns the name that `decode_videos` gives a video."""
     try:
         return source[item].name
     except (UserError, OSError):
@@ -240,7 +240,7 @@ def _name(source: VideoSource, item: int) -> str:
 
 @contextlib.contextmanager
 def _records(path: epath.Path) -> Iterator["_Records"]:
-    """A file of records that is whole or absent; a remote one is copied there in the end."""
+    """Gives a writer of records; the file appears only when whole, and a remote one is a copy."""
     with contextlib.ExitStack() as stack:
         temporary = stack.enter_context(files.atomic(path))
         local = temporary
@@ -258,7 +258,7 @@ def _records(path: epath.Path) -> Iterator["_Records"]:
 
 
 class _Records:
-    """An ArrayRecord writer that says in one line what the system refused."""
+    """An ArrayRecord writer that turns the system's errors into one-line messages."""
 
     def __init__(self, local: epath.Path, path: epath.Path) -> None:
         self._path = path

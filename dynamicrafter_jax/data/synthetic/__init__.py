@@ -1,8 +1,8 @@
-"""Captioned clips drawn from numbers, without end, and all that is true of them.
+"""An endless supply of captioned clips drawn from numbers, with their ground truth.
 
 A clip shows a sprite over a photograph or a texture; the sprite moves, turns or changes its size,
-or the camera does, as the caption says. Speeds are constant in time, so that the frames a second
-alone set how far things move from frame to frame.
+or the camera moves or zooms, as the caption says. Speeds are constant in time, so the frame rate
+alone sets how far things move from frame to frame.
 """
 
 from dynamicrafter_jax.data.synthetic.examples import SyntheticExamples

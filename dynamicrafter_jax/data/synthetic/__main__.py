@@ -1,12 +1,12 @@
-r"""Writes drawn clips to disk, for training or for a look.
+r"""Writes drawn clips to disk, for training or to look at.
 
     python -m dynamicrafter_jax.data.synthetic --data_dir=DIRECTORY --clips=1000
     python -m dynamicrafter_jax.data.synthetic --output=FOLDER --clips=20 --split=test
 
-The first makes a TFDS data set that holds what is true of each clip, too; training takes it by
+The first makes a TFDS data set that also holds the ground truth of each clip; to train on it, set
 `--config.data.source=tfds:DIRECTORY/synthetic_motion`. The second makes a folder of videos with
-captions beside them, which training takes by `--config.data.source=FOLDER`. To train on drawn
-clips, neither is needed: `--config.data.source=synthetic:train` draws them as it goes.
+captions next to them; set `--config.data.source=FOLDER`. Neither is needed to train on drawn clips:
+`--config.data.source=synthetic:train` draws them on the fly.
 """
 
 import functools
@@ -27,17 +27,17 @@ def define_flags() -> dict[str, flags.FlagHolder]:
     """Defines the flags of the command line, which other entry points must not inherit."""
     return {
         "data_dir": flags.DEFINE_string("data_dir", None, "Folder of TFDS data sets."),
-        "output": flags.DEFINE_string("output", None, "Folder of .mp4 and .txt files, instead."),
-        "split": flags.DEFINE_enum("split", "train", SPLITS, "Which clips."),
-        "clips": flags.DEFINE_integer("clips", 1000, "How many."),
-        "height": flags.DEFINE_integer("height", 64, "Of frames, in pixels."),
-        "width": flags.DEFINE_integer("width", 64, "Of frames, in pixels."),
-        "num_frames": flags.DEFINE_integer("num_frames", 16, "Of a clip."),
+        "output": flags.DEFINE_string("output", None, "Folder of .mp4 and .txt files instead."),
+        "split": flags.DEFINE_enum("split", "train", SPLITS, "Split to draw clips of."),
+        "clips": flags.DEFINE_integer("clips", 1000, "Number of clips."),
+        "height": flags.DEFINE_integer("height", 64, "Height of frames, in pixels."),
+        "width": flags.DEFINE_integer("width", 64, "Width of frames, in pixels."),
+        "num_frames": flags.DEFINE_integer("num_frames", 16, "Number of frames in a clip."),
     }
 
 
 def main(holders: Mapping[str, flags.FlagHolder], _: Sequence[str]) -> None:
-    """Writes the clips that the flags name, and tells in one line what was done."""
+    """Writes the clips that the flags describe, and prints one line about them."""
     started = time.perf_counter()
     values = {name: holder.value for name, holder in holders.items()}
     data_dir, output = values.pop("data_dir"), values.pop("output")

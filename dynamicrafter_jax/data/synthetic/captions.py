@@ -1,4 +1,4 @@
-"""What happens in a clip, in words."""
+"""Captions that say what happens in a clip."""
 
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -41,7 +41,7 @@ VERBS: dict[Motion, tuple[str, ...]] = {
         "shrinks in size", "is getting smaller", "decreases in size",
     ),
 }  # fmt: skip
-"""What an object does, by its motion."""
+"""Verbs for what an object does, by its motion."""
 
 CAMERA_CLAUSES: dict[CameraMotion, tuple[str, ...]] = {
     "pan_left": (
@@ -69,7 +69,7 @@ CAMERA_CLAUSES: dict[CameraMotion, tuple[str, ...]] = {
         "camera zooming out", "the camera pulls back",
     ),
 }  # fmt: skip
-"""What the camera does, as a clause."""
+"""Clauses for what the camera does."""
 
 CAMERA_WORDS: dict[CameraMotion, tuple[str, ...]] = {
     "pan_left": ("panning left", "pan left", "camera pan to the left"),
@@ -79,17 +79,17 @@ CAMERA_WORDS: dict[CameraMotion, tuple[str, ...]] = {
     "zoom_in": ("zooming in", "zoom in", "camera zoom in"),
     "zoom_out": ("zooming out", "zoom out", "camera zoom out"),
 }
-"""The same without a verb of its own, to stand alone or after a comma."""
+"""The same as phrases without a finite verb, to stand alone or after a comma."""
 
 REST = (
     "stays still", "does not move", "is still", "stays where it is", "rests", "remains still",
 )  # fmt: skip
-"""What an object does that does nothing."""
+"""Verbs for an object that does not move."""
 
 STILL = (
     "nothing moves", "nothing happens", "no motion", "everything stays still", "a still picture",
 )  # fmt: skip
-"""A clip in which nothing does anything."""
+"""Captions of a clip in which nothing moves."""
 
 _PATTERNED = {
     "stripes": ("striped {0} {s}", "{0} {s} with {1} stripes", "{0} and {1} striped {s}"),
@@ -123,16 +123,16 @@ WORDS = (
     "sword", "arrow", "toy", "doll", "statue", "ghost", "dragon", "monster", "snowman",
     "astronaut", "landscape", "portrait", "scene",
 )  # fmt: skip
-"""Nouns that stand for whatever is seen, so that one that isn't known changes nothing."""
+"""Nouns used for any object, so that a model learns not to depend on the noun."""
 
 
 class Noun(NamedTuple):
-    """What an object can be called by.
+    """The properties that an object can be named by.
 
     Attributes:
         shape: The name of its shape.
-        pattern: What fills it.
-        colours: The names of the two colours of that; none where they have none.
+        pattern: The name of the pattern that fills it.
+        colours: The names of the pattern's two colours; empty if they have no names.
     """
 
     shape: str
@@ -141,13 +141,13 @@ class Noun(NamedTuple):
 
 
 def write(dice: Dice, motions: Sequence[Motion], noun: Noun | None, background: str) -> str:
-    """Says what happens in a clip, each time in other words.
+    """Returns a caption that says what happens in a clip, in randomly chosen words.
 
     Args:
-        dice: Where the choice of words is drawn from.
-        motions: All that happens.
-        noun: What an object can be called by, if there is one.
-        background: The name of its colour, or "" for a photograph.
+        dice: Source of the random choices.
+        motions: Everything that happens.
+        noun: The properties of the object, if there is one.
+        background: The name of the background's colour, or "" for a photograph.
     """
     camera: list[CameraMotion] = [motion for motion in CAMERA_MOTIONS if motion in motions]
     verbs = [dice.choose(VERBS[motion]) for motion in motions if motion in VERBS]
@@ -220,7 +220,7 @@ def _seen(dice: Dice, noun: Noun | None, background: str) -> str:
 
 
 def _name(dice: Dice, noun: Noun | None) -> str:
-    """Names an object: in full, in part, hardly, or as something that it isn't."""
+    """Names an object: in full, in part, vaguely, or as something that it isn't."""
     form = dice.uniform(0, 1)
     if form < 0.12 or noun is None:
         return _with_article(dice, dice.choose(WORDS))
@@ -244,7 +244,7 @@ def _indefinite(words: str) -> str:
 
 
 def _behind(dice: Dice, background: str) -> str:
-    """Names what is behind an object, seldom."""
+    """Names what is behind an object, in a quarter of the captions."""
     if not dice.chance(0.25):
         return ""
     if background:

@@ -1,4 +1,4 @@
-"""Drawn clips as files: the first so many of a split."""
+"""Writes the first clips of a split as files."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -18,7 +18,7 @@ from dynamicrafter_jax.runtime import files
 
 
 class Clip(NamedTuple):
-    """A clip with all that is true of it."""
+    """A clip with its ground truth."""
 
     name: str
     scene: Scene
@@ -31,11 +31,11 @@ class ClipSet:
     """The first clips of a split.
 
     Attributes:
-        split: Which split.
-        clips: How many.
-        height: Of frames, in pixels.
-        width: Of frames, in pixels.
-        num_frames: Of a clip.
+        split: The split.
+        clips: Number of clips.
+        height: Height of frames, in pixels.
+        width: Width of frames, in pixels.
+        num_frames: Number of frames in a clip.
 
     Raises:
         UserError: A number is under 1.
@@ -62,12 +62,12 @@ class ClipSet:
 
 
 def write_folder(path: epath.PathLike, clip_set: ClipSet) -> None:
-    """Writes a folder of `.mp4` files with captions in `.txt` files beside them, whole or not.
+    """Writes a folder of `.mp4` files with captions in `.txt` files next to them, atomically.
 
-    It is a source of videos as any other (`folders.VideoFolder`).
+    It is a source of videos like any other (`folders.VideoFolder`).
 
     Raises:
-        UserError: There is something at `path`, or the disk refused.
+        UserError: `path` exists, or writing fails.
     """
     files.check_writable(path, folder=True)
     with files.atomic(path) as folder:

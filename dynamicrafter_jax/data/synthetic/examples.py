@@ -1,4 +1,4 @@
-"""Training samples of drawn clips."""
+"""Training samples from drawn clips."""
 
 import hashlib
 from typing import cast
@@ -16,16 +16,16 @@ _EPOCH = 2**20
 
 
 class SyntheticExamples:
-    """The samples of a split, by number, without end: with the arrays of `clips.VideoExamples`.
+    """The endless samples of a split, by number, with the arrays of `clips.VideoExamples`.
 
-    Sample i of a split is clip i; but of the train split, each seed has clips of its own.
-    `item` is the clip's number. Prompts and images are dropped as those of videos are.
+    Sample i of a split is clip i, except that each seed has its own clips in the train split.
+    `item` is the clip's number. Prompts and images are dropped as they are for videos.
     """
 
     def __init__(self, settings: ClipSettings, seed: int, split: str = "train") -> None:
-        """Makes samples of a split; all of them follow from the three arguments.
+        """Prepares the samples of a split; they depend on nothing but the three arguments.
 
-        A clip of stride n is every n-th frame of one that is longer, and there is no end to those.
+        A clip of stride n is every n-th frame of a longer clip, which can have any length.
 
         Raises:
             UserError: The seed is negative, there is no such split, or `fs` is the stride.
@@ -37,13 +37,13 @@ class SyntheticExamples:
             raise UserError(f"synthetic:{split} is unknown: choose from {known}")
         if settings.fs == "stride":
             raise UserError(
-                "data.fs is 'stride': drawn clips need frames a second, which set speeds"
+                "data.fs is 'stride': set it to 'fps' for drawn clips, whose speeds depend on it"
             )
         self._settings, self._seed = settings, seed
         self._split: Split = cast(Split, split)
 
     def __len__(self) -> int:
-        """Returns how many samples an epoch has, for those who count them: there is no end."""
+        """Returns how many samples count as an epoch; in fact they never end."""
         return _EPOCH
 
     def __call__(self, index: int) -> Example:
@@ -71,6 +71,6 @@ class SyntheticExamples:
 
 
 def _mix(seed: int, index: int) -> int:
-    """Returns a number of 63 bits, which int64 holds; other arguments make an unrelated one."""
+    """Hashes the arguments to a number of 63 bits, which fits in int64."""
     words = hashlib.blake2b(f"{seed} {index}".encode(), digest_size=8).digest()
     return int.from_bytes(words, "little") >> 1

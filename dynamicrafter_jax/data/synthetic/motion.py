@@ -1,7 +1,7 @@
-"""Where everything is in each frame.
+"""Motions, and the positions that follow from them.
 
 Lengths are in frame widths: the view of the first frame is one wide, and its centre is (0.5, 0.5)
-in scene coordinates. y points down. Angles are in degrees, clockwise as seen.
+in scene coordinates. y points down. Angles are in degrees, clockwise on the screen.
 """
 
 from typing import Literal, NamedTuple, get_args
@@ -21,15 +21,15 @@ MOTIONS: tuple[Motion, ...] = OBJECT_MOTIONS + CAMERA_MOTIONS
 TRANSLATIONS = OBJECT_MOTIONS[:4]
 
 TRANSLATION = 0.14
-"""Widths a second that an object moves, before the clip's jitter."""
+"""Speed of an object, in widths a second, before the clip's jitter."""
 TURN = 50.0
-"""Degrees a second that it turns."""
+"""Speed at which it turns, in degrees a second."""
 GROWTH = 0.30
-"""Its scale is the exponential of this many times the seconds, or minus that."""
+"""Rate at which it grows or shrinks: after s seconds, its scale is exp(+-GROWTH s)."""
 PAN = 0.12
-"""Widths a second that the camera moves."""
+"""Speed of the camera, in widths a second."""
 ZOOM = 0.22
-"""The width of its view is the exponential of this many times the seconds, or minus that."""
+"""Rate at which it zooms: after s seconds, the width of its view is exp(+-ZOOM s)."""
 
 _WAYS = {"left": (-1, 0), "right": (1, 0), "up": (0, -1), "down": (0, 1)}
 _TURNS = {"clockwise": TURN, "anticlockwise": -TURN}
@@ -42,10 +42,10 @@ class Pose(NamedTuple):
 
     Attributes:
         position: The sprite's centre (x, y), in scene coordinates.
-        scale: Its size, as a multiple of that in the first frame.
+        scale: Its size, relative to the first frame.
         angle: How far it is turned, in degrees clockwise.
-        view_centre: The centre (x, y) of what the camera sees.
-        view_width: How wide that is.
+        view_centre: The centre (x, y) of the camera's view.
+        view_width: The width of the camera's view.
     """
 
     position: Float64[np.ndarray, "2"]
@@ -82,8 +82,8 @@ def trajectory_from(
 
     Args:
         start: Where everything is at 0 seconds.
-        motions: What happens, at once.
-        jitter: A factor of all rates.
+        motions: The motions, all at once.
+        jitter: A factor on all rates.
         seconds: The time of each frame.
     """
     time = seconds * jitter

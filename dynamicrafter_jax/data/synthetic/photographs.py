@@ -1,4 +1,4 @@
-"""The photographs that scenes are made with."""
+"""The photographs that scenes are made from."""
 
 import functools
 import io
@@ -19,7 +19,7 @@ PHOTOGRAPHS: dict[Split, tuple[str, ...]] = {
     "validation": _TRAINED_ON,
     "test": ("coffee", "flower", "rocket"),
 }
-"""Names by split: what is tested on is never trained on, nor is anything chosen by it."""
+"""Names by split: test photographs are used neither for training nor for choosing anything."""
 
 _FOLDERS = {"coffee": "assets", "rocket": "assets"}
 _LONG_SIDE = 320
@@ -27,7 +27,7 @@ _LONG_SIDE = 320
 
 @functools.lru_cache
 def photograph(name: str) -> UInt8[np.ndarray, "h w 3"]:
-    """Returns a photograph, its long side 320 pixels."""
+    """Returns a photograph, with its long side scaled to at most 320 pixels."""
     folder = resources.files("dynamicrafter_jax") / _FOLDERS.get(name, "assets/photographs")
     with Image.open(io.BytesIO((folder / f"{name}.jpg").read_bytes())) as picture:
         picture = picture.convert("RGB")

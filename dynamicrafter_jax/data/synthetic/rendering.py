@@ -1,4 +1,4 @@
-"""Pictures of scenes."""
+"""Draws pictures of scenes, and their optical flow."""
 
 import functools
 
@@ -17,24 +17,24 @@ from dynamicrafter_jax.data.synthetic.textures import (
     jittered,
 )
 
-_CANVAS = 2.2  # frame widths: what the camera sees in 16 frames, however slow they are
-_FINER = 2  # pixels drawn for each of a frame, either way
-_BLUR = 0.6 / 64  # frame widths: photographs are a little soft, as others are at this size
+_CANVAS = 2.2  # frame widths: enough for what the camera sees in 16 frames at any frame rate
+_FINER = 2  # pixels drawn per pixel of a frame, in each direction
+_BLUR = 0.6 / 64  # frame widths: makes photographs a little soft, as videos are at this size
 
 
 class Renderer:
-    """Draws a scene as it looks from any pose."""
+    """Draws a scene in any pose."""
 
     def __init__(self, scene: Scene, height: int, width: int) -> None:
         """Prepares what all frames share.
 
         Args:
-            scene: What is seen.
-            height: Of frames, in pixels.
-            width: Of frames, in pixels.
+            scene: The scene.
+            height: Height of frames, in pixels.
+            width: Width of frames, in pixels.
         """
         self._scene, self._height, self._width = scene, height, width
-        self._density = _FINER * width  # pixels of a frame width
+        self._density = _FINER * width  # pixels per frame width
         self._canvas = self._draw_canvas()
         self._sprites = self._draw_sprites()
 
@@ -43,7 +43,7 @@ class Renderer:
         return np.stack([self.frame(trajectory.pose(i)) for i in range(len(trajectory.scale))])
 
     def frame(self, pose: Pose) -> UInt8[np.ndarray, "h w 3"]:
-        """Draws what is seen from a pose."""
+        """Draws a frame, with everything in the given pose."""
         background = self._background(pose)
         if not self._scene.sprite:
             return background
@@ -65,10 +65,10 @@ class Renderer:
         canvas = self._canvas
         if min(box) < 0 or max(box) > canvas.width:
             canvas = self._mirrored
-            # Who looks for what moved in a video may look from further away than there are mirrors.
+            # A search for the motion in a video may try views that leave even the mirror images.
             box = tuple(min(max(side + self._canvas.width, 0), canvas.width) for side in box)
         size = self._width, self._height
-        # Unlike an affine transformation, this averages over all that falls into a pixel.
+        # Unlike an affine transformation, this averages over everything that falls into a pixel.
         return np.asarray(canvas.resize(size, Image.Resampling.BILINEAR, box=box))
 
     def _draw_layer(self, sprite: Sprite, pose: Pose) -> UInt8[np.ndarray, "h w 4"]:
@@ -78,7 +78,7 @@ class Renderer:
             [self._width / 2, self._height / 2]
         )
         radius = sprite.diameter / 2 * pose.scale * fine
-        # A picture with not much more pixels than are shown, so that none are skipped.
+        # A picture with few more pixels than are shown, so that none are skipped.
         level = int(np.clip(np.log2(self._sprites[0].width / (2 * REACH * radius)), 0, None))
         picture = self._sprites[min(level, len(self._sprites) - 1)]
         half = picture.width / 2
@@ -103,7 +103,7 @@ class Renderer:
         return canvas.filter(ImageFilter.GaussianBlur(_BLUR * self._density))
 
     def _draw_sprites(self) -> list[Image.Image]:
-        """Draws the sprite at falling sizes; none if there is none."""
+        """Draws the sprite at decreasing sizes; returns an empty list if there is no sprite."""
         sprite = self._scene.sprite
         if not sprite:
             return []
@@ -127,7 +127,7 @@ class Renderer:
 
     @functools.cached_property
     def _mirrored(self) -> Image.Image:
-        """The canvas with its mirror images all around, for views that leave it."""
+        """The canvas with its mirror images around it, for views that leave it."""
         side = self._canvas.width
         return Image.fromarray(
             np.pad(np.asarray(self._canvas), ((side, side), (side, side), (0, 0)), "symmetric")

@@ -1,4 +1,4 @@
-"""What a clip shows, drawn from its number."""
+"""Scenes: what a clip shows, drawn from its number."""
 
 import math
 from dataclasses import dataclass, replace
@@ -32,14 +32,14 @@ COLOURS = {
     "white": (238, 238, 238),
     "black": (28, 28, 30),
 }
-"""Red, green and blue, 0 to 255, of the colours that have names."""
+"""Red, green and blue, 0 to 255, of the named colours."""
 
 SHAPES = ("ball", "square", "triangle", "star", "heart", "cross", "ring", "half-moon")
 PATTERNS = ("stripes", "halves", "dots", "quarters", "photograph")
 TEXTURES = ("noise", "blobs", "stripes", "leaves")
 
 MIN_FPS, MAX_FPS = 6, 24
-_CONTRAST = 170  # between the two colours of a sprite, of at most 442
+_CONTRAST = 170  # between the two colours of a sprite; the largest possible is 442
 _TURNS = OBJECT_MOTIONS[4:6]
 _SCALES = OBJECT_MOTIONS[6:]
 
@@ -50,12 +50,12 @@ class Sprite:
 
     Attributes:
         shape: One of `SHAPES`.
-        pattern: One of `PATTERNS`: what fills it, always so that turning shows.
+        pattern: One of `PATTERNS`: what fills it. With each of them, turning is visible.
         colours: The names of the two colours of its pattern.
-        photograph: The name of the one that fills it where the pattern is that.
-        diameter: Of the circle around it, in frame widths.
-        position: Its centre (x, y): the middle of its area.
-        angle: In degrees.
+        photograph: The name of the photograph that fills it, if its pattern is "photograph".
+        diameter: Diameter of the circle around it, in frame widths.
+        position: The centroid (x, y) of its area.
+        angle: Its angle, in degrees.
     """
 
     shape: str
@@ -69,12 +69,12 @@ class Sprite:
 
 @dataclass(frozen=True)
 class Background:
-    """What is behind.
+    """The background of a scene.
 
     Attributes:
         texture: One of `TEXTURES`, or "photograph".
-        colour: The name of the colour it has most of; none is meant where it is a photograph.
-        photograph: The name of the photograph.
+        colour: The name of its main colour; meaningless if it is a photograph.
+        photograph: The name of the photograph, if it is one.
     """
 
     texture: str
@@ -84,17 +84,17 @@ class Background:
 
 @dataclass(frozen=True)
 class Scene:
-    """A clip, as `draw_scene` draws it.
+    """The content of a clip, as `draw_scene` draws it.
 
     Attributes:
-        number: What it was drawn from.
-        split: Likewise.
-        motions: What happens: nothing, one thing, or two at once.
-        fps: Frames a second: time from frame to frame, and so how far things move.
-        jitter: A factor of all rates, near 1.
-        sprite: The object; None where only the background is seen.
-        background: What is behind.
-        caption: What happens, in words. It never tells the speed.
+        number: The number it was drawn from.
+        split: The split it was drawn from.
+        motions: What happens: nothing, one motion, or two at once.
+        fps: Frames a second, which sets how far things move from frame to frame.
+        jitter: A factor on all rates, near 1.
+        sprite: The object; None if there is only the background.
+        background: The background.
+        caption: What happens, in words. It never mentions the speed.
     """
 
     number: int
@@ -116,15 +116,15 @@ def draw_scene(
 ) -> Scene:
     """Draws a clip from its number; the splits are unrelated, and share no photographs.
 
-    What is seen in the first frame is drawn independently of what happens then, but for this: only
-    a scene in which no object moves can be without one.
+    The first frame is drawn independently of the motions, with one exception: only a scene in which
+    no object moves can be without an object.
 
     Args:
-        number: 0 to 2**64 - 1.
-        split: Which clips.
-        motions: Takes the place of the motions that would be drawn; all else stays, and the
-            caption tells these. An object is added where one is needed.
-        fps: Takes the place of the frames a second that would be drawn.
+        number: Number of the clip, 0 to 2**64 - 1.
+        split: Split of the clip.
+        motions: Replaces the motions that would be drawn; everything else stays, except that the
+            caption describes these. An object is added if one is needed.
+        fps: Replaces the frames a second that would be drawn.
 
     Raises:
         UserError: A number is out of range.
@@ -158,9 +158,9 @@ def draw_scene(
 
 
 def trajectory(scene: Scene, num_frames: int) -> Trajectory:
-    """Returns where everything is: frame i is that at i / fps seconds.
+    """Returns where everything is in each frame; frame i is at i / fps seconds.
 
-    A scene without a sprite says where one would be: in the middle.
+    For a scene without a sprite, the sprite's position is the middle.
     """
     start = Pose(
         position=np.asarray(scene.sprite.position if scene.sprite else (0.5, 0.5)),

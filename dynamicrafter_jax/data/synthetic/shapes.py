@@ -5,14 +5,14 @@ from jaxtyping import Float64
 
 Outline = Float64[np.ndarray, "n 2"]
 
-_ARC = 48  # points of a circle
+_ARC = 48  # points on an arc
 
 
 def outline(shape: str) -> Outline:
     """Returns the corners (x, y) of a shape, y down.
 
-    The middle of its area is at 0, and the circle around that through the farthest corner has
-    radius 1: so the middle of what is seen is where the sprite is said to be.
+    The centroid of its area is at 0, and the farthest corner is at distance 1. So a sprite's
+    position is the middle of what is seen of it.
 
     Args:
         shape: One of `scenes.SHAPES`.
@@ -23,14 +23,14 @@ def outline(shape: str) -> Outline:
 
 
 def _middle(corners: Outline) -> Float64[np.ndarray, "2"]:
-    """The centroid of a polygon's area, by the sum over the triangles from the origin."""
+    """Returns the centroid of a polygon's area, summed over the triangles from the origin."""
     after = np.roll(corners, -1, axis=0)
     cross = corners[:, 0] * after[:, 1] - after[:, 0] * corners[:, 1]
     return ((corners + after) * cross[:, None]).sum(axis=0) / (3 * cross.sum())
 
 
 def _arc(start: float, stop: float, radius: float = 1.0) -> Outline:
-    """Points on a circle, between angles in degrees."""
+    """Returns points on a circle, between angles in degrees."""
     angle = np.radians(np.linspace(start, stop, _ARC))
     return radius * np.stack([np.cos(angle), np.sin(angle)], axis=1)
 
@@ -61,7 +61,7 @@ def _cross() -> Outline:
 
 
 def _ring() -> Outline:
-    """A thick ring with a notch, so that turning shows."""
+    """Returns a thick ring with a notch, which makes turning visible."""
     return np.concatenate([_arc(-65.0, 245.0), _arc(245.0, -65.0, radius=0.4)])
 
 

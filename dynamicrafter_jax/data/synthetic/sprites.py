@@ -1,4 +1,4 @@
-"""What sprites look like."""
+"""Draws sprites."""
 
 import numpy as np
 from jaxtyping import Float64
@@ -9,10 +9,10 @@ from dynamicrafter_jax.data.synthetic.shapes import outline
 from dynamicrafter_jax.data.synthetic.textures import crop_photograph
 
 REACH = 1.08
-"""Half the side of a sprite's picture, in radii of the circle around it: its margin is clear."""
+"""Half the side of a sprite's picture, in radii of the circle around it; the margin is clear."""
 
-_FINER = 3  # pixels drawn for each that is kept, either way
-_LINE = 0.09  # of the radius: how wide the line around a sprite is
+_FINER = 3  # pixels drawn per pixel that is kept, in each direction
+_LINE = 0.09  # width of the line around a sprite, as a share of the radius
 _DARK, _LIGHT = (24, 24, 28), (246, 246, 242)
 
 Colour = Float64[np.ndarray, "3"]
@@ -27,16 +27,16 @@ def draw_sprite(
     behind: Colour,
     size: int,
 ) -> Image.Image:
-    """Draws a sprite, not turned, in the middle of a picture.
+    """Draws a sprite, at angle 0, in the middle of a picture.
 
     Args:
-        dice: Where its details are drawn from; the size takes no part in that.
+        dice: Source of the random details, which do not depend on the size.
         shape: One of `scenes.SHAPES`.
         pattern: One of `scenes.PATTERNS`.
-        colours: The two of the pattern.
-        photograph: The name of the one that fills it, if the pattern is that.
-        behind: The colour of the background, from which the line around it is set off.
-        size: Pixels of each side, `REACH` radii from the middle.
+        colours: The two colours of the pattern.
+        photograph: The name of the photograph that fills it, if that is its pattern.
+        behind: The colour of the background, with which the line around it contrasts.
+        size: Side of the picture in pixels; it ends `REACH` radii from the middle.
 
     Returns:
         A picture of Pillow's mode RGBa: colours are multiplied by alpha.
@@ -76,7 +76,7 @@ def _fill(
         for left in np.arange(start, size, pitch).tolist():
             draw.rectangle((left, 0, left + pitch / 2, size), fill=second)
     else:
-        # One dot in each cell of a grid, somewhere in it: turning shows.
+        # One dot at a random place in each cell of a grid, which makes turning visible.
         cell = size / 4
         for place, (right, down, r) in enumerate(dice.array(16, 3).tolist()):
             x, y = (place % 4 + 0.3 + 0.4 * right) * cell, (place // 4 + 0.3 + 0.4 * down) * cell

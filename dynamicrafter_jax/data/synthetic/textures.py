@@ -1,4 +1,4 @@
-"""What backgrounds look like: square pictures that are the same at every size."""
+"""Draws backgrounds: square pictures that look the same at every size."""
 
 import numpy as np
 from jaxtyping import Float64, UInt8
@@ -12,12 +12,12 @@ Palette = Float64[np.ndarray, "3 3"]
 
 
 def jittered(dice: Dice, colour: tuple[int, int, int]) -> Float64[np.ndarray, "3"]:
-    """Returns a colour like the given one, 0 to 255."""
+    """Returns a colour close to the given one, 0 to 255."""
     return np.clip(np.asarray(colour) + 36 * (dice.array(3) - 0.5), 0, 255)
 
 
 def draw_palette(dice: Dice, colour: tuple[int, int, int]) -> Palette:
-    """Draws colours that go with one: itself, a clearly darker or lighter one, and another."""
+    """Draws colours around a given one: itself, a clearly darker or lighter one, and another."""
     first = jittered(dice, colour)
     to = 255.0 * (first.mean() < 128)
     second = first + dice.uniform(0.4, 0.65) * (to - first)
@@ -29,10 +29,10 @@ def draw_texture(dice: Dice, texture: str, palette: Palette, size: int) -> Image
     """Draws a generated background.
 
     Args:
-        dice: Where its details are drawn from; the size takes no part in that.
+        dice: Source of the random details, which do not depend on the size.
         texture: One of `scenes.TEXTURES`.
         palette: Its colours.
-        size: Pixels of each side.
+        size: Side of the picture, in pixels.
     """
     return {"noise": _noise, "blobs": _blobs, "stripes": _stripes, "leaves": _leaves}[texture](
         dice, palette, size
@@ -43,14 +43,14 @@ def crop_photograph(dice: Dice, name: str, widths: float, size: int) -> Image.Im
     """Draws a crop of a photograph, mirrored at its edges where it is larger.
 
     Args:
-        dice: Where the place, the scale and the colours of the crop are drawn from.
-        name: Of the photograph.
-        widths: Of the crop, in frame widths.
-        size: Pixels of each side of the crop.
+        dice: Source of the crop's random position, scale and colours.
+        name: Name of the photograph.
+        widths: Side of the crop, in frame widths.
+        size: Side of the crop, in pixels.
     """
     source = photograph(name)
     short = min(source.shape[:2])
-    # The short side is as wide as one frame or up to four: few or many details are seen.
+    # The short side spans 1.1 to 4 frame widths, so that few or many details are seen.
     width = widths * short / float(np.exp(dice.uniform(np.log(1.1), np.log(4.0))))
     corner = [dice.uniform(-0.5, 0.5) * abs(side - width) + (side - width) / 2
               for side in source.shape[:2]]  # fmt: skip
@@ -69,7 +69,7 @@ def crop_photograph(dice: Dice, name: str, widths: float, size: int) -> Image.Im
 
 
 def _mirrored(places: np.ndarray, length: int) -> np.ndarray:
-    """Leads indices that are out of range back into it, as a mirror at each end does."""
+    """Reflects indices that are out of range back into it, as a mirror at each end does."""
     folded = places % (2 * length)
     return np.minimum(folded, 2 * length - 1 - folded)
 
@@ -89,13 +89,13 @@ def _recoloured(dice: Dice, picture: UInt8[np.ndarray, "h w 3"]) -> UInt8[np.nda
 
 
 def _field(dice: Dice, cells: int, size: int) -> Float64[np.ndarray, "size size"]:
-    """Draws smooth noise of about 0 to 1 with so many hills in a row."""
+    """Draws smooth noise of about 0 to 1 from a grid of `cells` by `cells` random values."""
     grid = Image.fromarray(dice.array(cells, cells).astype(np.float32))
     return np.asarray(grid.resize((size, size), Image.Resampling.BICUBIC), np.float64)
 
 
 def _mix(palette: Palette, *weights: Float64[np.ndarray, "size size"]) -> Image.Image:
-    """Goes from the first colour towards each further one by a weight at each place."""
+    """Blends from the first colour towards each further one, by a weight at each pixel."""
     values = np.broadcast_to(palette[0], (*weights[0].shape, 3))
     for colour, weight in zip(palette[1:], weights, strict=False):
         values = values + np.clip(weight, 0, 1)[..., None] * (colour - values)
@@ -132,7 +132,7 @@ def _stripes(dice: Dice, palette: Palette, size: int) -> Image.Image:
 
 
 def _leaves(dice: Dice, palette: Palette, size: int) -> Image.Image:
-    """Draws discs over each other, as in the "dead leaves" model of pictures, with soft edges."""
+    """Draws overlapping discs with soft edges, as in the "dead leaves" model of pictures."""
     picture = Image.new("RGB", (size, size), _rgb(palette[0]))
     draw = ImageDraw.Draw(picture)
     for x, y, r, a, b, shade in dice.array(70, 6):

@@ -1,4 +1,4 @@
-"""Drawn clips as a TFDS data set, with all that is true of them; without TensorFlow."""
+"""Drawn clips as a TFDS data set, with their ground truth; without TensorFlow."""
 
 import contextlib
 import io
@@ -22,10 +22,10 @@ from dynamicrafter_jax.runtime import files
 class SyntheticMotion(tfds.core.GeneratorBasedBuilder):
     """The TFDS builder of drawn clips.
 
-    Features of a clip, of t frames; see `motion.Pose` for those of the trajectory:
+    Features of a clip of t frames; see `motion.Pose` for those of the trajectory:
 
     - `name`, `caption`: text.
-    - `video`: the bytes of a QuickTime file of PNG pictures, which is lossless and tells the fps.
+    - `video`: the bytes of a QuickTime file of PNG pictures, which is lossless and stores the fps.
     - `number` int64, `fps` int32; `motions`: texts.
     - `position` (t, 2), `scale` (t,), `angle` (t,), `view_centre` (t, 2), `view_width` (t,):
       float32.
@@ -33,14 +33,14 @@ class SyntheticMotion(tfds.core.GeneratorBasedBuilder):
 
     name = "synthetic_motion"
     VERSION = tfds.core.Version("1.0.0")
-    code_path = None  # where TFDS looks for the sums of downloads
+    code_path = None  # where TFDS looks for the checksums of downloads
 
     def __init__(self, *, clip_set: ClipSet | None = None, **options: Any) -> None:
         """Makes a builder.
 
         Args:
-            clip_set: The clips; its split is the only one of the data set.
-            **options: TFDS's own, such as `data_dir`.
+            clip_set: The clips; their split is the only one in the data set.
+            **options: TFDS's own options, such as `data_dir`.
         """
         self._clip_set = ClipSet() if clip_set is None else clip_set
         super().__init__(**options)
@@ -98,10 +98,11 @@ def prepare(data_dir: epath.PathLike, clip_set: ClipSet, *, progress: bool = Fal
         progress: Whether to show a progress bar, if stderr is a terminal.
 
     Returns:
-        The data set's folder, `DATA_DIR/synthetic_motion/VERSION`. It appears when all is written.
+        The data set's folder, `DATA_DIR/synthetic_motion/VERSION`. It appears once everything is
+        written.
 
     Raises:
-        UserError: The data set exists, or the disk refused.
+        UserError: The data set exists, or writing fails.
     """
     data_dir = files.as_path(data_dir)
     folder = data_dir / SyntheticMotion.name / str(SyntheticMotion.VERSION)
@@ -110,7 +111,7 @@ def prepare(data_dir: epath.PathLike, clip_set: ClipSet, *, progress: bool = Fal
     files.check_writable(folder, folder=True)
     tfds.display_progress_bar(progress and sys.stderr.isatty())
     try:
-        # TFDS makes a folder for downloads, and reports on stdout, where there are none.
+        # TFDS makes a folder for downloads and reports on stdout, though nothing is downloaded.
         with tempfile.TemporaryDirectory() as none, contextlib.redirect_stdout(io.StringIO()):
             builder = SyntheticMotion(clip_set=clip_set, data_dir=os.fspath(data_dir))
             builder.download_and_prepare(download_dir=none, file_format="array_record")

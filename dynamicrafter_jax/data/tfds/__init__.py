@@ -1,1 +1,1 @@
-"""TFDS data sets."""
+"""Reads and writes videos as TFDS data sets."""

@@ -1,4 +1,4 @@
-"""Videos as a TFDS data set: encoded as they were, prepared and read without TensorFlow."""
+"""Videos as a TFDS data set: files copied unchanged, prepared and read without TensorFlow."""
 
 import contextlib
 import io
@@ -24,9 +24,9 @@ from dynamicrafter_jax.errors import UserError
 from dynamicrafter_jax.runtime import files
 
 VERSION = "1.0.0"
-"""Of the layout: the last part of a data set's folder, `DATA_DIR/NAME/VERSION`."""
+"""Version of the layout: the last part of a data set's folder, `DATA_DIR/NAME/VERSION`."""
 
-# A reader keeps a file open for each shard that it has read from, and systems allow 1024 at first.
+# A reader keeps a file open for each shard that it has read from; the usual limit is 1024 files.
 _MAX_SHARDS = 512
 _VIDEOS_A_SHARD = 256
 _FILES_AT_ONCE = 16
@@ -36,26 +36,27 @@ _COPIED_AT_ONCE = 2**24  # bytes
 def prepare(
     source: VideoSource, name: str, data_dir: epath.PathLike, *, progress: bool = False
 ) -> epath.Path:
-    """Copies the videos of a source into a TFDS data set with the one split `train`.
+    """Copies the videos of a source into a TFDS data set with a single split, `train`.
 
     Each example holds `name` and `caption` (text) and `video` (the bytes of the file), in the
-    source's order. A file that can't be read keeps its place with no bytes, and a warning.
+    source's order. A file that can't be read keeps its place, empty, and causes a warning.
 
     Args:
         source: The videos.
-        name: What to call the data set: a lower-case letter, then letters, digits and _.
+        name: Name of the data set: a lower-case letter, then lower-case letters, digits and _.
         data_dir: Folder of TFDS data sets, local or remote.
         progress: Whether to show a progress bar, if stderr is a terminal.
 
     Returns:
-        The data set's folder, `DATA_DIR/NAME/VERSION`. It appears when all is written.
+        The data set's folder, `DATA_DIR/NAME/VERSION`. It appears once everything is written.
 
     Raises:
-        UserError: The name can't be used or is taken, the source is empty, or the disk refused.
+        UserError: The name can't be used or is taken, the source is empty, or writing fails.
     """
     if not re.fullmatch(r"[a-z][a-z0-9_]*", name):
         raise UserError(
-            f"{name!r} can't name a data set: give a lower-case letter, then letters, digits and _"
+            f"{name!r} can't name a data set: give a lower-case letter, then lower-case letters, "
+            "digits and _"
         )
     if not len(source):
         raise UserError("there are no videos to prepare")
@@ -66,7 +67,7 @@ def prepare(
     try:
         files.as_path(data_dir).mkdir(parents=True, exist_ok=True)
         builder = EncodedVideos(source, name, files.utf8_path(data_dir), progress=progress)
-        # TFDS makes a folder for downloads, and reports on stdout, where there are none.
+        # TFDS makes a folder for downloads and reports on stdout, though nothing is downloaded.
         with tempfile.TemporaryDirectory() as none, contextlib.redirect_stdout(io.StringIO()):
             builder.download_and_prepare(download_dir=none, file_format="array_record")
     except (OSError, RuntimeError) as error:
@@ -78,18 +79,18 @@ def prepare(
 class EncodedVideos(tfds.core.DatasetBuilder, skip_registration=True):
     """The TFDS builder of any source of videos; `prepare` runs it.
 
-    It writes shards itself, one after the other, in order: TFDS's own way holds a shard in memory
-    or takes TensorFlow.
+    It writes shards itself, one after the other, in order: TFDS's own writers hold a whole shard in
+    memory or need TensorFlow.
     """
 
     VERSION = tfds.core.Version(VERSION)
-    code_path = None  # where TFDS looks for the sums of downloads
+    code_path = None  # where TFDS looks for the checksums of downloads
 
     def __init__(
         self, source: VideoSource, name: str, data_dir: epath.Path, *, progress: bool = False
     ) -> None:
         """Makes a builder; see `prepare`."""
-        object.__setattr__(self, "name", name)  # to TFDS, a class has a name
+        object.__setattr__(self, "name", name)  # TFDS expects the name on the class
         self._source, self._progress = source, progress
         super().__init__(data_dir=os.fspath(data_dir))
 
@@ -136,20 +137,20 @@ class EncodedVideos(tfds.core.DatasetBuilder, skip_registration=True):
         self.info.set_splits(tfds.core.SplitDict([split]))
 
     def _write_shard(self, path: epath.Path, items: Sequence[int], bar: tqdm) -> int:
-        """Writes some videos to a file, and returns how many bytes they have."""
+        """Writes some videos to a file, and returns how many bytes they take."""
         features = cast(tfds.features.FeaturesDict, self.info.features)
         num_bytes = 0
         with _local_file(path) as file:
             # Videos are compressed already.
             writer = ArrayRecordWriter(file, "group_size:1,uncompressed")
             for video, data in self._read(items):
-                named = video.name.encode(errors="surrogateescape")  # it may be of any bytes
+                named = video.name.encode(errors="surrogateescape")  # file names may be any bytes
                 example = {"name": named, "caption": video.caption, "video": data}
                 record = features.serialize_example(example)
                 writer.write(record)
                 num_bytes += len(record)
                 bar.update()
-            writer.close()  # raises what writing could not do
+            writer.close()  # raises the errors of writing
         return num_bytes
 
     def _read(self, items: Sequence[int]) -> Iterator[tuple[Video, bytes]]:
@@ -162,7 +163,7 @@ class EncodedVideos(tfds.core.DatasetBuilder, skip_registration=True):
                     yield video, data
 
     def _read_file(self, item: int) -> tuple[Video, bytes, str]:
-        """Reads a video: what the source says, the bytes of its file, and what went wrong."""
+        """Reads a video; returns it, the bytes of its file, and what went wrong, if anything."""
         video = self._source[item]
         if isinstance(video.file, bytes):
             return video, video.file, "" if video.file else f"{video.name} is empty"
@@ -177,7 +178,7 @@ class EncodedVideos(tfds.core.DatasetBuilder, skip_registration=True):
 
 @contextlib.contextmanager
 def _local_file(path: epath.Path) -> Iterator[str]:
-    """A local file that ends up at `path`, since ArrayRecord writes to no other file system."""
+    """Gives a local file that is copied to `path`, since ArrayRecord writes only local files."""
     if "://" not in os.fspath(path):
         yield os.fspath(path)
         return

@@ -1,8 +1,8 @@
 """Videos of TFDS data sets, by name.
 
-Data sets that hold encoded files, such as those of `tfds_builder`, are read without TensorFlow.
-TFDS's own, such as `ucf101`, hold the frames of a video as pictures; TFDS needs TensorFlow to know
-them. They must be prepared as ArrayRecord, which gives random access.
+Data sets that hold encoded files, such as those that `tfds.builder` writes, are read without
+TensorFlow. TFDS's own, such as `ucf101`, hold the frames of a video as pictures; TFDS needs
+TensorFlow to find them. They must be prepared as ArrayRecord, which allows random access.
 """
 
 import contextlib
@@ -45,23 +45,24 @@ def open_tfds(
     """Opens the videos of a TFDS data set.
 
     Args:
-        name: Its name, with config and version if need be (`ucf101/ucf101_1:2.0.0`), or its folder.
-        split: Which part of it, in TFDS's terms: `train`, `train[:90%]`.
+        name: Its name, with config and version if needed (`ucf101/ucf101_1:2.0.0`), or its folder.
+        split: Which part of it, in TFDS's notation: `train`, `train[:90%]`.
         data_dir: Folder of prepared data sets; None for TFDS's own (`TFDS_DATA_DIR`, or else
             `~/tensorflow_datasets`).
         video: The feature that holds the videos; None for the only one that can.
-        caption: The feature to take prompts from; None for the only text, the text that is called
-            a caption, or else the only label, in words. Without any of these prompts are "".
-        fps: Frames a second of data sets that hold pictures, which do not say.
+        caption: The feature to take prompts from; None for the only text, the text whose name says
+            that it is a caption, or else the only label, in words. If there is none of these,
+            prompts are "".
+        fps: Frames a second of data sets that hold pictures, which don't store it.
 
     Raises:
         UserError: There is no such data set or split, it is not prepared or not for random access,
-            its features leave open which to take, or TensorFlow is needed and missing.
+            its features are ambiguous, or TensorFlow is needed and missing.
     """
     root = files.as_path(data_dir or os.environ.get("TFDS_DATA_DIR", "~/tensorflow_datasets"))
     folder = _prepared(name, root)
     try:
-        with contextlib.redirect_stdout(io.StringIO()):  # a banner where TensorFlow is missing
+        with contextlib.redirect_stdout(io.StringIO()):  # a banner if TensorFlow is missing
             folder = folder or _known(name, root)
             features: Any = tfds.builder_from_directory(folder).info.features
             chosen = choose_features(name, dict(features.items()), video, caption)
@@ -81,7 +82,7 @@ def open_tfds(
 
 
 class Chosen(NamedTuple):
-    """Which features of a data set are taken as what; "" for none."""
+    """The features of a data set that serve as video, caption and name; "" for none."""
 
     video: str
     caption: str
@@ -90,21 +91,21 @@ class Chosen(NamedTuple):
 
 
 class TfdsVideos:
-    """The videos of a split, by number. Each process that uses it opens the files anew."""
+    """The videos of a split, by number. Each process that uses it opens its own files."""
 
     def __init__(
         self, folder: str, split: str, chosen: Chosen, fps: float | int, length: int
     ) -> None:
-        """Made by `open_tfds`, which says what the arguments are."""
+        """Called by `open_tfds`, which describes the arguments."""
         self._folder, self._split, self._chosen = folder, split, chosen
         self._fps, self._length = fps, length
 
     def __len__(self) -> int:
-        """Returns how many videos there are."""
+        """Returns the number of videos."""
         return self._length
 
     def __getitem__(self, index: int) -> Video:
-        """Returns a video; its file is a film strip if the data set holds pictures.
+        """Returns a video; if the data set holds pictures, its file is made by `film`.
 
         Raises:
             UserError: It can't be read.
@@ -142,10 +143,10 @@ class TfdsVideos:
 def choose_features(
     name: str, features: Mapping[str, Any], video: str | None, caption: str | None
 ) -> Chosen:
-    """Finds the features to take, by their types; `open_tfds` says how.
+    """Finds the features to take, by their types, as described in `open_tfds`.
 
     Raises:
-        UserError: There is none or no single one, or the given one does not exist or fit.
+        UserError: No feature or more than one fits, or the given one does not exist or fit.
     """
     texts = [key for key, feature in features.items() if isinstance(feature, tfds.features.Text)]
     labels = [k for k, feature in features.items() if isinstance(feature, tfds.features.ClassLabel)]
@@ -168,11 +169,11 @@ def words(label: str) -> str:
 
 
 def film(name: str, pictures: Sequence[bytes], fps: float | int) -> bytes:
-    """Strings PNG or JPEG files together into a video file, without decoding them.
+    """Joins PNG or JPEG files into a video file, without decoding them.
 
     Args:
         name: What error messages call the video.
-        pictures: The frames, all of one format and size. Without any, the result is empty too.
+        pictures: The frames, all of one format and size. If there are none, the result is empty.
         fps: Frames a second.
 
     Raises:
@@ -204,9 +205,9 @@ def film(name: str, pictures: Sequence[bytes], fps: float | int) -> bytes:
 
 
 def _prepared(name: str, root: epath.Path) -> str | None:
-    """The folder of a prepared data set, of the newest version if the name is silent on it.
+    """Returns the folder of a prepared data set, in the newest version if the name has none.
 
-    The name may be that of a data set in `root`, or lead to its folder from anywhere.
+    The name is a data set's in `root`, or a path to its folder.
     """
     for place in (files.as_path(name),) if "://" in name else (root / name, files.as_path(name)):
         if (place / _INFO).exists():
@@ -222,13 +223,13 @@ def _prepared(name: str, root: epath.Path) -> str | None:
 
 
 def _known(name: str, root: epath.Path) -> str:
-    """The folder of a data set whose name TFDS resolves, with its default config and version."""
+    """Returns the folder that TFDS resolves a name to, with its default config and version."""
     try:
         builder = tfds.builder(name, data_dir=os.fspath(root))
     except tfds.core.DatasetNotFoundError as error:
         raise UserError(
             f"{root} holds no TFDS data set {name}: check the name and TFDS_DATA_DIR, or prepare "
-            f"it; to know TFDS's own data sets it needs TensorFlow ({_EXTRA})"
+            f"it; TFDS's own data sets need TensorFlow ({_EXTRA})"
         ) from error
     except (AssertionError, ValueError) as error:
         raise UserError(f"TFDS can't open {name}: {str(error).splitlines()[0]}") from error
@@ -251,19 +252,19 @@ class _Stored(tfds.decode.Decoder):
 
 
 def _records(folder: str, split: str, chosen: Chosen) -> Any:
-    """The examples of a split, by number; nothing is read yet."""
+    """Returns the examples of a split, by number; nothing is read yet."""
     builder: Any = tfds.builder_from_directory(folder)
     decoders = {chosen.video: _Stored()}
     try:
         return builder.as_data_source(split=split, decoders=decoders)
     except (KeyError, ValueError) as error:
         raise UserError(
-            f"{folder} has no split {split!r}: it has {', '.join(builder.info.splits)}"
+            f"{folder} has no split {split!r}: choose from {', '.join(builder.info.splits)}"
         ) from error
 
 
 def _holds_videos(feature: Any) -> bool:
-    """Whether a feature is a sequence of pictures, as `tfds.features.Video`, or bytes."""
+    """Returns whether a feature is bytes or, like `tfds.features.Video`, a sequence of pictures."""
     if isinstance(feature, tfds.features.Sequence):
         return isinstance(feature.feature, tfds.features.Image)
     is_bytes = isinstance(feature, tfds.features.Tensor) and feature.np_dtype == np.object_
@@ -276,7 +277,8 @@ def _choose(
     if given is not None:
         if given not in known:
             raise UserError(
-                f"{given!r} is no {what} of the TFDS data set {name}: give one of {sorted(known)}"
+                f"{given!r} is not a {what} feature of the TFDS data set {name}: choose from "
+                f"{sorted(known)}"
             )
         return given
     if len(found) != 1:

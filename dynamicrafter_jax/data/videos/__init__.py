@@ -1,4 +1,4 @@
-"""Videos with captions, and what is in their files: containers, codecs, timestamps, frames."""
+"""Videos with captions, and reading their files: containers, codecs, timestamps and frames."""
 
 from typing import NamedTuple, Protocol, runtime_checkable
 
@@ -19,10 +19,10 @@ class Video(NamedTuple):
 
 @runtime_checkable
 class VideoSource(Protocol):
-    """Videos by number, in a fixed order. Worker processes get it by pickle."""
+    """Videos by number, in a fixed order. It is pickled for worker processes."""
 
     def __len__(self) -> int:
-        """Returns how many videos there are."""
+        """Returns the number of videos."""
         ...
 
     def __getitem__(self, index: int) -> Video:

@@ -1,4 +1,4 @@
-"""What coded pictures say of themselves in their first bits, read without decoding them."""
+"""Facts about coded pictures from their first bits, read without decoding them."""
 
 import re
 from collections.abc import Callable, Iterator
@@ -7,15 +7,15 @@ from dynamicrafter_jax.media import orientation
 from dynamicrafter_jax.media.orientation import Orientation
 
 FramesOf = Callable[[bytes], int]
-"""Tells how many frames a packet shows. Packets are to be given in the order of the file."""
+"""Returns how many frames a packet shows. Packets must be passed in the order of the file."""
 
 
 def frames_of(codec: str, header: bytes) -> FramesOf | None:
-    """Returns what counts the frames of a packet; None for codecs whose packets show one each.
+    """Returns a function that counts a packet's frames; None for codecs that always show one.
 
     Args:
-        codec: Its canonical name.
-        header: What the container says ahead of the packets, or nothing.
+        codec: The codec's canonical name.
+        header: The codec's data in the container's header, or nothing.
     """
     if codec == "mpeg4":
         return Mpeg4(header)
@@ -25,10 +25,10 @@ def frames_of(codec: str, header: bytes) -> FramesOf | None:
 
 
 def may_wait(codec: str, header: bytes, packet: bytes) -> bool:
-    """Tells whether a packet holds a picture that refers to later ones, and is shown before them.
+    """Returns whether a packet holds a picture that refers to later ones and is shown before them.
 
-    Headers of files may say that there are such pictures where there are none. Of H.264 and MPEG-4
-    the pictures themselves tell (H.264 7.3.3, ISO 14496-2 6.2.5); of others it is not known.
+    File headers may claim that there are such pictures when there are none. In H.264 and MPEG-4 the
+    pictures themselves say so (H.264 7.3.3, ISO 14496-2 6.2.5); for other codecs, returns True.
     """
     if codec == "mpeg4":
         return any(picture[0] >> 6 == 2 for picture in _pictures(packet))
@@ -43,15 +43,15 @@ def may_wait(codec: str, header: bytes, packet: bytes) -> bool:
 
 
 def orientation_of(codec: str, header: bytes, packet: bytes) -> Orientation | None:
-    """Returns how H.264 or HEVC says that pictures are to be shown; None where it does not.
+    """Returns the display orientation in an H.264 or HEVC stream; None if it holds none.
 
-    It says so at the first picture or at every key ("display orientation" of the supplemental
-    information, H.264 D.2.27 and HEVC D.2.17), and means all of them. Where it says that nothing
-    is to be done, the container still has its say.
+    It stands at the first picture or at every key frame ("display orientation" in the supplemental
+    information, H.264 D.2.27 and HEVC D.2.17), and applies to all pictures. If it is the identity,
+    the result is None too, and the container's orientation applies.
 
     Args:
-        codec: Its canonical name.
-        header: What the container says ahead of the packets, or nothing.
+        codec: The codec's canonical name.
+        header: The codec's data in the container's header, or nothing.
         packet: The first one that decoding can start at.
     """
     if codec not in ("h264", "hevc"):
@@ -67,7 +67,7 @@ def orientation_of(codec: str, header: bytes, packet: bytes) -> Orientation | No
 
 
 def _orientation(bits: int) -> Orientation:
-    """Reads 24 bits: cancelled, mirrored left to right, top to bottom, and the turn after that."""
+    """Reads 24 bits: cancelled, mirrored left to right, top to bottom, then a rotation."""
     x, y = -1 if bits >> 22 & 1 else 1, -1 if bits >> 21 & 1 else 1
     quarters = round((bits >> 5 & 0xFFFF) / 2**14) % 4  # counterclockwise
     cos, sin = (1, 0, -1, 0)[quarters], (0, 1, 0, -1)[quarters]
@@ -75,8 +75,8 @@ def _orientation(bits: int) -> Orientation:
 
 
 def _units(codec: str, header: bytes, packet: bytes) -> Iterator[bytes]:
-    """The units of a packet of H.264 or HEVC, each with its header."""
-    # Units follow start codes, or their lengths. In AVI, the header may say otherwise.
+    """Yields the NAL units of a packet of H.264 or HEVC, each with its header."""
+    # A start code or its length precedes each unit. In AVI, the header may be wrong about which.
     if header[:1] != b"\1" or packet.startswith(b"\0\0\0\1"):
         yield from (unit for unit in packet.split(b"\0\0\1")[1:] if unit)
         return
@@ -90,7 +90,7 @@ def _units(codec: str, header: bytes, packet: bytes) -> Iterator[bytes]:
 
 
 def _messages(data: bytes) -> Iterator[tuple[int, bytes]]:
-    """The messages of a unit of supplemental information, with the numbers of their kinds."""
+    """Yields the messages of a unit of supplemental information, with their type numbers."""
     place = 0
     while place + 2 < len(data):
         numbers = []
@@ -106,10 +106,10 @@ def _messages(data: bytes) -> Iterator[tuple[int, bytes]]:
 
 
 class _Hevc:
-    """Counts the frames of HEVC, where a file that was cut starts with some that can't be decoded.
+    """Counts the frames of HEVC, where a trimmed file may start with some that can't be decoded.
 
-    They are shown before the first key, follow it in the file, and may refer to what is no longer
-    there ("random access skipped leading" pictures, H.265, 3.131). No decoder shows them.
+    They follow the first key frame in the file, are shown before it, and may refer to pictures that
+    were cut off ("random access skipped leading" pictures, H.265, 3.131). No decoder shows them.
     """
 
     def __init__(self, header: bytes) -> None:
@@ -119,19 +119,19 @@ class _Hevc:
         if self._is_past_them:
             return 1
         kinds = (unit[0] >> 1 & 63 for unit in _units("hevc", self._header, packet))
-        kind = next((kind for kind in kinds if kind < 32), 0)  # of the first with a picture
+        kind = next((kind for kind in kinds if kind < 32), 0)  # of the first unit with a picture
         self._keys += kind >= 16
         self._is_past_them = self._keys > 1 or (self._keys == 1 and kind < 6)
         return int(kind not in (8, 9))
 
 
 def _frames_of_vp8(packet: bytes) -> int:
-    """By `show_frame` (RFC 6386, 9.1)."""
+    """Counts by `show_frame` (RFC 6386, 9.1)."""
     return packet[0] >> 4 & 1
 
 
 def _frames_of_vp9(packet: bytes) -> int:
-    """By `show_existing_frame` and `show_frame` of a superframe's frames (VP9, 6.2, Annex B)."""
+    """Counts by `show_existing_frame` and `show_frame` in a superframe (VP9, 6.2, Annex B)."""
     starts, last = [0], packet[-1]
     count, size = (last & 7) + 1, (last >> 3 & 3) + 1
     index = packet[-2 - count * size :]
@@ -147,7 +147,7 @@ def _shows_vp9(first: int) -> bool:
 
 
 def _frames_of_av1(packet: bytes) -> int:
-    """By `show_existing_frame` and `show_frame` (AV1, 5.9.2); of several layers, one is shown."""
+    """Counts by `show_existing_frame` and `show_frame` (AV1, 5.9.2); of several layers, one."""
     start = 0
     while start < len(packet):
         first = packet[start]
@@ -156,7 +156,7 @@ def _frames_of_av1(packet: bytes) -> int:
         if first & 2:
             size, start = _leb128(packet, start)
         kind, unit = first >> 3 & 15, packet[start : start + size]
-        if kind == 1 and unit and unit[0] & 8:  # a still picture, which has no such bits
+        if kind == 1 and unit and unit[0] & 8:  # a still picture, which lacks those bits
             return 1
         if kind in (3, 6) and unit and (unit[0] & 0x80 or unit[0] & 0x10):
             return 1
@@ -165,7 +165,7 @@ def _frames_of_av1(packet: bytes) -> int:
 
 
 def _leb128(data: bytes, start: int) -> tuple[int, int]:
-    """A number of any length, and where what follows it begins."""
+    """Reads a number of variable length; returns it and the position after it."""
     number = 0
     for i, byte in enumerate(data[start : start + 8]):
         number |= (byte & 127) << 7 * i
@@ -178,18 +178,18 @@ _PACKED = re.compile(rb"\x00\x00\x01\xb2DivX\d+(b|Build)\d+p")
 
 
 class Mpeg4:
-    """Counts the pictures of MPEG-4 part 2, which has several or empty ones in a packet.
+    """Counts the pictures of MPEG-4 part 2, whose packets may hold several or empty ones.
 
-    Encoders write an empty picture where the one before stays (ISO 14496-2, 6.2.5). DivX and Xvid
-    pack a picture with one that is shown before it, and say so. The decoder shows that one in place
-    of the next packet's first, which then waits itself, or is empty.
+    Encoders write an empty picture to repeat the one before (ISO 14496-2, 6.2.5). DivX and Xvid
+    pack a picture with one that is shown before it, and mark the stream as packed. The decoder then
+    shows the second picture instead of the next packet's first, which waits in turn, or is empty.
 
     Attributes:
-        is_packed: Whether they are known to do so. Then packets show each other's pictures.
+        is_packed: Whether the stream is marked as packed. Then packets show each other's pictures.
     """
 
     def __init__(self, header: bytes) -> None:
-        """Takes what the container says ahead of the packets."""
+        """Takes the codec's data in the container's header."""
         self.is_packed = self._one_waits = False
         self._time_bits: int | None = None
         self._read(header)
@@ -218,16 +218,16 @@ class Mpeg4:
 
     @staticmethod
     def _find_time_bits(data: bytes) -> int | None:
-        """The width of `vop_time_increment`, from a header of a video object layer, if any."""
+        """Returns the bits of `vop_time_increment`, from a video object layer's header, if any."""
         for unit in data.split(b"\0\0\1")[1:]:
             if not unit or unit[0] >> 4 != 2:
                 continue
             bits = _Bits(unit[1:41])
             bits.read(9)
             version = bits.read(7) >> 3 if bits.read(1) else 1
-            if bits.read(4) == 15:  # the shape of a pixel is told
+            if bits.read(4) == 15:  # the shape of a pixel follows
                 bits.read(16)
-            if bits.read(1) and bits.read(4) & 1:  # the buffer of a decoder is told
+            if bits.read(1) and bits.read(4) & 1:  # the decoder's buffer follows
                 bits.read(79)
             if bits.read(2) == 3 and version != 1:
                 bits.read(4)
@@ -237,12 +237,12 @@ class Mpeg4:
 
 
 def _pictures(packet: bytes) -> list[bytes]:
-    """The pictures of a packet of MPEG-4, without what starts them."""
+    """Returns the pictures of a packet of MPEG-4, without their start codes."""
     return [picture for picture in packet.split(b"\0\0\1\xb6")[1:] if picture]
 
 
 class _Bits:
-    """Reads bits from the left; after the last there are zeros."""
+    """Reads bits from the left; past the end it reads zeros."""
 
     def __init__(self, data: bytes) -> None:
         self._value, self._left = int.from_bytes(data), 8 * len(data)
@@ -253,7 +253,7 @@ class _Bits:
         return value & ((1 << count) - 1)
 
     def golomb(self) -> int:
-        """Reads a number of any size, in the code of Golomb."""
+        """Reads an Exp-Golomb code."""
         zeros = 0
         while zeros < 32 and not self.read(1):
             zeros += 1

@@ -1,4 +1,4 @@
-"""Chosen frames of a video file, by number: exact, resized, and nothing decoded in vain."""
+"""Reads chosen frames of a video file by number: exact, resized, with no needless decoding."""
 
 import contextlib
 import io
@@ -24,14 +24,14 @@ from dynamicrafter_jax.media.transparency import on_white
 from dynamicrafter_jax.runtime import files
 from dynamicrafter_jax.runtime.placeholders import refuse_placeholder
 
-# Formats that hold their own data. The others of ffmpeg's include playlists, which would have
-# files or addresses opened that whoever made the video has chosen.
+# Formats that hold their own data. ffmpeg's others include playlists, which would let whoever made
+# the video choose files or addresses to open.
 _FORMATS = "mov,matroska,avi,gif,mpegts,mpeg,flv,asf,ogg,ivf"
 
-# Those of them where all times may come again: what says where to start is a place in the file.
+# Those in which times may repeat, so that the start is sought by a position in the file.
 _SOUGHT_BY_BYTES = ("mpegts", "mpeg", "flv")
 
-# PyAV 18 fails on titles and the like in an old encoding unless told to go on; later ones do.
+# PyAV 18 fails on titles and other tags in an old encoding unless told not to; later ones don't.
 _ANY_TAGS: Any = {"metadata_errors": "replace"} if av.__version__.startswith("18.") else {}
 
 FILTER = (
@@ -40,23 +40,23 @@ FILTER = (
     | Interpolation.FULL_CHR_H_INT
     | Interpolation.FULL_CHR_H_INP
 )
-"""How frames are resized and converted: bicubic, with colours rounded and computed a pixel each."""
+"""How frames are resized and converted: bicubic, with colours rounded and computed per pixel."""
 
-# swscale is several times as fast at planes of green, blue and red as at RGB side by side.
+# swscale is several times faster at separate planes of green, blue and red than at packed RGB.
 _PLANES, _RED_GREEN_BLUE = "gbrp", (2, 0, 1)
 
 
 @contextlib.contextmanager
 def open_video(file: str | bytes, name: str) -> Iterator["VideoReader"]:
-    """Opens a video, and reads where its frames lie without decoding them.
+    """Opens a video, and finds its frames without decoding them.
 
     Args:
         file: A path, local or remote, or the bytes of a file.
         name: What error messages call it.
 
     Raises:
-        UserError: It is missing, cut off, no video or without frames, or has sides under
-            `MIN_SIDE` or more than `MAX_PIXELS` pixels.
+        UserError: The file is missing, cut off, not a video or without frames, or its frames have
+            sides under `MIN_SIDE` or more than `MAX_PIXELS` pixels.
     """
     with contextlib.ExitStack() as stack:
         with _readable(name, file):
@@ -69,11 +69,11 @@ def open_video(file: str | bytes, name: str) -> Iterator["VideoReader"]:
 class VideoReader:
     """Frames of an open video by number, in the order in which they are shown.
 
-    It decodes in one thread: a worker process for each core gives more clips a second.
+    It decodes in one thread, since one worker process per core gives more clips a second.
 
     Attributes:
-        num_frames: Frames that can be shown: those that an edit list cuts out don't count, nor
-            those before the first one that decoding can start at.
+        num_frames: Frames that can be shown. Frames that an edit list cuts out don't count, nor do
+            those before the first frame that decoding can start at.
         fps: Frames a second, on average.
     """
 
@@ -109,7 +109,7 @@ class VideoReader:
     def read(
         self, indices: Sequence[int], height: int, width: int
     ) -> UInt8[np.ndarray, "t height width 3"]:
-        """Returns the frames of these numbers; see `frames`."""
+        """Returns the frames with these numbers; see `frames`."""
         video = np.empty((len(indices), height, width, 3), np.uint8)
         for place, frame in enumerate(self.frames(indices, height, width)):
             video[place] = frame
@@ -120,14 +120,14 @@ class VideoReader:
     ) -> Generator[UInt8[np.ndarray, "height width 3"], None, None]:
         """Yields frames one by one, so that a video of any length fits in memory.
 
-        A frame is the same whichever others are asked for. It is turned upright, resized to cover
-        height x width (bicubic, widened when shrinking) and cut in the middle; its pixels are
+        A frame does not depend on which others are asked for. It is turned upright, resized to
+        cover height x width (bicubic, widened when shrinking) and center-cropped; its pixels are
         made square, and its colours follow the file's tags.
 
         Args:
             indices: Numbers of frames from 0 to num_frames - 1, each larger than the one before.
-            height: Of the results, in pixels.
-            width: Of the results, in pixels.
+            height: Height of the results, in pixels.
+            width: Width of the results, in pixels.
 
         Raises:
             UserError: A frame is damaged or missing.
@@ -143,8 +143,8 @@ class VideoReader:
         place = 0
         for run in self._index.runs(indices):
             missing = dict(run.wanted)
-            # Where pictures are refreshed bit by bit, those right after a key are whole only if
-            # decoding comes from further ahead. And seeking fails where a file has a time twice.
+            # With gradual refresh, pictures right after a key frame are whole only if decoding
+            # starts earlier. And seeking fails if a time occurs twice in a file.
             for from_start in (True,) if self._index.counted else (False, True):
                 for label, frame in self._decode(run, from_start) if missing else ():
                     if label in missing:
@@ -161,7 +161,7 @@ class VideoReader:
                 )
 
     def _decode(self, run: Run, from_start: bool) -> Iterator[tuple[int, av.VideoFrame]]:
-        """Decodes a run, or all packets up to its last; gives frames with their labels."""
+        """Decodes a run, or all packets up to its last, and yields frames with their labels."""
         latest = -math.inf
         for count, frame in enumerate(self._frames_of(run, from_start)):
             # The decoder guesses what it can't read, and later frames build on its guess.
@@ -173,7 +173,7 @@ class VideoReader:
             time = cast(int, frame.pts)
             if self._index.in_file_order and time < latest:
                 raise UserError(
-                    f"{self._name} says when its frames are decoded, not when they are shown: "
+                    f"{self._name} stores when its frames are decoded, not when they are shown: "
                     f"encode it again"
                 )
             latest = time
@@ -181,7 +181,7 @@ class VideoReader:
 
     def _frames_of(self, run: Run, from_start: bool) -> Iterator[av.VideoFrame]:
         context = self._stream.codec_context
-        # Of H.264 alone it is certain that no frame depends on one that is said to be left out.
+        # Only H.264 guarantees that no frame depends on one that is marked as skippable.
         may_skip = context.name == "h264" and not self._index.counted
         left = run.last + 1 - (self._index.first_key if from_start else run.first)
         for packet in self._from_start() if from_start else self._from_key(run.first):
@@ -216,8 +216,8 @@ class VideoReader:
                 yield packet
         if count < len(expected):
             raise UserError(
-                f"{self._name} can't be read again from its start, as files strung together can't: "
-                f"encode it again"
+                f"{self._name} can't be read again from its start, perhaps because it is several "
+                f"files joined together: encode it again"
             )
 
     def _picture(
@@ -227,20 +227,20 @@ class VideoReader:
         if orientation.transposed:
             height, width = width, height
         aspect = self._stream.sample_aspect_ratio or Fraction(1)
-        # Exact, as in `media.cropping.cover`, whose cuts these are.
+        # Exact, as in `media.cropping.cover`, which crops in the same way.
         scale = max(Fraction(height, frame.height), Fraction(width, frame.width) / aspect)
         exact_h, exact_w = frame.height * scale, frame.width * aspect * scale
         h, w = max(height, round(exact_h)), max(width, round(exact_w))
         if h * w > MAX_PIXELS:
             raise UserError(
                 f"{self._name} is too long and narrow for {width} x {height} pixels: its frames "
-                f"are of {frame.width} x {frame.height}"
+                f"have {frame.width} x {frame.height}"
             )
         planes = self._reformatter.reformat(
             on_white(frame), w, h, _PLANES, interpolation=FILTER, threads=1
         ).planes
         top, left = int(exact_h - height) // 2, int(exact_w - width) // 2
-        # What is cut off of an odd number of pixels follows from how the frame is shown.
+        # An odd number of pixels is split as it would be if the frame were cut after turning.
         if orientation.flips_height:
             top = h - height - top
         if orientation.flips_width:
@@ -261,11 +261,11 @@ def _input(file: str | bytes) -> str | io.BytesIO:
 
 @contextlib.contextmanager
 def _readable(name: str, file: str | bytes | None) -> Iterator[None]:
-    """Says in one line what ffmpeg or the system could not read.
+    """Turns the errors of ffmpeg and of the system into one-line messages.
 
     Args:
-        name: What the message calls it.
-        file: Asked for what it really is; None once that is known.
+        name: What the messages call the video.
+        file: The file, checked for being a placeholder; None once it has been opened.
     """
     try:
         yield

@@ -1,4 +1,4 @@
-"""Where the frames of a video lie: in which packets, in which order, and at what times."""
+"""The frames of a video: in which packets they are, in which order, and at what times."""
 
 import math
 from bisect import bisect_right
@@ -15,20 +15,21 @@ from dynamicrafter_jax.data.videos import bitstreams
 from dynamicrafter_jax.media.orientation import Orientation
 from dynamicrafter_jax.media.rates import frame_rate
 
-# Broadcasts and the like may start counting anew. ffmpeg's program takes longer steps for that.
+# Broadcasts and the like may restart their clock. The ffmpeg program, too, takes a longer step for
+# a restart.
 _LONGEST_STEP_SECONDS = 10
 
 
 class Packet(NamedTuple):
-    """What a packet says of itself.
+    """The metadata of a packet.
 
     Attributes:
-        pts: When it is shown, in ticks of its stream, if it says so.
-        dts: When it is decoded.
+        pts: When it is shown, in ticks of its stream, if known.
+        dts: When it is decoded, likewise.
         is_key: Whether decoding can start here.
         is_cut: Whether an edit list cuts it out.
-        frames: How many it shows: 0 for one that others only refer to.
-        place: Where it lies in the file, in bytes, if that is known.
+        frames: How many frames it shows: 0 if others only refer to it.
+        place: Its position in the file, in bytes, if known.
     """
 
     pts: int | None
@@ -40,12 +41,12 @@ class Packet(NamedTuple):
 
     @property
     def time_in_file(self) -> int:
-        """The time to seek for it, in ticks."""
+        """Time to seek to reach the packet, in ticks."""
         return (self.pts or 0) if self.dts is None else self.dts
 
 
 class Run(NamedTuple):
-    """Packets to decode in one go, as places in the file, and the frames wanted of them."""
+    """Packets to decode in one go, by number in the file, and the frames wanted from them."""
 
     first: int
     last: int
@@ -55,10 +56,10 @@ class Run(NamedTuple):
 def usable_packets(
     container: InputContainer, stream: VideoStream
 ) -> "Iterator[CodedPacket[VideoStream]]":
-    """Yields the packets of a stream from where a file is, without empty ones.
+    """Yields the packets of a stream from the file's current position on, without empty ones.
 
-    Nor the last one, if it is cut off. Others that are said to be damaged may be whole: where files
-    are strung together, say.
+    The last one is left out too if it is cut off. Others that are marked as damaged may be whole,
+    for example where files are joined together.
     """
     damaged: CodedPacket[VideoStream] | None = None
     for packet in container.demux(stream):
@@ -77,7 +78,7 @@ def read_index(
     """Reads all packets of a stream, without decoding them.
 
     Returns:
-        What they say, and how they say that frames are to be shown (`bitstreams.orientation_of`).
+        The index, and the orientation that the stream asks for (`bitstreams.orientation_of`).
     """
     codec, header = stream.codec_context.codec, stream.codec_context.extradata or b""
     name = codec.canonical_name
@@ -98,7 +99,7 @@ def read_index(
             )
         )
     if container.format.name == "avi":
-        # It says when frames are decoded, and ffmpeg guesses when they are shown.
+        # The file stores when frames are decoded, and ffmpeg guesses when they are shown.
         packets = [packet._replace(pts=None) for packet in packets]
     is_packed = isinstance(frames_of, bitstreams.Mpeg4) and frames_of.is_packed
     counted = is_packed or must_count(packets, can_reorder=codec.reorder, reorders=reorders)
@@ -106,12 +107,12 @@ def read_index(
 
 
 def must_count(packets: Sequence[Packet], *, can_reorder: bool, reorders: bool) -> bool:
-    """Tells whether the times of packets are not those at which their frames are shown.
+    """Returns whether the times of packets can't be trusted to be those of showing their frames.
 
     Args:
-        packets: All of a file, in its order.
-        can_reorder: Whether pictures of the codec may be shown in another order than decoded.
-        reorders: Whether some of these seem to be.
+        packets: All packets of a file, in its order.
+        can_reorder: Whether the codec allows pictures to be shown in another order than decoded.
+        reorders: Whether some of these pictures seem to be.
     """
     shown = [packet for packet in packets if packet.frames]
     times = [packet.pts for packet in shown if packet.pts is not None]
@@ -120,17 +121,17 @@ def must_count(packets: Sequence[Packet], *, can_reorder: bool, reorders: bool) 
         return True
     if len(_parts(shown, math.inf)) > 1:
         return True
-    # Copies of AVI files give the times of decoding as those of showing.
+    # Files remuxed from AVI give the times of decoding as those of showing.
     if all(before < after for before, after in pairwise(times)):
         return reorders and not all(packet.is_key for packet in packets)
     return not can_reorder
 
 
 def _parts(packets: Sequence[Packet], longest: float) -> list[list[int]]:
-    """Splits the times of packets where the clock was set anew.
+    """Splits the times of packets where the clock restarts.
 
-    What comes before a key in the file is shown before it. So at keys it can be seen that time went
-    backwards, or on by more than the longest step.
+    Whatever precedes a key frame in the file is shown before it. So key frames reveal that time
+    went backwards, or forwards by more than the longest step.
     """
     by_pts = all(packet.pts is not None for packet in packets)
     parts: list[list[int]] = []
@@ -148,7 +149,7 @@ def _parts(packets: Sequence[Packet], longest: float) -> list[list[int]]:
 
 
 def _starts_late(packets: Sequence[Packet]) -> bool:
-    """Tells whether a decoder waits after the first packet, for what is shown before the second."""
+    """Returns whether decoding pauses after the first packet for frames shown before the second."""
     times = [packet.dts for packet in packets[:3] if packet.pts is None and packet.dts is not None]
     return len(times) == 3 and times[1] - times[0] > times[2] - times[1]
 
@@ -156,20 +157,20 @@ def _starts_late(packets: Sequence[Packet]) -> bool:
 class Index:
     """The frames of a video, in the order in which they are shown.
 
-    A frame is known by a label: its time, or, where times can't be trusted, its number among those
-    that leave the decoder when all packets are decoded.
+    A frame is identified by a label: its time or, if times can't be trusted, its number among the
+    frames that leave the decoder when all packets are decoded.
 
     Attributes:
-        packets: All of them, in the order of the file.
+        packets: All packets, in the order of the file.
         counted: Whether labels are numbers.
         in_file_order: Whether frames are shown in the order of the file.
-        first_key: The first packet that decoding can start at.
-        num_frames: How many frames are shown: those that an edit list cuts out don't count, nor
-            those before the first key.
+        first_key: Number of the first packet that decoding can start at.
+        num_frames: How many frames are shown. Frames that an edit list cuts out don't count, nor do
+            those before the first key frame.
     """
 
     def __init__(self, packets: Sequence[Packet], *, counted: bool) -> None:
-        """Puts frames in order; `must_count` tells whether they must be counted."""
+        """Puts frames in order; `must_count` says whether they must be counted."""
         self.packets, self.counted = packets, counted
         self._keys = [
             i for i, p in enumerate(packets) if p.is_key and (counted or p.pts is not None)
@@ -191,13 +192,13 @@ class Index:
         self.in_file_order = self._shown == sorted(self._shown)
 
     def runs(self, indices: Sequence[int]) -> list[Run]:
-        """Finds what must be decoded: for each frame, from the last key before it.
+        """Finds what must be decoded: for each frame, the packets from the last key frame on.
 
         Raises:
-            ValueError: `indices` are not growing numbers from 0 to num_frames - 1.
+            ValueError: `indices` are not increasing numbers from 0 to num_frames - 1.
         """
         if any(b <= a for a, b in pairwise([-1, *indices, self.num_frames])):
-            raise ValueError(f"{indices} are not growing numbers below {self.num_frames}")
+            raise ValueError(f"{indices} are not increasing numbers below {self.num_frames}")
         if self.counted:
             wanted = {index: place for place, index in enumerate(indices)}
             return [Run(self.first_key, len(self.packets) - 1, wanted)] if wanted else []
@@ -217,14 +218,14 @@ class Index:
     def rate(
         self, time_base: Fraction, told: Fraction | None, *, may_jump: bool
     ) -> Fraction | None:
-        """Returns frames a second on average; see `frame_rate`.
+        """Returns the average number of frames a second; see `frame_rate`.
 
-        Time between a last frame and a first one after the clock was set anew does not count.
+        The time between two frames does not count if the clock restarts between them.
 
         Args:
-            time_base: Seconds of a tick.
-            told: What the file says.
-            may_jump: Whether long steps in time mean that the clock was set.
+            time_base: Duration of a tick, in seconds.
+            told: The rate in the file's header.
+            may_jump: Whether long steps in time mean that the clock restarted.
         """
         if self.counted:
             packets = [p for p in self.packets[self.first_key :] if not p.is_cut]
@@ -244,10 +245,10 @@ class Index:
         return time
 
     def _key(self, position: int) -> int | None:
-        """The last key that is decoded and shown no later than a packet; None without one."""
+        """Returns the last key frame decoded and shown no later than a packet, or None."""
         time = self._time(position)
         before = bisect_right(self._keys, position)
-        # Frames may be shown before a key that they follow in the file: they need an earlier one.
+        # A frame that is shown before a key frame but follows it in the file needs an earlier one.
         while before and self._time(self._keys[before - 1]) > time:
             before -= 1
         return self._keys[before - 1] if before else None

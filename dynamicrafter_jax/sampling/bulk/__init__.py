@@ -1,4 +1,4 @@
-"""Many videos from one table: read, batched, sampled, written, and taken up where a run ended."""
+"""Samples many videos from one table: reads, batches, samples and writes them, and can resume."""
 
 from dynamicrafter_jax.sampling.bulk.batches import BatchSampler, plan_batches
 from dynamicrafter_jax.sampling.bulk.hosts import agreed, share_of

@@ -1,4 +1,4 @@
-"""Which requests go through the networks together, and their way through, without waiting."""
+"""Groups requests into batches, and samples a batch without waiting for the device."""
 
 from collections.abc import Hashable, Iterable, Sequence
 
@@ -17,11 +17,11 @@ class BatchSampler:
 
     Attributes:
         sampler: The compiled stages.
-        encoder: What encodes each text and image once.
+        encoder: Encodes each text and image once.
     """
 
     def __init__(self, sampler: Sampler, params: PyTree, batch_size: int) -> None:
-        """Binds the parameters, which are on the mesh."""
+        """Takes the parameters, placed on the mesh."""
         self.sampler = sampler
         self.encoder = Encoder(sampler, params)
         self._params = params
@@ -30,13 +30,13 @@ class BatchSampler:
     def __call__(
         self, rows: Sequence[Row]
     ) -> tuple[Float32[Array, "b t h w z"], Float32[Array, "b t h2 w2 3"]]:
-        """Returns latents and unclipped frames, which the device may be working on still.
+        """Returns latents and unclipped frames, which the device may still be computing.
 
-        To be called under `Sampler.in_force`; by all processes that share the mesh.
+        Must be called within `Sampler.in_force`, by all processes that share the mesh.
 
         Args:
-            rows: Up to `batch_size`, of one bucket. Where some are missing, the last is repeated:
-                what is made of them is to be ignored.
+            rows: Up to `batch_size` rows of one bucket. If there are fewer, the last is repeated,
+                and the surplus results must be ignored.
         """
         rows = [*rows, *[rows[-1]] * (self._batch_size - len(rows))]
         settings = [row.request.settings for row in rows]
@@ -52,21 +52,21 @@ class BatchSampler:
 
 
 def bucket(request: Request) -> tuple[int, bool, int, int, int]:
-    """Returns what decides the compiled program: guided passes, whether the end is given, size."""
+    """Returns what the compiled program depends on: guided passes, whether it has an end, size."""
     return request.settings.num_passes, request.has_end, *request.settings.size
 
 
 def plan_batches(requests: Iterable[Request], batch_size: int) -> list[tuple[Request, ...]]:
-    """Groups requests into batches of `batch_size`, the last of each kind perhaps smaller.
+    """Groups requests into batches of `batch_size`; the last batch of each kind may be smaller.
 
-    Requests of a batch share a program and the solver's tables (steps, eta, spacing); scales,
-    `fps`, seeds and texts are their own. Which requests meet in a batch, and where, does not
-    depend on the order of the rows nor on what is finished already: a clip's bytes can't either.
-    Those of one image, then of one prompt, are neighbours, so that what was encoded is found again.
+    Requests in a batch share a program and the solver's tables (steps, eta, spacing); they may
+    differ in scales, `fps`, seeds and texts. Batches depend neither on the order of the rows nor on
+    what is finished already, and so a clip's bytes don't either. Requests with the same image, then
+    with the same prompt, are neighbours, so that encodings are reused.
 
     Args:
-        requests: In any order.
-        batch_size: Clips a batch.
+        requests: Requests, in any order.
+        batch_size: Clips in a batch.
     """
     groups: dict[tuple, list[Request]] = {}
     for request in sorted(requests, key=_neighbours):

@@ -1,4 +1,4 @@
-"""Encoding for batches: each text and image once, though many rows may share it."""
+"""Encodes the inputs of batches: each text and image once, even if many rows share it."""
 
 import functools
 from collections import OrderedDict
@@ -21,7 +21,7 @@ from dynamicrafter_jax.sampling.bulk.table import Request
 from dynamicrafter_jax.sampling.noise import KeyedNoise, Noise
 from dynamicrafter_jax.sampling.sampler import Sampler
 
-# Of each kind of encoding; one of a full-size model takes about a megabyte on each device.
+# Encodings of each kind that are kept; a full-size model's take about a megabyte per device.
 _KEPT = 64
 
 
@@ -29,12 +29,12 @@ class Row(NamedTuple):
     """A request with its images and texts read.
 
     Attributes:
-        request: What it is.
+        request: The request.
         first: The image in [-1, 1].
         last: The image to end at, or None.
-        window: Which part of the frames is to be shown.
-        image_hash: Of the image's file.
-        end_hash: Of the file of the image to end at.
+        window: The part of the frames to show.
+        image_hash: Hash of the image's file.
+        end_hash: Hash of the file of the image to end at.
         ids: Token ids of the prompt.
         negative_ids: Token ids that the unconditional pass reads.
     """
@@ -50,26 +50,26 @@ class Row(NamedTuple):
 
     @property
     def image_key(self) -> Hashable:
-        """What decides the image: rows with the same show the same."""
+        """Key of the image: rows with the same key have the same image."""
         return self.image_hash, self.request.settings.fit, self.request.settings.size
 
     @property
     def end_key(self) -> Hashable:
-        """What decides the image to end at, likewise."""
+        """Key of the image to end at, likewise."""
         settings = self.request.settings
         return self.end_hash or self.image_hash, settings.fit, settings.size
 
 
 class Recent:
-    """The results that were asked for last, by key."""
+    """A cache of the most recently used results, by key."""
 
     def __init__(self, size: int) -> None:
-        """Keeps up to `size` results."""
+        """Makes an empty cache of up to `size` results."""
         self._size = size
         self._kept: OrderedDict[Hashable, Any] = OrderedDict()
 
     def get(self, key: Hashable, make: Callable[[], Any]) -> Any:
-        """Returns what is kept under `key`, making it where it is not."""
+        """Returns the result for `key`, calling `make` if it is not in the cache."""
         if key not in self._kept:
             self._kept[key] = make()
         self._kept.move_to_end(key)
@@ -79,10 +79,10 @@ class Recent:
 
 
 class Encoder:
-    """Encodes the rows of batches; nothing here waits for the device.
+    """Encodes the rows of batches, without waiting for the device.
 
-    A text or an image goes through its network alone, so what comes out does not depend on the
-    batch that asked first.
+    Each text or image goes through its network by itself, so its encoding does not depend on the
+    batch that it is first used in.
 
     Attributes:
         texts: The program of the text tower.
@@ -91,7 +91,7 @@ class Encoder:
     """
 
     def __init__(self, sampler: Sampler, params: PyTree) -> None:
-        """Binds the parameters; programs compile when they are first called."""
+        """Takes the parameters; programs compile when they are first called."""
         models = sampler.models
         self._sampler = sampler
         self._params = params
@@ -104,8 +104,8 @@ class Encoder:
         """Returns what each guided pass of a batch is conditioned on, split over the mesh.
 
         Args:
-            rows: Of one bucket; as many as the mesh can split.
-            draws: One key for each, on the mesh.
+            rows: Rows of one bucket, as many as the mesh can split.
+            draws: One key for each row, placed on the mesh.
         """
         settings = rows[0].request.settings
         shape = stages.latent_shape(self._sampler.models, settings)
@@ -135,7 +135,7 @@ class Encoder:
         return self._once(self.posteriors, key, image[None], shape=shape)
 
     def _once(self, program: Program, key: Hashable, value: np.ndarray, **static: Any) -> Any:
-        """Runs a program, unless what it made of the same content is still there."""
+        """Runs a program, unless its result for the same content is still in the cache."""
 
         def make() -> Any:
             placed = sharding.replicate(value, self._sampler.mesh)
@@ -172,7 +172,7 @@ def _assemble(
     shape: tuple[int, int, int, int],
     num_passes: int,
 ) -> tuple[Conditioning, ...]:
-    """Makes a batch of what its rows were encoded to."""
+    """Combines the encodings of rows into a batch."""
 
     def batch(rows: Sequence[PyTree] | None) -> PyTree:
         return (
@@ -184,5 +184,5 @@ def _assemble(
     )
     conditions = stages.assemble(models, encoded, fs, noise, shape=shape, num_passes=num_passes)
     if len(texts) % sharding.batch_multiple(mesh):
-        return conditions  # whole everywhere, as `sharding.split_batch` leaves such a batch
+        return conditions  # replicated, as `sharding.split_batch` leaves such a batch
     return jax.lax.with_sharding_constraint(conditions, sharding.batch_sharding(mesh))

@@ -1,4 +1,4 @@
-"""Several processes: each samples its own batches, unless it takes all of them to sample one."""
+"""Shares work between processes: each samples its own batches if it can hold a whole mesh."""
 
 import dataclasses
 import math
@@ -19,13 +19,13 @@ from dynamicrafter_jax.sampling.bulk.table import Request
 
 @dataclasses.dataclass(frozen=True)
 class Share:
-    """What one process of a job does.
+    """The share of a job that one process does.
 
     Attributes:
-        mesh: What it samples on: its own devices, or those of all.
-        part: Which of the batches it samples: this one ...
-        parts: ... of every so many.
-        together: Whether it samples them with all other processes, in step.
+        mesh: The devices to sample on: the process's own, or those of all processes.
+        part: It samples every batch whose number is `part` modulo `parts`.
+        parts: Into how many parts the batches are divided.
+        together: Whether all processes sample the same batches together, in step.
     """
 
     mesh: Mesh
@@ -42,12 +42,12 @@ class Share:
 def share_of(config: ConfigDict) -> Share:
     """Returns this process's share.
 
-    Where a process has devices enough for the config's mesh, each makes its own of them and takes
-    its own batches, so that none waits for another. An axis of -1 is then the rest of the
+    If a process has enough devices for the config's mesh, each process makes a mesh of its own and
+    takes its own batches, so that none waits for another. An axis of -1 then takes the rest of the
     process's devices.
 
     Raises:
-        UserError: If there are too few devices for the mesh.
+        UserError: There are too few devices for the mesh.
     """
     axes = dataclasses.asdict(settings_of(sharding.MeshSettings, "mesh", config.mesh)).values()
     needed = math.prod(size for size in axes if size > 0)
@@ -58,13 +58,13 @@ def share_of(config: ConfigDict) -> Share:
 
 
 def agreed(loader: Loader, requests: Sequence[Request]) -> Callable[[Request], Inspected]:
-    """Looks at all images at once, so that all processes take the same for true.
+    """Inspects all requests up front, so that all processes agree on what to do.
 
-    An output is made if one of them finds it missing, and can't be made if one of them can't read
-    its images. All must call it, with the same requests.
+    An output is made if any process finds it missing, and fails if any process can't read its
+    images. All processes must call this, with the same requests.
 
     Returns:
-        What then takes the place of `Loader.inspect`.
+        A function to use instead of `Loader.inspect`.
     """
     with ThreadPoolExecutor() as pool:
         inspected = list(pool.map(loader.check, requests))

@@ -1,4 +1,4 @@
-"""Reading ahead: what a batch needs from disk, and which of its outputs are to be made."""
+"""Reads what batches need from disk, and finds out which of their outputs must be made."""
 
 import dataclasses
 import hashlib
@@ -13,7 +13,7 @@ from dynamicrafter_jax.sampling.bulk.manifest import Manifest, failure, fingerpr
 from dynamicrafter_jax.sampling.bulk.table import Request
 from dynamicrafter_jax.tokenizer import tokenize
 
-# Settings that change no number but in rounding: outputs need not be made again for them.
+# Settings that change numbers only by rounding: outputs need not be made again if they change.
 _MEMORY = ("sequential_guidance", "vae_frames")
 
 
@@ -23,9 +23,9 @@ class Inspected:
 
     Attributes:
         request: The request.
-        facts: For the manifest: its fields, hashes of its images, and its fingerprint.
-        finished: Whether its output is there already.
-        stale: Whether it was made before, but from other things, or is not whole.
+        facts: Facts for the manifest: the request's fields, hashes of its images, its fingerprint.
+        finished: Whether its output exists already.
+        stale: Whether its output was made before, but from other inputs, or is not whole.
         error: Why its images can't be used, or None.
     """
 
@@ -41,9 +41,9 @@ class Loaded:
     """A batch read from disk.
 
     Attributes:
-        rows: One for each request of the batch; in the place of one that can't be read stands
-            another. Empty if there is nothing to make.
-        inspected: One for each request.
+        rows: A row for each request of the batch; another row stands in for one that can't be
+            read. Empty if there is nothing to make.
+        inspected: The inspected requests.
     """
 
     rows: Sequence[Row]
@@ -70,23 +70,23 @@ class Loader:
         *,
         together: bool = False,
     ) -> None:
-        """Binds what all batches share.
+        """Takes what all batches share.
 
         Args:
-            manifest: Tells what is finished.
-            made_from: What decides every output beside its request, such as the weights.
-            context_length: Tokens of a text.
-            together: Whether other processes read the same batches, and must read all that this
-                one does.
+            manifest: The manifest, which knows what is finished.
+            made_from: What every output depends on besides its request, such as the weights.
+            context_length: Tokens in a text.
+            together: Whether other processes sample the same batches, so that all must read the
+                same rows.
         """
         self._manifest = manifest
         self._made_from = dict(made_from)
         self._context_length = context_length
         self._together = together
-        tokenize([""], context_length)  # loads the tokenizer, which two threads can't do at once
+        tokenize([""], context_length)  # loads the tokenizer, which two threads must not do at once
 
     def inspect(self, request: Request) -> Inspected:
-        """Finds out whether the output is there, made from the very same things."""
+        """Finds out whether the output exists already, made from exactly the same inputs."""
         settings = dataclasses.asdict(request.settings)
         facts: dict[str, Any] = {
             "id": request.name,
@@ -114,14 +114,14 @@ class Loader:
         return Inspected(request, facts, finished, stale)
 
     def check(self, request: Request) -> Inspected:
-        """Does as `inspect`, and finds out whether the images can be decoded."""
+        """Does what `inspect` does, and finds out whether the images can be decoded."""
         return self._read(self.inspect(request))[0]
 
     def load(self, inspected: Sequence[Inspected]) -> Loaded:
-        """Reads a batch, unless none of it is to be made.
+        """Reads a batch, unless all of its outputs are finished or have failed.
 
         Raises:
-            UserError: An image that all processes could read can't be read any more.
+            UserError: An image that all processes could read before can't be read any more.
         """
         if not Loaded((), inspected).wanted:
             return Loaded((), inspected)
@@ -130,7 +130,7 @@ class Loader:
         for before, now in zip(inspected, checked, strict=True):
             if self._together and now.error is not None and before.error is None:
                 self._manifest.add(failure(now.facts, now.error))
-                raise UserError(f"all processes could read it a moment ago, but now: {now.error}")
+                raise UserError(f"an image that all processes could read has failed: {now.error}")
         good = next((row for _, row in read if row is not None), None)
         if good is None:
             return Loaded((), checked)
@@ -142,7 +142,7 @@ class Loader:
         request = inspected.request
         settings = request.settings
         paths = [path for path in (request.image, request.end_image) if path is not None]
-        # Whatever a picture or a text does to its reader, the other rows have no part in it.
+        # Any failure of a picture or a text must not affect the other rows.
         try:
             pictures, window = fit_images(paths, settings.height, settings.width, settings.fit)
             texts = [request.prompt, settings.negative_prompt]
@@ -156,7 +156,7 @@ class Loader:
 
 
 def in_words(error: Exception) -> str:
-    """Returns what went wrong in one line, with its kind where it is not the user's to mend."""
+    """Returns an error as one line, with its type unless it is a `UserError`."""
     words = " ".join(str(error).split())
     return words if isinstance(error, UserError) else f"{type(error).__name__}: {words}"
 

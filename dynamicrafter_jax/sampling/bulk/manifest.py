@@ -1,8 +1,8 @@
-"""The manifest: a line of JSON for each output, of what was made with what.
+"""The manifest: a line of JSON for each output, which says how it was made.
 
-Every process of a job appends to a file of its own, `manifest.jsonl` or `manifest-00001.jsonl` and
-so on, and a line is on disk before the next is begun. At the end they become one `manifest.jsonl`,
-in the table's order.
+Every process of a job appends to its own file, `manifest.jsonl`, `manifest-00001.jsonl` and so on,
+and each line is on disk before the next one is written. At the end the files are merged into one
+`manifest.jsonl`, in the table's order.
 """
 
 import hashlib
@@ -23,27 +23,27 @@ FILE = "manifest.jsonl"
 _PART = re.compile(r"manifest(-\d{5})?\.jsonl")
 
 DONE, ERROR = "done", "error"
-"""What `status` says of an output."""
+"""Values of `status`."""
 
 TIME = "time"
-"""The one field of a line that differs between two runs of a job."""
+"""The only field of a line that differs between two runs of a job."""
 
 Entry = dict[str, Any]
-"""A line: at least `id` and `status`, and where done `output`, `bytes` and `fingerprint`."""
+"""A line: at least `id` and `status`; if done, also `output`, `bytes` and `fingerprint`."""
 
 
 class Manifest:
-    """What a folder holds, and what one process adds to it; threads may share it."""
+    """The outputs in a folder, and those that one process adds; threads may share it."""
 
     def __init__(self, folder: epath.PathLike, part: int = 0) -> None:
-        """Reads what earlier runs noted; a line that was cut off counts as absent.
+        """Reads what earlier runs recorded; a line that was cut off is ignored.
 
         Args:
-            folder: Of the outputs, local or remote.
+            folder: Folder of the outputs, local or remote.
             part: Number of this process.
 
         Raises:
-            UserError: A file of a manifest's name holds something else.
+            UserError: A file with a manifest's name is not a manifest.
         """
         self._folder = files.as_path(folder)
         self._file = self._folder / (FILE if part == 0 else f"manifest-{part:05d}.jsonl")
@@ -54,10 +54,10 @@ class Manifest:
             for entry in _entries(file):
                 self._found.setdefault(entry["id"], []).append(entry)
         if self._file.exists() and self._file.read_bytes() != _lines(self._own):
-            files.write_bytes(self._file, _lines(self._own))  # what is added needs a whole end
+            files.write_bytes(self._file, _lines(self._own))  # new lines must follow a whole one
 
     def finished(self, name: str, fingerprint: str) -> bool:
-        """Whether an output was made from the same things, and is there in full."""
+        """Returns whether an output was made from the same inputs, and is there in full."""
         return any(
             entry["status"] == DONE
             and entry.get("fingerprint") == fingerprint
@@ -66,18 +66,18 @@ class Manifest:
         )
 
     def knows(self, name: str) -> bool:
-        """Whether an earlier run made the output, perhaps from other things."""
+        """Returns whether an earlier run made the output, perhaps from other inputs."""
         return any(entry["status"] == DONE for entry in self._found.get(name, ()))
 
     def add(self, entry: Entry) -> None:
-        """Notes one output; when this returns, the line is on disk.
+        """Records one output; the line is on disk when this returns.
 
         Raises:
-            UserError: It can't be written.
+            UserError: The line can't be written.
         """
         with self._lock:
             self._own.append(entry)
-            if "://" in os.fspath(self._file):  # object stores know no appending
+            if "://" in os.fspath(self._file):  # object stores can't append
                 files.write_bytes(self._file, _lines(self._own))
                 return
             self._file.parent.mkdir(parents=True, exist_ok=True)
@@ -87,16 +87,16 @@ class Manifest:
                 os.fsync(file.fileno())
 
     def compact(self, order: Sequence[str]) -> dict[str, Entry]:
-        """Makes one file of all processes' files: for each output the last line, in `order`.
+        """Merges the files of all processes into one: the last line for each output, in `order`.
 
-        What other tables put into the folder follows. To be called by one process, when all
-        are done.
+        Outputs of other tables in the folder follow. Must be called by one process, when all are
+        done.
 
         Returns:
             The lines, by output.
 
         Raises:
-            UserError: It can't be written.
+            UserError: The file can't be written.
         """
         parts = _parts(self._folder)
         latest: dict[str, Entry] = {}
@@ -125,7 +125,7 @@ def failure(facts: Mapping[str, Any], error: str) -> Entry:
 
 
 def fingerprint(made_from: Mapping[str, Any]) -> str:
-    """Returns a hash of all that decides an output."""
+    """Returns a hash of everything that an output depends on."""
     text = json.dumps(made_from, sort_keys=True, ensure_ascii=True)
     return hashlib.sha256(text.encode()).hexdigest()
 
@@ -143,12 +143,12 @@ def _entries(file: epath.Path) -> list[Entry]:
     for line in lines:
         try:
             found.append(json.loads(line))
-        except ValueError:  # cut off when the process or the machine went down, or no UTF-8
+        except ValueError:  # cut off when the process or the machine went down, or not UTF-8
             continue
     ours = all(isinstance(said, dict) and {"id", "status", TIME} <= set(said) for said in found)
     if not ours or (any(whole) and not found):
         raise UserError(
-            f"{file} is in the way: a run would note its outputs there, and no run wrote this "
+            f"{file} is in the way: a run would record its outputs there, and no run wrote this "
             "file; move it, or give another folder"
         )
     return found

@@ -1,4 +1,4 @@
-"""A bulk run: reading, sampling and writing at the same time, so that the device never waits."""
+"""Runs a bulk job: reads, samples and writes at the same time, so that the device never waits."""
 
 import contextlib
 import dataclasses
@@ -20,9 +20,9 @@ from dynamicrafter_jax.sampling.bulk.loading import Inspected, Loaded, in_words
 from dynamicrafter_jax.sampling.bulk.writing import Writer
 from dynamicrafter_jax.sampling.sampler import shown_frames
 
-# Batches queued on the device: the one it works on, and the one that it goes on with.
+# Batches queued on the device: the current one and the next one.
 _QUEUED = 2
-# Batches that are read beyond those.
+# Batches that are read ahead of those.
 _AHEAD = 3
 _WRITERS = min(4, os.cpu_count() or 1)
 _READERS = 2
@@ -30,18 +30,18 @@ _READERS = 2
 
 @dataclasses.dataclass(frozen=True)
 class Summary:
-    """What a run did.
+    """The results of a run.
 
     Attributes:
         made: Outputs written.
-        again: Those of them that were there, but made from other images, settings or weights, or
+        again: Outputs among these that existed, but made from other images, settings or weights, or
             not whole.
-        kept: Outputs that were there already.
+        kept: Outputs that existed already.
         failed: Outputs whose images can't be used.
-        seconds: From the first batch asked for to the last file written, without `compiling`.
-        compiling: Seconds in which the device waited for programs to be compiled.
-        device_busy: Share of `seconds` in which the device had a batch to work on. Gaps within
-            a batch, between one program and the next, count as work.
+        seconds: Time from requesting the first batch to writing the last file, without `compiling`.
+        compiling: Seconds in which the device waited for compilation.
+        device_busy: Share of `seconds` in which the device had a batch to work on. Gaps between
+            programs within a batch count as work.
         stopped: Whether it was asked to stop before the end.
     """
 
@@ -55,14 +55,12 @@ class Summary:
     stopped: bool
 
     def __str__(self) -> str:
-        """One line for a person."""
+        """Returns one line for people."""
         rate = self.made / self.seconds if self.seconds else 0.0
-        again = (
-            f" ({self.again} again, since what they are made from changed)" if self.again else ""
-        )
+        again = f" ({self.again} again, since their inputs changed)" if self.again else ""
         return (
             f"{self.made} clips{again} in {self.seconds:.1f} s, {rate:.3g} clips/s, device busy "
-            f"{100 * self.device_busy:.1f} %, {self.compiling:.1f} s of compilation apart; "
+            f"{100 * self.device_busy:.1f} %, plus {self.compiling:.1f} s of compilation; "
             f"{self.kept} were there already, {self.failed} failed"
         )
 
@@ -77,12 +75,12 @@ class Span:
 
 
 def busy_share(spans: Sequence[Span], begin: float, end: float) -> tuple[float, float, float]:
-    """Returns seconds without compilation, seconds the device waited for it, and its busy share.
+    """Returns seconds without compilation, seconds spent waiting for it, and the busy share.
 
     Args:
-        spans: Of all batches, in order.
-        begin: Of the run.
-        end: Of the run.
+        spans: Spans of all batches, in order.
+        begin: Start of the run.
+        end: End of the run.
     """
     idle = compiling = 0.0
     free = begin
@@ -110,27 +108,27 @@ class BulkRun:
         stop: Callable[[int], bool] = lambda batch: False,
         written: Callable[[Inspected, float], None] = lambda inspected, seconds: None,
     ) -> None:
-        """Binds the parts.
+        """Takes the parts of the run.
 
         Args:
             sample: Queues a batch on the device.
-            load: Reads a batch; called by threads.
-            writer: Writes outputs; None where another process does.
-            stop: Whether to end before the batch of this number.
-            written: Told of each output and the seconds it took; called by threads.
+            load: Reads a batch; called in threads.
+            writer: Writes outputs; None if another process does.
+            stop: Returns whether to stop before the batch with a number.
+            written: Called with each output and the seconds it took, in threads.
         """
         self._sample = sample
         self._load = load
         self._writer = writer
         self._stop = stop
         self._written = written
-        self._slots = threading.BoundedSemaphore(2 * _WRITERS)  # videos on the way to the disk
+        self._slots = threading.BoundedSemaphore(2 * _WRITERS)  # videos waiting to be written
 
     def __call__(self, batches: Iterable[Any]) -> Summary:
-        """Makes all outputs of `batches` that are not there yet; `load` takes one of them.
+        """Makes all outputs of `batches` that are missing; `load` takes one batch.
 
         Raises:
-            UserError: If an output can't be written. It is noted, as all are that fail.
+            UserError: An output can't be written. It is recorded, like all outputs that fail.
         """
         begin = time.perf_counter()
         spans: list[Span] = []
@@ -177,12 +175,12 @@ class BulkRun:
 
     @contextlib.contextmanager
     def _noting(self, outputs: Sequence[Inspected]) -> Iterator[None]:
-        """Notes outputs as failed if the block fails, which then ends the run."""
+        """Records outputs as failed if the block fails, which then ends the run."""
         try:
             yield
         except Exception as error:
             if self._writer is not None:
-                # Where notes can't be written either, the first error matters more.
+                # If the record can't be written either, the first error matters more.
                 with contextlib.suppress(UserError, OSError):
                     for one in outputs:
                         self._writer.error(one, in_words(error))
@@ -197,7 +195,7 @@ class BulkRun:
         writers: ThreadPoolExecutor,
         writes: deque[Future[None]],
     ) -> None:
-        """Waits for a batch, and hands its videos on to be written."""
+        """Waits for a batch, and passes its videos on to be written."""
         with self._noting([one for _, one in batch.wanted]):
             jax.block_until_ready(video)
         span = spans[number]

@@ -1,4 +1,4 @@
-"""What to sample: a table of requests, one row a prompt."""
+"""What to sample: a table of requests, with one row per prompt."""
 
 import dataclasses
 import os
@@ -27,8 +27,8 @@ _NUMBERS = (
 _TEXTS = ("spacing", "negative_prompt", "fit")
 
 SETTING_COLUMNS = (*_WHOLE, *_NUMBERS, *_TEXTS)
-"""Settings that a row may choose. Sizes choose the program, the others are traced or choose among a
-few."""
+"""Settings that a row may set. Each size has its own program; the others are traced, or select
+one of a few programs."""
 
 COLUMNS = ("id", "image", "prompt", "end_image", "loop", "num_samples", *SETTING_COLUMNS)
 
@@ -42,13 +42,13 @@ class Request:
     """One clip to make.
 
     Attributes:
-        name: Of its files, without the extension; no two requests share it.
+        name: Name of its files, without extension; no two requests share one.
         image: Path of the picture.
         prompt: What happens; empty for the image alone.
         end_image: Path of the picture to end at, for interpolation.
         loop: Whether the clip ends where it began.
-        sample_index: With the seed, it decides the random draws. It follows from the row's id
-            alone, so that rows can change places.
+        sample_index: Determines the random draws, together with the seed. It depends on the row's
+            id alone, so rows can be reordered.
         settings: How to sample.
     """
 
@@ -69,20 +69,21 @@ class Request:
 def read_requests(
     table: epath.PathLike, section: ConfigDict, *, loop: bool = False, num_samples: int = 1
 ) -> list[Request]:
-    """Reads a `.csv` with a header, or a `.jsonl`: one row a prompt, in any order.
+    """Reads a `.csv` with a header, or a `.jsonl`: one row per prompt, in any order.
 
-    `tables` says how they are written. Columns are `id` (names the output), `image` (relative to
-    the table), and optionally `prompt`, `end_image`, `loop`, `num_samples` and `SETTING_COLUMNS`.
-    An empty cell is as good as none.
+    `tables` describes the formats. Columns are `id` (names the output), `image` (relative to the
+    table), and optionally `prompt`, `end_image`, `loop`, `num_samples` and `SETTING_COLUMNS`. An
+    empty cell counts as missing.
 
     Args:
         table: The file.
         section: The config section `sampling`, for the settings that a row leaves out.
-        loop: For rows that do not say.
-        num_samples: For rows that do not say. With several, each has its number behind the id.
+        loop: Default for rows without `loop`.
+        num_samples: Default for rows without `num_samples`. If there are several samples, a number
+            is appended to the id of each.
 
     Raises:
-        UserError: If the table is missing, empty, or a row is wrong; the message names the line.
+        UserError: The table is missing or empty, or a row is wrong; the message names the line.
     """
     table = files.as_path(table)
     requests: dict[str, Request] = {}
@@ -121,11 +122,11 @@ def _like_a_row(cells: tables.Cells) -> bool:
 
 
 def _check_name(name: str, places: dict[str, str]) -> None:
-    """Makes sure that the files of an output can lie beside those of the others.
+    """Checks that the files of an output don't collide with those of the others.
 
     Args:
-        name: Of the output.
-        places: The names before it, by what they are where capitals count for nothing; takes it.
+        name: Name of the output.
+        places: The earlier names, by their case-insensitive form; the name is added.
     """
     surplus = len(f"{name}.mp4".encode()) - files.NAME_BYTES
     if surplus > 0:
@@ -134,11 +135,11 @@ def _check_name(name: str, places: dict[str, str]) -> None:
         )
     place = unicodedata.normalize("NFC", name).casefold()
     if places.get(place) == name:
-        raise UserError(f"id {name!r} stands twice")
+        raise UserError(f"id {name!r} occurs twice: rename one")
     if place in places:
         raise UserError(
-            f"id {name!r} and {places[place]!r} differ in capitals only, and are one file on some "
-            "disks: change one of them"
+            f"id {name!r} and {places[place]!r} differ only in case, and are the same file on some "
+            "disks: rename one"
         )
     places[place] = name
 
@@ -146,12 +147,12 @@ def _check_name(name: str, places: dict[str, str]) -> None:
 def _requests_of(
     row: Mapping[str, Any], folder: epath.Path, section: ConfigDict, loop: bool, num_samples: int
 ) -> Iterator[Request]:
-    """Yields the clips of a row, without a line number in what is wrong with it."""
+    """Yields the clips of a row; error messages don't name the line."""
     if unknown := [str(column) for column in row if column not in COLUMNS]:
         raise UserError(f"unknown column {', '.join(unknown)}: use {', '.join(COLUMNS)}")
     for column in ("id", "image"):
         if column not in row:
-            raise UserError(f"no {column!r}")
+            raise UserError(f"has no {column!r}")
     image, prompt, end_image, _ = (_text(row, column) for column in _WRITTEN)
     name = row["id"]
     if isinstance(name, int) and not isinstance(name, bool):
@@ -164,8 +165,8 @@ def _requests_of(
     settings = SamplingSettings.from_config(section, **chosen)
     count = _number("num_samples", row.get("num_samples", num_samples))
     if not isinstance(count, int) or isinstance(count, bool) or count < 1:
-        raise UserError(f"num_samples is {count!r}: a whole number of at least 1 is needed")
-    # Where a row ends at an image, a loop that was asked for by a flag is not meant.
+        raise UserError(f"num_samples is {count!r}: give a whole number, 1 or more")
+    # A loop that a flag asks for does not apply to rows that end at an image.
     loops = _truth("loop", row["loop"]) if "loop" in row else loop and end_image is None
     if loops and end_image is not None:
         raise UserError("end_image and loop exclude each other: a loop ends as it began")
@@ -185,12 +186,12 @@ def _requests_of(
 
 
 def _text(row: Mapping[str, Any], column: str) -> str | None:
-    """Returns what a cell says; None where there is none."""
+    """Returns the text of a cell; None if it is missing."""
     value = row.get(column)
     if value is not None and not isinstance(value, str):
         raise UserError(f"{column} is {value!r}: put text between double quotes")
     if value is not None and "\0" in value:
-        raise UserError(f"{column} is {value!r}, with a null character: take it out")
+        raise UserError(f"{column} is {value!r}, with a null character: remove it")
     if value is not None and "image" not in column and re.search("[\ud800-\udfff]", value):
         raise UserError(f"{column} is {value!r}, with half a character: write it whole")
     return value
@@ -202,7 +203,7 @@ def _number(column: str, value: Any) -> Any:
         return value
     kind, wanted = (float, "a number") if column in _NUMBERS else (int, "a whole number")
     try:
-        if "_" not in value:  # which Python allows within a number
+        if "_" not in value:  # Python allows it in numbers
             return kind(value)
     except ValueError:
         pass

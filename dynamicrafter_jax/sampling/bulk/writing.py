@@ -1,4 +1,4 @@
-"""Writing what was sampled: the video, beside it how it was made, and a line of the manifest."""
+"""Writes outputs: the video, a record of how it was made, and a line of the manifest."""
 
 import re
 import time
@@ -31,15 +31,15 @@ class Writer:
         made_with: Mapping[str, Any],
         details: Mapping[str, Any],
     ) -> None:
-        """Binds what all outputs share.
+        """Takes what all outputs share.
 
         Args:
-            manifest: Gets a line for each.
+            manifest: Gets a line for each output.
             output_dir: Folder of the outputs.
-            codec: Of the videos.
-            crf: Of the videos.
-            made_with: What each line and the file beside each video say of how it was made.
-            details: What only the file beside each video says.
+            codec: Codec of the videos.
+            crf: Constant rate factor of the videos.
+            made_with: How outputs were made, for the manifest and for the record of each video.
+            details: Further facts, for the record of each video only.
         """
         self._manifest = manifest
         self._folder = files.as_path(output_dir)
@@ -50,19 +50,19 @@ class Writer:
     def video(
         self, inspected: Inspected, frames: UInt8[np.ndarray, "t h w 3"], seconds: float
     ) -> None:
-        """Writes one output. It counts as finished once its line is there, which comes last.
+        """Writes one output. It counts as finished once its line is written, which comes last.
 
         Args:
             inspected: What it was made from.
             frames: The video.
-            seconds: What making it took.
+            seconds: How long it took to make.
 
         Raises:
-            UserError: It can't be written.
+            UserError: The output can't be written.
         """
         output = self._folder / video_name(inspected.request.name)
         said = inspected.facts | self._made_with
-        # First, since a video without a record is taken for somebody else's.
+        # First, because a video without a record is assumed to be somebody else's.
         provenance.write_record(provenance.record_beside(output), said | self._details)
         fps = inspected.request.settings.video_fps
         media.write_video(output, frames, fps, **self._options)
@@ -71,7 +71,7 @@ class Writer:
         self._manifest.add(said | {"status": DONE} | whole | timing)
 
     def error(self, inspected: Inspected, error: str) -> None:
-        """Notes why an output can't be made."""
+        """Records why an output can't be made."""
         self._manifest.add(failure(inspected.facts | self._made_with, error))
 
 
@@ -81,19 +81,19 @@ def video_name(name: str) -> str:
 
 
 def summary_name(process: int) -> str:
-    """Returns the name of the file in which a process says what it did."""
+    """Returns the name of the file in which a process summarises what it did."""
     return "summary.json" if process == 0 else f"summary-{process:05d}.json"
 
 
 def check_folder(output_dir: str, names: Iterable[str]) -> None:
-    """Makes sure, before anything is made, that a run replaces only what runs have written.
+    """Checks, before anything is made, that a run replaces only files that runs have written.
 
     Args:
         output_dir: Folder of the outputs; it may be missing.
-        names: Of the outputs.
+        names: Names of the outputs.
 
     Raises:
-        UserError: A file of another kind has the name of one that the run would write.
+        UserError: A file that no run wrote has the name of one that the run would write.
     """
     folder = files.as_path(output_dir)
     if not folder.exists():
@@ -102,7 +102,7 @@ def check_folder(output_dir: str, names: Iterable[str]) -> None:
     found = [file.name for file in folder.iterdir()]
     for name in filter(_SUMMARY.fullmatch, found):
         provenance.check_record(folder / name)
-    there = {name.casefold() for name in found}  # "A" and "a" are one name on some disks
+    there = {name.casefold() for name in found}  # "A" and "a" are the same name on some disks
     for name in names:
         if manifest.knows(name):
             continue
@@ -117,7 +117,7 @@ def check_folder(output_dir: str, names: Iterable[str]) -> None:
 
 
 def remove_leftovers(output_dir: str, names: Iterable[str]) -> None:
-    """Removes what a killed run was about to write, of these outputs and of the manifest."""
+    """Removes the temporary files of a killed run, for these outputs and the manifest."""
     folder = files.as_path(output_dir)
     if not folder.exists():
         return
@@ -130,4 +130,6 @@ def remove_leftovers(output_dir: str, names: Iterable[str]) -> None:
             try:
                 file.unlink(missing_ok=True)
             except OSError as error:
-                raise UserError(f"{file}, left by a run that was killed, stays: {error}") from error
+                raise UserError(
+                    f"{file}, left by a run that was killed, can't be removed: {error}"
+                ) from error

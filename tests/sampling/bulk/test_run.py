@@ -85,7 +85,7 @@ def test_what_is_half_there_or_made_from_other_things_is_made_again(finished, fo
     assert finished.videos() == whole and finished.lines() == lines
     changed = [row | {"guidance_scale": 1.5} if row["id"] == "r1" else row for row in ROWS]
     summary = finished(bulk_jobs.table(folder, changed, "changed.jsonl"))
-    assert finished.runs[-1] == ["r1"] and "(1 again, since what they are" in str(summary)
+    assert finished.runs[-1] == ["r1"] and "(1 again, since their inputs changed" in str(summary)
     assert finished.videos()["r1.mp4"] != whole["r1.mp4"]
     finished(folder / "table.jsonl")
     assert finished.videos() == whole and finished.lines() == lines
