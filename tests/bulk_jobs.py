@@ -12,6 +12,7 @@ import golden_weights
 import numpy as np
 import tiny
 from PIL import Image
+from quick import xla_flags
 from safetensors.numpy import save_file
 
 from dynamicrafter_jax.config import load_config
@@ -122,7 +123,7 @@ def weights(folder: Path) -> Path:
 def start(path: Path, output_dir: Path, checkpoint: Path, *flags: str, devices: int = 1) -> Any:
     """Starts `sample.py` on a table; flags come last, so they win."""
     environment = os.environ | {
-        "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}",
+        "XLA_FLAGS": xla_flags(devices),
         "PYTHONPATH": str(ROOT),
     }
     command = [

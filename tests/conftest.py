@@ -8,21 +8,21 @@ dataclasses is built. JAX builds a registered dataclass anew around whatever a t
 a pytree whose fields are annotated with shapes must be a `NamedTuple`, which is not checked so.
 """
 
+import gc
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
 from jaxtyping import install_import_hook
 from numpy.typing import ArrayLike
+from quick import xla_flags
 
 assert "jax" not in sys.modules, "something imported jax before its settings were made"
 os.environ["JAX_PLATFORMS"] = "cpu"
-os.environ["XLA_FLAGS"] = (
-    os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=8"
-)
+os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {xla_flags(devices=8)}"
 os.environ["JAX_NUMPY_RANK_PROMOTION"] = "raise"
 os.environ["JAX_NUMPY_DTYPE_PROMOTION"] = "strict"
 os.environ["JAX_DEFAULT_MATMUL_PRECISION"] = "highest"
@@ -32,6 +32,16 @@ os.environ.setdefault(
 )
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.3")
 install_import_hook("dynamicrafter_jax", "beartype.beartype")
+
+
+@pytest.fixture(autouse=True, scope="module")
+def programs_are_forgotten() -> Iterator[None]:
+    """Drops what a module compiled, or a worker would come to hold gigabytes."""
+    yield
+    import jax
+
+    jax.clear_caches()
+    gc.collect()
 
 
 @pytest.fixture(scope="session")

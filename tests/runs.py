@@ -9,6 +9,7 @@ from typing import Any
 
 import jax
 import numpy as np
+from quick import xla_flags
 
 from dynamicrafter_jax.media import write_video
 
@@ -31,7 +32,7 @@ def make_videos(folder: Path, count: int = 5) -> Path:
 def start(workdir: Path, videos: Path, *flags: str, devices: int = 1) -> subprocess.Popen:
     """Starts a run; flags come last, so they win."""
     environment = os.environ | {
-        "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}",
+        "XLA_FLAGS": xla_flags(devices),
         "PYTHONPATH": str(ROOT),
     }
     command = [

@@ -5,7 +5,6 @@ arrays of JAX or of NumPy and computes in the type of what it is given.
 """
 
 import functools
-from types import SimpleNamespace
 from typing import Any
 
 import jax
@@ -46,10 +45,11 @@ class StandIns(Models):
         }[name](params[name], *inputs)
 
 
-class Sizes(SimpleNamespace):
-    """What is asked of a network besides its results; programs are kept by it, as by a network."""
+class Sizes:
+    """What is asked of a network besides its results."""
 
-    __hash__ = object.__hash__
+    def __init__(self, **sizes: Any) -> None:
+        self.__dict__.update(sizes)
 
 
 def stand_ins() -> Models:

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from quick import xla_flags
 
 ROOT = Path(__file__).parents[2]
 
@@ -15,7 +16,7 @@ ROOT = Path(__file__).parents[2]
 SCRIPT = """
 import os, sys
 process, count, port, output = int(sys.argv[1]), int(sys.argv[2]), sys.argv[3], sys.argv[4]
-os.environ["XLA_FLAGS"] = f"--xla_force_host_platform_device_count={4 // count}"
+os.environ["XLA_FLAGS"] = sys.argv[5]
 import jax
 if count > 1:
     jax.distributed.initialize(f"127.0.0.1:{port}", count, process)
@@ -46,10 +47,11 @@ def sample(folder: Path, count: int) -> list[dict[str, np.ndarray]]:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    flags = xla_flags(4 // count)
     outputs = [folder / f"{count}_{process}.npz" for process in range(count)]
     started = [
         subprocess.Popen(
-            [sys.executable, "-c", SCRIPT, str(process), str(count), str(port), str(output)],
+            [sys.executable, "-c", SCRIPT, *map(str, (process, count, port, output)), flags],
             cwd=ROOT,
             env=environment,
             stderr=subprocess.PIPE,

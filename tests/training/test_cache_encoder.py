@@ -18,6 +18,7 @@ import pytest
 import release_files
 import runs
 import tiny
+from quick import xla_flags
 
 from dynamicrafter_jax import conditioning, sharding
 from dynamicrafter_jax.conditioning import Conditioning
@@ -288,7 +289,7 @@ def test_two_hosts_make_the_cache_of_one(tmp_path: Path, videos: str):
         command = [sys.executable, "-m", "dynamicrafter_jax.data.cache", "--videos_per_shard=2"]
         command += ["--config=tests/configs/micro.py", f"--config.data.source={videos}"]
         command += [f"--output={tmp_path / folder}", "--text", *flags]
-        environment = os.environ | {"XLA_FLAGS": "--xla_force_host_platform_device_count=2"}
+        environment = os.environ | {"XLA_FLAGS": xla_flags(2)}
         return subprocess.Popen(command, cwd=runs.ROOT, env=environment)
 
     def start_both() -> list[subprocess.Popen]:
