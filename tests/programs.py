@@ -110,6 +110,27 @@ def called(*words: object) -> Iterator[Program]:
                 flags.FLAGS.unparse_flags()
 
 
+class Done(NamedTuple):
+    """What a program that ran has said, and its exit status."""
+
+    returncode: int
+    stdout: str
+    stderr: str
+
+
+def ran(*words: object) -> Done:
+    """Calls a program in this process, where what others compiled is found again."""
+    errors, output, status = io.StringIO(), io.StringIO(), 0
+    with contextlib.redirect_stderr(errors), contextlib.redirect_stdout(output):
+        try:
+            with called(*words) as program:
+                program.main([])
+        except SystemExit as ended:
+            assert isinstance(ended.code, int)
+            status = ended.code
+    return Done(status, output.getvalue(), errors.getvalue())
+
+
 def refused(*words: object, status: int = 2) -> str:
     """Calls a program that must refuse to run, and returns the one line that it says."""
     errors, output = io.StringIO(), io.StringIO()

@@ -69,7 +69,8 @@ def test_a_run_of_the_release_is_reproduced(tmp_path, checkpoints, relative_erro
     }
     if settings["image_guidance_scale"] is not None:
         sampling["image_guidance_scale"] = settings["image_guidance_scale"]
-    done = run(
+    done = programs.ran(
+        "sample.py",
         f"--config={CONFIGS / f'tiny_{kind}.py'}",
         f"--checkpoint={checkpoints[kind]}",
         f"--image={tmp_path / 'first.npy'}",
@@ -132,7 +133,8 @@ def test_a_table_of_prompts_makes_a_video_each(tmp_path, checkpoints, photograph
     table.write_text(
         f"id,image,prompt,seed\none,{photograph.name},a cat,\ntwo,{photograph.name},,5\n"
     )
-    done = run(
+    done = programs.ran(
+        "sample.py",
         f"--config={CONFIGS / 'tiny_v.py'}",
         f"--checkpoint={checkpoints['v']}",
         f"--prompts={table}",
@@ -162,7 +164,7 @@ def test_a_picture_that_cannot_be_read_fails_its_row_alone(tmp_path, checkpoints
         "--config.sampling.steps=1",
         "--config.sampling.guidance_scale=1",
     )
-    done = run(*flags)
+    done = programs.ran("sample.py", *flags)
     assert done.returncode == 1
     (line,) = [line for line in done.stderr.splitlines() if line]
     assert line.startswith("error: 1 of 2 clips failed") and "manifest.jsonl" in line
@@ -173,7 +175,7 @@ def test_a_picture_that_cannot_be_read_fails_its_row_alone(tmp_path, checkpoints
     assert "1 clips in" in done.stdout and "device busy" in done.stdout
     # Put right, the other is kept.
     table.write_text(table.read_text().replace("missing.png", photograph.name))
-    done = run(*flags)
+    done = programs.ran("sample.py", *flags)
     assert done.returncode == 0 and "1 were there already, 0 failed" in done.stdout, done.stderr
 
 

@@ -1,5 +1,6 @@
 """The networks of DynamiCrafter, as Flax modules that know no file, mesh or diffusion."""
 
+import functools
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
@@ -54,6 +55,7 @@ def build_models(
     return Models(**networks)
 
 
+@functools.lru_cache(maxsize=8)  # tracing a U-Net takes seconds
 def abstract_models(models: Models) -> dict[str, PyTree]:
     """Returns the parameters of all networks as boxed shapes, computing nothing.
 

@@ -171,7 +171,7 @@ class Sampler:
 
     def place(self, params: PyTree) -> PyTree[Array]:
         """Returns the parameters placed on the mesh."""
-        where = sharding.parameter_shardings(abstract_models(self.models), self.mesh)
+        where = sharding.parameter_shardings(abstract_models(networks_of(self.config)), self.mesh)
         return sharding.place_parameters(params, where)
 
     def read(

@@ -74,7 +74,7 @@ def load_networks(
 
 
 class NetworkEncoder:
-    """A `data.cache.writer.Encoder` that splits batches of frames over the devices of a mesh.
+    """A `data.cache.writer.FrameEncoder` that splits batches of frames over the devices of a mesh.
 
     Attributes:
         batch_size: Frames in a batch, over all devices.

@@ -5,7 +5,7 @@ import dataclasses
 import re
 import warnings
 from collections.abc import Callable, Collection, Iterator, Mapping
-from functools import lru_cache, partial
+from functools import partial
 from typing import Any
 
 import flax.linen as nn
@@ -46,9 +46,6 @@ Sections = Mapping[str, Mapping[str, ReleaseTensor]]
 Leaf = Callable[[], Array | np.ndarray]
 Leaves = Mapping[tuple[str, ...], Leaf]
 
-
-# Tracing a U-Net takes seconds.
-_abstract_models = lru_cache(maxsize=4)(abstract_models)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -197,7 +194,7 @@ def abstract_params(config: ConfigDict) -> dict[str, PyTree]:
     Raises:
         UserError: If the config does not fit the networks.
     """
-    return _abstract_models(networks_of(config))
+    return abstract_models(networks_of(config))
 
 
 def open_canonical(path: epath.PathLike, stack: contextlib.ExitStack) -> dict[str, StoredTensor]:

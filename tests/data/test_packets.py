@@ -4,7 +4,7 @@ from fractions import Fraction
 
 import pytest
 
-from dynamicrafter_jax.data.videos.packets import Index, Packet, must_count
+from dynamicrafter_jax.data.videos.packets import Packet, PacketIndex, must_count
 
 MILLISECOND = Fraction(1, 1000)
 
@@ -66,7 +66,7 @@ RATES = [  # packets, whether frames are counted, whether times may jump, frames
 def test_rates_are_those_of_the_times(
     packets: list[Packet], counted: bool, may_jump: bool, rate: float | None
 ):
-    index = Index(packets, counted=counted)
+    index = PacketIndex(packets, counted=counted)
     found = index.rate(MILLISECOND, None, may_jump=may_jump)
     assert found is None if rate is None else float(found or 0) == pytest.approx(rate, rel=1e-3)
     # What a file says is taken where its times don't tell.
@@ -76,7 +76,7 @@ def test_rates_are_those_of_the_times(
 
 def test_rates_that_agree_but_for_rounding_are_as_told():
     """A file that counts milliseconds can't say 1 / 30 s."""
-    index = Index(video([round(1000 * i / 30) for i in range(18)]), counted=False)
+    index = PacketIndex(video([round(1000 * i / 30) for i in range(18)]), counted=False)
     assert index.rate(MILLISECOND, None, may_jump=False) == Fraction(17, 567) * 1000
     assert index.rate(MILLISECOND, Fraction(30), may_jump=False) == 30
     assert index.rate(MILLISECOND, Fraction(29), may_jump=False) == Fraction(17, 567) * 1000
@@ -84,18 +84,18 @@ def test_rates_that_agree_but_for_rounding_are_as_told():
 
 def test_what_decoders_wait_for_at_first_is_no_time_between_frames():
     packets = [Packet(None, dts, is_key=not dts) for dts in (0, 120, 160, 200, 240)]
-    assert Index(packets, counted=True).rate(MILLISECOND, None, may_jump=False) == 25
+    assert PacketIndex(packets, counted=True).rate(MILLISECOND, None, may_jump=False) == 25
 
 
 def test_runs_start_at_keys_and_end_at_what_is_wanted():
     times: list[int | None] = [0, 80, 40, 120, 240, 160, 200]
-    index = Index(video(times, keys=(0, 3), hidden=(4,)), counted=False)
+    index = PacketIndex(video(times, keys=(0, 3), hidden=(4,)), counted=False)
     assert index.num_frames == 6
     (run,) = index.runs([3, 5])  # in order: 0, 40, 80, 120, 160, 200
     assert (run.first, run.last, run.wanted) == (3, 6, {120: 0, 200: 1})
     first, second = index.runs([0, 3])
     assert (first.first, first.last, second.first, second.last) == (0, 0, 3, 3)
-    counted = Index(video(times, keys=(1,)), counted=True)
+    counted = PacketIndex(video(times, keys=(1,)), counted=True)
     assert counted.num_frames == 6  # the one before the first key can't be decoded
     (run,) = counted.runs([2])
     assert (run.first, run.last, run.wanted) == (1, 6, {2: 0})
@@ -103,6 +103,6 @@ def test_runs_start_at_keys_and_end_at_what_is_wanted():
 
 
 def test_frames_before_the_first_key_are_not_shown():
-    index = Index(video([10, 100, 60, 80, 140], keys=(1,)), counted=False)
+    index = PacketIndex(video([10, 100, 60, 80, 140], keys=(1,)), counted=False)
     assert index.num_frames == 2
     assert index.rate(MILLISECOND, None, may_jump=False) == 25

@@ -11,7 +11,7 @@ import pytest
 from dynamicrafter_jax.metrics.fvd import Moments, frechet_distance
 from dynamicrafter_jax.metrics.i3d import I3D
 
-FRAMES, SIZE, CLIPS, WIDTH = 12, 32, 20, 8
+FRAMES, SIZE, CLIPS, WIDTH = 9, 32, 14, 6
 
 
 def clips(seed):

@@ -122,7 +122,7 @@ def run(given: Mapping[str, Any], *, process: int = 0, num_processes: int = 1) -
     missing = missing_shards(output, recipe, source, shards)
     total = sum(len(recipe.items(shard)) for shard in missing)
     threads = max(1, config.data.workers)
-    with contextlib.closing(Progress(total)) as progress:
+    with contextlib.closing(ShardProgress(total)) as progress:
         write_shards(output, recipe, source, encoder, missing, threads=threads, watch=progress)
     _wait_for_others(output, recipe)
     totals = finish(output, recipe)
@@ -133,7 +133,7 @@ def run(given: Mapping[str, Any], *, process: int = 0, num_processes: int = 1) -
     )
 
 
-class Progress:
+class ShardProgress:
     """Shows the progress of writing on stderr: a bar, or a line now and then."""
 
     def __init__(self, total: int) -> None:

@@ -123,7 +123,7 @@ class Entry(NamedTuple):
     problem: str
 
 
-class Index(NamedTuple):
+class ShardIndex(NamedTuple):
     """The contents of a shard: its videos in order, and the size of each file."""
 
     videos: list[Entry]
@@ -233,7 +233,7 @@ def write_index(folder: epath.PathLike, shard: int, videos: Sequence[Entry]) -> 
     files.write_json(path / index_name(shard), index)
 
 
-def read_index(folder: epath.PathLike, shard: int) -> Index:
+def read_index(folder: epath.PathLike, shard: int) -> ShardIndex:
     """Returns the index of a shard.
 
     Raises:
@@ -242,7 +242,7 @@ def read_index(folder: epath.PathLike, shard: int) -> Index:
     path = files.as_path(folder) / index_name(shard)
     try:
         index = json.loads(files.read_bytes(path))
-        return Index([Entry(**video) for video in index["videos"]], dict(index["files"]))
+        return ShardIndex([Entry(**video) for video in index["videos"]], dict(index["files"]))
     except (ValueError, TypeError, KeyError) as error:
         if isinstance(error, UserError):
             raise DamagedCacheError(f"{error}; {_MEND}") from error

@@ -41,7 +41,7 @@ Encoded = Mapping[str, Any]
 
 
 @runtime_checkable
-class Encoder(Protocol):
+class FrameEncoder(Protocol):
     """The networks whose outputs are cached. All results have the cache's type.
 
     Attributes:
@@ -100,7 +100,7 @@ def write_shards(
     folder: epath.PathLike,
     recipe: Recipe,
     source: VideoSource,
-    encoder: Encoder,
+    encoder: FrameEncoder,
     shards: Sequence[int],
     *,
     threads: int,
@@ -130,7 +130,7 @@ def write_shards(
 
 
 def _encode(
-    encoder: Encoder, decoded: Iterable[Frame | Entry | None]
+    encoder: FrameEncoder, decoded: Iterable[Frame | Entry | None]
 ) -> Iterator[Encoded | Entry | None]:
     """Encodes the frames in a sequence and passes on the rest, all in order.
 
@@ -174,7 +174,7 @@ def _rows(batch: Sequence[Any], encoded: Encoded) -> Iterator[Encoded | Entry | 
 def _write_shard(
     folder: epath.Path,
     recipe: Recipe,
-    encoder: Encoder,
+    encoder: FrameEncoder,
     shard: int,
     encoded: Iterator[Encoded | Entry | None],
     watch: Callable[[int, int], None],

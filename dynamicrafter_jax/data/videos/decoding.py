@@ -16,7 +16,7 @@ from av.format import Flags
 from av.video.reformatter import Interpolation, VideoReformatter
 from jaxtyping import UInt8
 
-from dynamicrafter_jax.data.videos.packets import Run, read_index, usable_packets
+from dynamicrafter_jax.data.videos.packets import PacketRun, read_index, usable_packets
 from dynamicrafter_jax.errors import UserError
 from dynamicrafter_jax.media import MAX_PIXELS, MIN_SIDE
 from dynamicrafter_jax.media.orientation import of_frame
@@ -160,7 +160,7 @@ class VideoReader:
                     f"{indices[min(missing.values())]} can't be decoded; make or copy it again"
                 )
 
-    def _decode(self, run: Run, from_start: bool) -> Iterator[tuple[int, av.VideoFrame]]:
+    def _decode(self, run: PacketRun, from_start: bool) -> Iterator[tuple[int, av.VideoFrame]]:
         """Decodes a run, or all packets up to its last, and yields frames with their labels."""
         latest = -math.inf
         for count, frame in enumerate(self._frames_of(run, from_start)):
@@ -179,7 +179,7 @@ class VideoReader:
             latest = time
             yield time, frame
 
-    def _frames_of(self, run: Run, from_start: bool) -> Iterator[av.VideoFrame]:
+    def _frames_of(self, run: PacketRun, from_start: bool) -> Iterator[av.VideoFrame]:
         context = self._stream.codec_context
         # Only H.264 guarantees that no frame depends on one that is marked as skippable.
         may_skip = context.name == "h264" and not self._index.counted

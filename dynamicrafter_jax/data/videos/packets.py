@@ -45,7 +45,7 @@ class Packet(NamedTuple):
         return (self.pts or 0) if self.dts is None else self.dts
 
 
-class Run(NamedTuple):
+class PacketRun(NamedTuple):
     """Packets to decode in one go, by number in the file, and the frames wanted from them."""
 
     first: int
@@ -74,7 +74,7 @@ def usable_packets(
 
 def read_index(
     container: InputContainer, stream: VideoStream
-) -> tuple["Index", Orientation | None]:
+) -> tuple["PacketIndex", Orientation | None]:
     """Reads all packets of a stream, without decoding them.
 
     Returns:
@@ -103,7 +103,7 @@ def read_index(
         packets = [packet._replace(pts=None) for packet in packets]
     is_packed = isinstance(frames_of, bitstreams.Mpeg4) and frames_of.is_packed
     counted = is_packed or must_count(packets, can_reorder=codec.reorder, reorders=reorders)
-    return Index(packets, counted=counted), orientation
+    return PacketIndex(packets, counted=counted), orientation
 
 
 def must_count(packets: Sequence[Packet], *, can_reorder: bool, reorders: bool) -> bool:
@@ -154,7 +154,7 @@ def _starts_late(packets: Sequence[Packet]) -> bool:
     return len(times) == 3 and times[1] - times[0] > times[2] - times[1]
 
 
-class Index:
+class PacketIndex:
     """The frames of a video, in the order in which they are shown.
 
     A frame is identified by a label: its time or, if times can't be trusted, its number among the
@@ -191,7 +191,7 @@ class Index:
         self.num_frames = len(self._shown)
         self.in_file_order = self._shown == sorted(self._shown)
 
-    def runs(self, indices: Sequence[int]) -> list[Run]:
+    def runs(self, indices: Sequence[int]) -> list[PacketRun]:
         """Finds what must be decoded: for each frame, the packets from the last key frame on.
 
         Raises:
@@ -201,8 +201,8 @@ class Index:
             raise ValueError(f"{indices} are not increasing numbers below {self.num_frames}")
         if self.counted:
             wanted = {index: place for place, index in enumerate(indices)}
-            return [Run(self.first_key, len(self.packets) - 1, wanted)] if wanted else []
-        runs: list[Run] = []
+            return [PacketRun(self.first_key, len(self.packets) - 1, wanted)] if wanted else []
+        runs: list[PacketRun] = []
         for place, index in enumerate(indices):
             position = self._shown[index]
             key = self._key(position)
@@ -211,7 +211,7 @@ class Index:
                 wanted = runs[-1].wanted
                 runs[-1] = runs[-1]._replace(last=max(position, runs[-1].last))
             else:
-                runs.append(Run(key, position, wanted := {}))
+                runs.append(PacketRun(key, position, wanted := {}))
             wanted[self._time(position)] = place
         return runs
 

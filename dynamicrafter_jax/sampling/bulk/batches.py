@@ -6,7 +6,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float32, PyTree
 
 from dynamicrafter_jax import sharding
-from dynamicrafter_jax.sampling.bulk.encoder import Encoder, Row
+from dynamicrafter_jax.sampling.bulk.encoder import Row, RowEncoder
 from dynamicrafter_jax.sampling.bulk.table import Request
 from dynamicrafter_jax.sampling.noise import KeyedNoise
 from dynamicrafter_jax.sampling.sampler import Sampler
@@ -23,7 +23,7 @@ class BatchSampler:
     def __init__(self, sampler: Sampler, params: PyTree, batch_size: int) -> None:
         """Takes the parameters, placed on the mesh."""
         self.sampler = sampler
-        self.encoder = Encoder(sampler, params)
+        self.encoder = RowEncoder(sampler, params)
         self._params = params
         self._batch_size = batch_size
 

@@ -78,7 +78,7 @@ class Recent:
         return self._kept[key]
 
 
-class Encoder:
+class RowEncoder:
     """Encodes the rows of batches, without waiting for the device.
 
     Each text or image goes through its network by itself, so its encoding does not depend on the
