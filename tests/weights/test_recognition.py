@@ -85,7 +85,7 @@ def test_a_converted_directory_is_converted_already(tmp_path):
     assert "train" in json.loads((tmp_path / "config.json").read_text())["config"]
     given = dict.fromkeys(("config", "dtype", "towers", "step", "averaged", "export_dtype"))
     flags = {"input": str(tmp_path), "output": str(tmp_path / "o"), "export": False}
-    with pytest.raises(UserError, match="is a directory: --export makes a file of it"):
+    with pytest.raises(UserError, match="is a converted model: to make it a file, give --export"):
         convert.run({**given, **flags, "overwrite": False})
 
 
