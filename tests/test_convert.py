@@ -96,7 +96,7 @@ def test_what_exists_is_not_overwritten(tmp_path, release_file, converted_model)
     (tmp_path / "again.safetensors").write_bytes(b"precious")
     with pytest.raises(UserError, match="exists: give another path"):
         export(converted_model, tmp_path / "again.safetensors")
-    with pytest.raises(UserError, match=r"is a \.safetensors file"):
+    with pytest.raises(UserError, match=r"ends in \.safetensors"):
         export(converted_model, tmp_path / "again.ckpt")
     (tmp_path / "photos").mkdir()
     (tmp_path / "photos" / "a.jpg").write_bytes(b"precious")
