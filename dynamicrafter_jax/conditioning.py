@@ -45,7 +45,7 @@ class Conditioning(NamedTuple):
 
 
 def nearest_queries(num_frames: int, video_length: int) -> Int[np.ndarray, " t"]:
-    """Returns the number of the projector's group of queries that is nearest to each frame.
+    """Returns, for each frame, the index of the nearest group of the projector's queries.
 
     The first frame reads the first of `video_length` groups and the last frame the last; frames in
     between read the group at the nearest relative position (halves round up). A single frame reads

@@ -99,7 +99,11 @@ def main(_: Sequence[str]) -> None:
         check_flags()
     protocol = load_protocol(PROTOCOL.value or "folders").with_videos(NUM_VIDEOS.value)
     if (protocol.data is None) == (DATA.value is not None):
-        kind = "--reference, a folder of videos" if protocol.data is None else "--data, its data"
+        kind = (
+            "--reference, a folder of videos"
+            if protocol.data is None
+            else "--data, its own data set"
+        )
         raise UserError(f"the protocol {protocol.name} needs {kind}")
     with PROCESSES.joined():
         if INPUTS.value is None:

@@ -103,7 +103,7 @@ def test_a_table_may_lie_among_odd_names(place: Path):
     (place / "a.csv").write_text("id,image\na,0.png\nb\n")
     with pytest.raises(UserError) as refused:
         bulk_jobs.requests(place / "a.csv")
-    assert str(refused.value) == f"{place}/a.csv, line 3: no 'image'"
+    assert str(refused.value) == f"{place}/a.csv, line 3: has no 'image'"
 
 
 def test_models_among_odd_names(place: Path):

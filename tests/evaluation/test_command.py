@@ -57,7 +57,7 @@ def test_two_folders_and_again(tmp_path):
         (["--videos=a"], "give --reference"),
         (
             ["--reference=a", "--videos=b", "--protocol=ucf101"],
-            "the protocol ucf101 needs --data, its data",
+            "the protocol ucf101 needs --data, its own data set",
         ),
     ],
 )
