@@ -1,14 +1,14 @@
-r"""Animate images: flags in, videos out.
+r"""Animates images: flags in, videos out.
 
     python sample.py --config=configs/i2v_512.py --checkpoint=model.ckpt \
         --image=picture.png --prompt="a man surfing" --output=out.mp4
 
-Or a table of them, on as many devices and hosts as there are; the same command goes on where it
-stopped:
+For a table of images, on any number of devices and hosts (if it stops, run the same command to
+resume):
 
     python sample.py --checkpoint=model_512 --prompts=batch.csv --output_dir=videos
 
-Common settings are flags, as `--steps=25`, and so is all that is in the model's config:
+Common settings are flags, such as `--steps=25`, and so is everything in the model's config, such as
 `--config.precision.dtype=bfloat16`. See docs/sampling.md.
 """
 
@@ -45,17 +45,17 @@ CONFIG = cli.define_config()
 CHECKPOINT = flags.DEFINE_string(
     "checkpoint", None, "demo, a converted directory, a file, or a Hub id."
 )
-TOWERS = flags.DEFINE_string("towers", None, "Where frozen towers come from, if not in there.")
+TOWERS = flags.DEFINE_string("towers", None, "Source of frozen towers if --checkpoint lacks them.")
 IMAGE = flags.DEFINE_string("image", None, "Picture to animate, or a .npy in [-1, 1].")
-END_IMAGE = flags.DEFINE_string("end_image", None, "Picture to end at: interpolation.")
-LOOP = flags.DEFINE_bool("loop", False, "End where it began.")
-PROMPT = flags.DEFINE_string("prompt", "", "What happens; empty for the image alone.")
+END_IMAGE = flags.DEFINE_string("end_image", None, "Picture to end at, for interpolation.")
+LOOP = flags.DEFINE_bool("loop", False, "End where the video began.")
+PROMPT = flags.DEFINE_string("prompt", "", "What happens; empty to use only the image.")
 OUTPUT = flags.DEFINE_string("output", None, "A .mp4, .gif, .webp, or a folder of PNGs.")
-NUM_SAMPLES = flags.DEFINE_integer("num_samples", 1, "Videos of the same image and prompt.")
+NUM_SAMPLES = flags.DEFINE_integer("num_samples", 1, "Videos per image and prompt.")
 PROMPTS = flags.DEFINE_string("prompts", None, "A .csv or .jsonl of id, image, prompt, ...")
 OUTPUT_DIR = flags.DEFINE_string("output_dir", None, "Folder for the videos of --prompts.")
 BATCH_SIZE = flags.DEFINE_integer(
-    "batch_size", None, "Clips of --prompts at once; else as many as the mesh splits.", 1
+    "batch_size", None, "Clips of --prompts at once; by default as many as the mesh splits.", 1
 )
 CODEC = flags.DEFINE_string("codec", "libx264", "Video codec of .mp4 files.")
 CRF = flags.DEFINE_integer("crf", 18, "Constant rate factor of .mp4 files; lower is better.")
@@ -81,16 +81,16 @@ def main(_: Sequence[str]) -> None:
     if BATCH_SIZE.value is not None:
         raise UserError("--batch_size goes with --prompts only")
     if image is None:
-        raise UserError("no --image: the picture to animate")
+        raise UserError("no --image: give the picture to animate")
     if output is None:
-        raise UserError("no --output: the video to write, as out.mp4")
+        raise UserError("no --output: give the video to write, such as out.mp4")
     with joined() as (config, checkpoint):
         sample_image(config, checkpoint, image, output)
 
 
 @contextlib.contextmanager
 def joined() -> Iterator[tuple[ConfigDict, str]]:
-    """Gives the config and the checkpoint, with the other processes joined."""
+    """Joins the other processes, and gives the config and the checkpoint."""
     checkpoint = CHECKPOINT.value
     if checkpoint is None:
         raise UserError("no --checkpoint: give demo, a converted directory, a file, or a Hub id")
@@ -100,14 +100,14 @@ def joined() -> Iterator[tuple[ConfigDict, str]]:
 
 
 def choose_config(checkpoint: str) -> ConfigDict:
-    """Returns the config of the flags, else that of the model, with the settings of flags."""
+    """Returns the config given by flags, or else the model's, with the settings given by flags."""
     config = CONFIG.of_model(checkpoint)
     set_given(config, SETTINGS)
     return config
 
 
 def sample_image(config: ConfigDict, checkpoint: str, image: str, output: str) -> None:
-    """Makes the videos of one image: checks all that is cheap, loads the model, and samples."""
+    """Makes the videos of one image: does the cheap checks, loads the model, and samples."""
     check_early(config, image, output)
     noise = None if NOISE.value is None else read_noise(NOISE.value)
     model, towers = find_models(checkpoint)
@@ -136,7 +136,7 @@ def sample_image(config: ConfigDict, checkpoint: str, image: str, output: str) -
 
 
 def sample_table(config: ConfigDict, checkpoint: str, table: str, folder: str) -> int:
-    """Makes the videos of a table that are not there yet; returns the exit status."""
+    """Makes the videos of a table that do not exist yet; returns the exit status."""
     # What to make
     requests = bulk.read_requests(
         table, config.sampling, loop=LOOP.value, num_samples=NUM_SAMPLES.value
@@ -180,7 +180,7 @@ def sample_table(config: ConfigDict, checkpoint: str, table: str, folder: str) -
 def conclude(
     summary: bulk.Summary, manifest: bulk.Manifest, folder: str, names: Sequence[str]
 ) -> int:
-    """Brings the manifests of all processes together and says how it went; returns the status."""
+    """Merges the manifests of all processes and prints a summary; returns the exit status."""
     process, alone = jax.process_index(), jax.process_count() == 1
     place = files.as_path(folder) / bulk.summary_name(process)
     provenance.write_record(place, dataclasses.asdict(summary))
@@ -192,7 +192,7 @@ def conclude(
         distributed.wait_for_all("compacted")
     print(summary if alone else f"process {process}: {summary}", flush=True)
     if summary.stopped:
-        sys.stderr.write("stopped as asked: the same command goes on from here\n")
+        sys.stderr.write("stopped as requested: run the same command to resume\n")
         return preemption.EXIT_STATUS
     noted = bulk.read_manifest(folder)
     failed = sum(noted[name]["status"] == "error" for name in names if name in noted)
@@ -205,12 +205,12 @@ def conclude(
 
 
 def find_models(checkpoint: str) -> tuple[epath.Path, epath.Path | None]:
-    """Returns where the model and, if they are given, its towers are."""
+    """Returns the paths of the model and, if given, of its towers."""
     return find_model(checkpoint), None if TOWERS.value is None else find_model(TOWERS.value)
 
 
 def made_with(checkpoint: str, model: epath.Path, towers: epath.Path | None) -> dict[str, Any]:
-    """Returns what makes the same request give the same video."""
+    """Returns what determines the video of a request: weights and environment."""
     return {
         "checkpoint": checkpoint,
         "weights": origin(model),
@@ -220,12 +220,12 @@ def made_with(checkpoint: str, model: epath.Path, towers: epath.Path | None) -> 
 
 
 def describe(config: ConfigDict) -> dict[str, Any]:
-    """Returns what else is kept beside a video."""
+    """Returns the other details that are recorded next to a video."""
     return {"config": config_to_json(config), "noise": NOISE.value, "command": sys.argv}
 
 
 def check_early(config: ConfigDict, image: str, output: str) -> None:
-    """Finds what would fail later, before the model is loaded."""
+    """Finds errors that would otherwise occur after the model is loaded."""
     settings = SamplingSettings.from_config(config.sampling)
     check_places(image, output)
     for path in output_paths(output):
@@ -240,7 +240,7 @@ def check_early(config: ConfigDict, image: str, output: str) -> None:
 
 
 def check_places(image: str, output: str) -> None:
-    """Makes sure that nothing is written twice, or over files that no run has written."""
+    """Checks that nothing is written twice, or over files that no run has written."""
     videos = output_paths(output)
     provenance.check_places(videos, named=len(videos) == 1)
     written = [("--output", path) for path in videos]
@@ -255,7 +255,7 @@ def check_places(image: str, output: str) -> None:
 def write(
     clips: Clips, config: ConfigDict, image: str, output: str, details: dict[str, Any]
 ) -> list[str]:
-    """Writes each clip's video and, beside it, how it was made; returns the videos' paths."""
+    """Writes each clip's video and, next to it, how it was made; returns the videos' paths."""
     paths = output_paths(output)
     video_fps = config.sampling.video_fps
     for index, (path, frames) in enumerate(zip(paths, clips.frames(), strict=True)):
@@ -279,7 +279,7 @@ def write(
 
 
 def output_paths(output: str) -> list[str]:
-    """Returns one path a sample: several are numbered before the extension."""
+    """Returns a path for each sample; several are numbered before the extension."""
     if NUM_SAMPLES.value == 1:
         return [output]
     path = epath.Path(output)

@@ -1,9 +1,9 @@
-r"""Train a model: from videos to checkpoints.
+r"""Trains a model: from videos to checkpoints.
 
     python train.py --config=configs/finetune_512.py --workdir=DIR \
         --config.data.source=videos/ --config.init.checkpoint=model.ckpt
 
-The same command goes on where the run stopped. See docs/training.md.
+If the run stops, run the same command to resume. See docs/training.md.
 """
 
 import contextlib
@@ -49,7 +49,7 @@ CONFIG = cli.define_config()
 WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run: checkpoints, logs, samples.")
 PROCESSES = cli.define_processes()
 
-# Steps at the start of which each is told, so that one sees that it goes on, and how fast.
+# The first steps are all reported, to show that the run is making progress, and how fast.
 _TOLD = 10
 
 
@@ -68,14 +68,14 @@ def main(_: Sequence[str]) -> None:
 def train(
     config: ConfigDict, settings: TrainSettings, workdir: str, stack: contextlib.ExitStack
 ) -> bool:
-    """Trains to the last step, or until it is asked to stop; returns whether it is the former."""
+    """Trains to the last step or until a request to stop; returns whether it reached the last."""
     writes = jax.process_index() == 0  # one process for all
 
     # Mesh
     mesh = sharding.mesh_of(config)
     stack.enter_context(sharding.use_mesh(mesh))
     stack.enter_context(matmul_precision(config))
-    sharding.local_rows(mesh, settings.batch_size // settings.accumulation)  # may refuse
+    sharding.local_rows(mesh, settings.batch_size // settings.accumulation)  # may raise
     rows = sharding.local_rows(mesh, settings.batch_size)
 
     # Data
@@ -103,12 +103,12 @@ def train(
     first = int(state.step)
     if first >= settings.steps:
         raise UserError(
-            f"{workdir} has done its {settings.steps} steps: raise train.steps to go on"
+            f"{workdir} has done its {settings.steps} steps: raise train.steps to continue"
         )
     validation = open_validation(config, settings, objective, mesh, validation_key(settings.seed))
     subjects = open_subjects(config, settings, mesh)
 
-    # Workdir, now that all that it takes is there
+    # Workdir, once everything that a run needs has been found
     claim_workdir(workdir, config)
     if start:
         checkpoints.save_frozen(state.frozen)
@@ -150,7 +150,7 @@ def train(
             mesh,
         )
 
-    # Watching
+    # Monitoring
     throughput = Throughput(mesh, settings.batch_size, flops)
     history = History(settings.batch_size)
     profiler = stack.enter_context(
@@ -190,7 +190,9 @@ def train(
                 history.settle()
                 checkpoints.save(state, wait=ends)
         if stops:
-            console.say(f"stopped after step {step}, which is saved: the same command goes on")
+            console.say(
+                f"stopped after step {step}, which is saved: run the same command to resume"
+            )
             return False
         if validation and (ends or step % settings.validate_every == 0):
             with throughput.paused():

@@ -1,12 +1,12 @@
-"""Compares the kernels of attention at the shapes of the released models, in one run.
+"""Compares attention kernels at the shapes of the released models, in one run.
 
     python benchmarks/attention.py                        256, the smallest, on any machine
     python benchmarks/attention.py --configs i2v_1024 --dtype bfloat16    for accelerators
     python benchmarks/attention.py --json attention.json
 
-Times are medians of a forward pass of one clip; all kernels take turns. On a CPU, ratios are to
-PyTorch's `scaled_dot_product_attention` where torch is installed; else to plain attention. Shapes
-whose plain logits would not fit in memory are left to the other kernels.
+Times are medians of a forward pass for one clip; all kernels take turns. On a CPU, ratios are to
+PyTorch's `scaled_dot_product_attention` if torch is installed, and otherwise to plain attention.
+Plain attention is left out for shapes whose logits would not fit in memory.
 """
 
 import argparse
@@ -29,7 +29,7 @@ _PLAIN_LOGITS = 2**32
 
 
 class Shape(NamedTuple):
-    """One attention: `entries` sequences of `tokens` queries to `keys`, or one along time."""
+    """An attention of `tokens` queries to `keys`, for `entries` sequences; maybe along time."""
 
     name: str
     entries: int
@@ -61,7 +61,7 @@ def main() -> int:
 
 
 def shapes_of(name: str) -> Sequence[Shape]:
-    """Returns the attentions of a config, of one clip, each once."""
+    """Returns the different attentions of a config, for one clip."""
     config = load_config(name)
     frames, width = config.sampling.num_frames, config.unet.num_head_channels
     h, w = (side // 8 for side in (config.sampling.height, config.sampling.width))
@@ -102,7 +102,7 @@ def measure(shape: Shape, dtype: str, repeats: int) -> dict[str, float]:
 
 
 def kernels_of(shape: Shape) -> dict[str, Kernels]:
-    """Returns what can run here by name: plain, portable, and what is chosen, if it is another."""
+    """Returns the kernels that can run here, by name: plain, portable, and the chosen one."""
     mesh = sharding.make_mesh()
     kernels = {name: choose_attention(mesh, name) for name in ("plain", "chunked")}
     if 4 * shape.entries * shape.heads * shape.tokens * shape.keys > _PLAIN_LOGITS:
@@ -117,7 +117,7 @@ def compiled(shape: Shape, kernels: Kernels, arrays: Sequence[jax.Array]) -> Cal
 
 
 def pytorch(shape: Shape, arrays: Sequence[np.ndarray], dtype: str) -> Callable[[], object] | None:
-    """Returns PyTorch's fused attention from and to our order of axes; None without torch."""
+    """Returns PyTorch's fused attention, in our order of axes; None without torch."""
     try:
         import torch
     except ImportError:

@@ -1,16 +1,17 @@
 """Compares training from videos with training from a latent cache: bytes, clips/s and arithmetic.
 
-    python benchmarks/cache.py           some minutes
+    python benchmarks/cache.py           a few minutes
     python benchmarks/cache.py --quick   few clips and a smaller step, to see that it works
 
-The first table is of 320x512 clips of 16 frames, out of H.264 files of 640x360 and out of caches
-with the shapes of the released 512 model. The numbers in these caches are random: nothing here
-depends on them. float16 takes what bfloat16 takes. Each kind is read by a process of its own, in
-turns, in one thread; its processor time and the bytes that it asks the system for are counted.
+The first table is for clips of 16 frames at 320x512, from H.264 files of 640x360 and from caches
+with the shapes of the released 512 model. The numbers in these caches are random, since nothing
+here depends on them. float16 takes as much space as bfloat16. Each kind is read by a separate
+process, in turns, in one thread; its processor time and the bytes that it requests from the system
+are counted.
 
-The second is of compiled training steps. "Products" are the operations of matrix products and
-convolutions, counted in the program; "XLA" is the compiler's own count, of all operations. The
-exit status is 1 unless what is cached is saved to the last operation.
+The second table is for compiled training steps. "Products" are the operations of matrix products
+and convolutions, counted in the program; "XLA" is the compiler's own count of all operations. The
+exit status is 1 unless exactly the operations of the cached networks are saved.
 """
 
 import argparse
@@ -69,7 +70,7 @@ KINDS: dict[str, tuple[str, ...]] = {
 
 
 class RandomNumbers:
-    """Stands in for the networks, in any size without delay."""
+    """Stands in for the networks, with any shapes and without delay."""
 
     batch_size = 32
 
@@ -106,7 +107,7 @@ def main() -> int:
 
 
 def compare_loading(folder: Path, dtypes: Sequence[str], num_clips: int, repeats: int) -> None:
-    """Prints the table of bytes and clips/s; the videos are `VIDEOS` copies of one."""
+    """Prints the table of bytes and clips/s, for `VIDEOS` copies of one video."""
     videos = folder / "videos"
     videos.mkdir()
     original = Path(make_file(folder, FILES[0]))
@@ -175,7 +176,7 @@ def make_cache(folder: Path, videos: str, kinds: Sequence[str], dtype: str) -> i
 
 
 class Reading(NamedTuple):
-    """Of some clips: processor time, bytes asked of the system (0: not known), bytes of arrays."""
+    """Processor time, bytes requested from the system (0 if unknown) and bytes of arrays."""
 
     seconds: float
     read: int
@@ -186,7 +187,7 @@ _opened: dict[str, VideoExamples | CachedExamples] = {}
 
 
 def open_place(place: str) -> None:
-    """Opens videos or a cache, in a process of its own."""
+    """Opens videos or a cache; runs in a separate process."""
     warnings.simplefilter("ignore")
     if (Path(place) / "cache.json").exists():
         _opened["examples"] = CachedExamples(place, clip_settings(), 0)
@@ -196,7 +197,7 @@ def open_place(place: str) -> None:
 
 
 def read_clips(count: int) -> Reading:
-    """Reads clips, and makes sure that they are whole."""
+    """Reads clips, and checks that they are complete."""
     examples = _opened["examples"]
     before, start = bytes_read(), time.process_time()
     given = 0
@@ -208,7 +209,7 @@ def read_clips(count: int) -> Reading:
 
 
 def bytes_read() -> int:
-    """Returns how many bytes this process has read, from a disk or from memory; 0 if not told."""
+    """Returns how many bytes this process has read, from disk or from memory; 0 if unknown."""
     try:
         return int(Path("/proc/self/io").read_text().split()[1])
     except OSError:
@@ -220,7 +221,7 @@ def clip_settings() -> ClipSettings:
 
 
 def compare_steps(quick: bool) -> bool:
-    """Prints the table of steps; returns whether what is cached is saved exactly."""
+    """Prints the table of steps; returns whether exactly the cached networks' work is saved."""
     row(
         "model",
         "read from",
@@ -243,7 +244,7 @@ def compare_steps(quick: bool) -> bool:
 
 
 def compare_config(config: ConfigDict, *, compiled: bool) -> bool:
-    """Prints the rows of a config, for one clip; of a large one without the compiler's count."""
+    """Prints the rows of a config, for one clip; `compiled` adds the compiler's count."""
     # XLA counts the body of a loop once: all frames are encoded at once, and there is no loop.
     config.sampling.vae_frames = config.sampling.num_frames
     train = {"batch_size": 1, "accumulation": 1, "remat": "none", "ema_decay": 0.0}
@@ -291,7 +292,7 @@ def compare_config(config: ConfigDict, *, compiled: bool) -> bool:
 
 
 def count(function: Any, arguments: tuple[Any, ...], compiled: bool) -> tuple[int, float]:
-    """Returns the operations of a program: of its products, and all of them as XLA counts."""
+    """Returns a program's operations: those of its products, and all of them by XLA's count."""
     traced = jax.jit(function).trace(*arguments)
     flops = 0.0
     if compiled:
@@ -301,7 +302,7 @@ def count(function: Any, arguments: tuple[Any, ...], compiled: bool) -> tuple[in
 
 
 def abstract_batch(config: ConfigDict, kinds: Sequence[str]) -> Batch:
-    """Returns the shapes of a batch of one clip, of which `kinds` are cached."""
+    """Returns the shapes of a batch of one clip, with `kinds` from a cache."""
     size, length = config.sampling, config.text_encoder.context_length
     side = networks_of(config).vae.downsampling
     patches = (config.image_encoder.image_size // config.image_encoder.patch_size) ** 2

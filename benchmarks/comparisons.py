@@ -1,4 +1,4 @@
-"""What is compared with the PyTorch release: the rows of each table, computed as they are taken."""
+"""The comparisons with the PyTorch release: generators that compute the rows of each table."""
 
 import functools
 import itertools
@@ -56,7 +56,7 @@ GOLDEN = {"tiny_v": "tiny_v_modules", "tiny_eps": "tiny_eps_modules", "512": "fu
 
 
 def host_rows() -> Iterator[Row]:
-    """Compares what does not depend on weights: schedules, tokens, preprocessing."""
+    """Compares everything that does not depend on weights: schedules, tokens, preprocessing."""
     golden = tiny.golden("schedule")
     schedules = {
         name: make_schedule(**load_config(f"i2v_{name}").diffusion.to_dict()) for name in RELEASES
@@ -113,9 +113,9 @@ def small_network_rows() -> Iterator[Row]:
 
 
 def full_network_rows() -> Iterator[Row]:
-    """Compares the networks of the 512 release, each in a process of its own.
+    """Compares the networks of the 512 release, each in a separate process.
 
-    So the memory that a row says is its own, and is given back before the next.
+    So the memory in a row is that of one network, and is freed before the next.
     """
     spawn = multiprocessing.get_context("spawn")
     tokens = None
@@ -147,7 +147,7 @@ def measure_network(
     Args:
         model: One of `GOLDEN`.
         network: One of `NETWORKS`, "U-Net, small inputs", or one of `FRAME_COUNTS`.
-        target: The most that an error may be.
+        target: The largest error allowed.
         tokens: The vision tower's output, which the projector reads.
     """
     case = _case(model, network, tokens)
@@ -163,7 +163,7 @@ def _measure_full_network(network: str, tokens: np.ndarray | None) -> tuple[Row,
 
 
 def _case(model: str, network: str, tokens: np.ndarray | None) -> Case:
-    """The golden call of a network."""
+    """Returns the golden call of a network."""
     golden = tiny.golden(GOLDEN[model])
     match network:
         case "U-Net":
@@ -190,7 +190,7 @@ def _case(model: str, network: str, tokens: np.ndarray | None) -> Case:
 
 
 def _frames_case(case: str) -> Case:
-    """The golden call of the U-Net on another number of frames, one of `FRAME_COUNTS`."""
+    """Returns the golden call of the U-Net for another number of frames (see `FRAME_COUNTS`)."""
     golden = tiny.golden("tiny_v_frames")
     t, _, split = case.partition("_")
     image = golden["image_context_96" if split else "image_context"]
@@ -235,7 +235,7 @@ def _params(model: str, section: str) -> PyTree:
 
 @functools.cache
 def _animate(release: str, dtype: str) -> ImageToVideo:
-    """The small model of a release's kind, with that release's diffusion."""
+    """Returns the small model of a release's kind, with the diffusion of that release."""
     model = "tiny_eps" if release == "256" else "tiny_v"
     config = _config(model)
     config.diffusion = load_config(f"i2v_{release}").diffusion
@@ -259,7 +259,7 @@ def _replay(golden: Mapping[str, np.ndarray], settings: Mapping, dtype: str) -> 
 
 
 def _describe(settings: Mapping, num_frames: int) -> str:
-    """A run in a few words; all are of 4 frames unless they say so."""
+    """Describes a run in a few words; it has 4 frames unless they say otherwise."""
     mode = "interpolation, " if settings["interp"] else "loop, " if settings["loop"] else ""
     clips = len(settings["prompts"])
     scales = [settings["guidance_scale"], settings["image_guidance_scale"]]
@@ -271,12 +271,12 @@ def _describe(settings: Mapping, num_frames: int) -> str:
 
 
 def _worst_layer(settings: Mapping) -> str:
-    """The layer of a run's U-Net that costs bfloat16 most."""
+    """Returns the layer of a run's U-Net that loses most in bfloat16."""
     model = "tiny_eps" if settings["kind"] == "256" else "tiny_v"
     *_, row = measure_network(model, "U-Net", SMALL_NETWORK_TARGET)[0]
     return row.worst_layer
 
 
 def _worst_of(name: str, pairs: Iterable[tuple[ArrayLike, ArrayLike]], target: float) -> Row:
-    """One row for many comparisons: the largest error, NaN included."""
+    """Returns one row for many comparisons, with the largest error; NaN counts as largest."""
     return Row(name, float(np.max([relative_error(*pair) for pair in pairs])), target)

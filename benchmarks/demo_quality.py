@@ -1,15 +1,15 @@
-r"""Says how well a model does what it is told, on held-out drawn clips, and what each part tells.
+r"""Measures how well a model follows its conditions on held-out drawn clips, and what each adds.
 
     python benchmarks/demo_quality.py --checkpoint=demo --write_docs
 
     python -m dynamicrafter_jax.convert --input=runs/demo --step=3000 --output=demo_3000
     python benchmarks/demo_quality.py --curve=3000=demo_3000 --curve=6000=demo --write_docs
 
-Clips are the first of the test split of `data/synthetic`, whose numbers and photographs no
-training sees. Each is sampled from its first frame, under its caption and its frames a second.
-What moved is found by drawing the known scene again (`tracking.py`), without the
-caption. A clip is right if every motion that its caption names goes the right way, at least --share
-of the way that it goes in a real clip of this speed, and nothing else goes so far.
+Clips are the first of the test split of `data/synthetic`, whose numbers and photographs are never
+trained on. Each is sampled from its first frame, with its caption and its frames per second. What
+moved is found by drawing the known scene again (`tracking.py`), without using the caption. A clip
+is right if every motion named in its caption goes the right way, by at least --share of the
+distance in a real clip of this speed, and nothing else moves that far.
 """
 
 import time
@@ -56,14 +56,15 @@ WRITE_DOCS = flags.DEFINE_bool("write_docs", False, f"Put tables and plots into 
 
 
 class Motions(NamedTuple):
-    """How many clips did what was named.
+    """How many clips show the named motions.
 
     Attributes:
-        overall: The share of clips that are right.
-        named: The share of named motions that go the right way, far enough, whatever else moves.
-        by_motion: The share that is right of those that name a motion; "still": that name none.
-        named_by_motion: The share of each motion that goes the right way, far enough.
-        speed: Rank correlation of how fast each named motion goes with how fast it should.
+        overall: Share of clips that are right.
+        named: Share of named motions that go the right way, far enough, whatever else moves.
+        by_motion: For each motion, the share of clips naming it that are right; "still" is for
+            clips that name none.
+        named_by_motion: For each motion, how often it goes the right way, far enough, when named.
+        speed: Rank correlation between the speed of named motions and what it should be.
     """
 
     overall: float
@@ -74,7 +75,7 @@ class Motions(NamedTuple):
 
 
 def judge(clips: Sequence[Drawn], changes: Sequence[Change], share: float) -> Motions:
-    """Holds what changed against what was named."""
+    """Compares what changed in clips with what their captions name."""
     right: dict[str, list[bool]] = {name: [] for name in ("still", *MOTIONS)}
     named: dict[str, list[bool]] = {name: [] for name in MOTIONS}
     every, wanted, found = [], [], []
@@ -99,19 +100,19 @@ def judge(clips: Sequence[Drawn], changes: Sequence[Change], share: float) -> Mo
 
 
 def distance(real: Videos, other: Videos) -> float:
-    """The Fréchet distance of simple features, each scaled to unit spread among real clips."""
+    """Returns the Fréchet distance of simple features, scaled to unit spread over real clips."""
     features, others = simple_features(real), simple_features(other)
     spread = features.std(0) + 1e-6
     return frechet_distance(Moments.of(features / spread), Moments.of(others / spread))
 
 
 class Sampled(NamedTuple):
-    """What a model makes of clips.
+    """A model's samples for clips.
 
     Attributes:
-        videos: Its frames.
+        videos: The sampled videos.
         changes: What has changed in each.
-        seconds: How long it took to sample each, in the mean.
+        seconds: Mean time to sample one.
     """
 
     videos: Videos
@@ -119,12 +120,12 @@ class Sampled(NamedTuple):
     seconds: float
 
     def first(self, count: int) -> "Sampled":
-        """Returns the same of the first clips alone."""
+        """Returns the samples of only the first clips."""
         return self._replace(videos=self.videos[:count], changes=self.changes[:count])
 
 
 def sample(generator: Generator, clips: list[Drawn], without: Ablation = "nothing") -> Sampled:
-    """Samples, and looks for what moved."""
+    """Samples videos, and finds what moved in them."""
     started = time.perf_counter()
     videos = generator(clips, without=without)
     seconds = (time.perf_counter() - started) / len(clips)
@@ -134,7 +135,7 @@ def sample(generator: Generator, clips: list[Drawn], without: Ablation = "nothin
 def measure_main(
     generator: Generator, animate: ImageToVideo, clips: list[Drawn], sampled: Sampled
 ) -> dict[str, Any]:
-    """The measures that have a target, and the numbers they are held against."""
+    """Returns the measures that have a target, and the numbers they are compared with."""
     real = np.stack([clip.video for clip in clips])
     first = real[:, 0]
     between = generator(clips, interpolate=True)
@@ -160,7 +161,7 @@ def measure_main(
 
 
 def measure_ablation(clips: list[Drawn], sampled: Sampled) -> dict[str, float]:
-    """What is left where the model has to do without something."""
+    """Returns the measures of samples made without one of the conditions."""
     return {
         "motion": judge(clips, sampled.changes, SHARE.value).overall,
         "first_frame_db": first_frame_db(clips, sampled.videos),
@@ -168,7 +169,7 @@ def measure_ablation(clips: list[Drawn], sampled: Sampled) -> dict[str, float]:
 
 
 def measure_training(clips: list[Drawn], sampled: Sampled) -> dict[str, float]:
-    """What the curve over training shows of one model."""
+    """Returns one model's values for the curve over training."""
     real = np.stack([clip.video for clip in clips])
     return {
         "motion": judge(clips, sampled.changes, SHARE.value).overall,
@@ -177,12 +178,12 @@ def measure_training(clips: list[Drawn], sampled: Sampled) -> dict[str, float]:
 
 
 def first_frame_db(clips: Sequence[Drawn], videos: Videos) -> float:
-    """How near first frames are to the images, in decibels."""
+    """Returns the mean PSNR of first frames against their images, in dB."""
     return float(psnr(videos[:, 0], np.stack([clip.video[0] for clip in clips])).mean())
 
 
 def crossfade(videos: Videos) -> Videos:
-    """Fades from the first to the last frame."""
+    """Returns videos that fade from the first to the last frame."""
     t = videos.shape[1]
     share = (np.arange(t) / (t - 1))[None, :, None, None, None]
     ends = videos[:, [0, -1]].astype(np.float64)
@@ -190,7 +191,7 @@ def crossfade(videos: Videos) -> Videos:
 
 
 def tables(found: Mapping[str, Any]) -> str:
-    """The measurements in Markdown."""
+    """Returns the measurements in Markdown."""
     main, ablated = found["main"], found["ablated"]
     few = found["ablated_clips"]
     rows = [
@@ -244,7 +245,7 @@ _WITHOUT: dict[Ablation, str] = {
 
 
 def _curve(entries: Sequence[str]) -> dict[str, str]:
-    """Returns the model of each step that `--curve` names."""
+    """Returns the models given by `--curve`, by step."""
     steps: dict[str, str] = {}
     for entry in entries:
         step, _, model = entry.partition("=")
@@ -257,13 +258,13 @@ def _curve(entries: Sequence[str]) -> dict[str, str]:
 
 
 def _keep(found: Mapping[str, Any]) -> None:
-    """Writes what was found so far: it all takes an hour, and the last part may fail."""
+    """Writes the results so far, since all of it takes an hour and the last part may fail."""
     if JSON.value is not None:
         timing.write_json(JSON.value, found)
 
 
 def main(_: Sequence[str]) -> None:
-    """Samples, measures and prints."""
+    """Samples, measures, and prints the tables."""
     steps = _curve(CURVE.value)
     if WRITE_DOCS.value and not DOCUMENT.exists():  # before all the work
         raise UserError(f"{DOCUMENT} is missing: write it, with marks of {SECTION!r}")

@@ -1,13 +1,13 @@
-r"""Says which of several small models sees best what is to move, while it is still hidden by noise.
+r"""Compares small models in how well they recognise what should move while noise still hides it.
 
     python benchmarks/demo_search.py --model=full=runs/full_model --model=few=runs/few_model
 
-Samples of models that are half an hour old all look alike, so here one step is judged. Clips of the
-validation split of `data/synthetic` are noised as at late timesteps, where little but the motion
-that the caption names is to be found out. What the model then takes for the clean clip (x0) is
-decoded and held against the clip: once told the caption, and once an empty prompt. The difference
-is what the words are worth. Clips, timesteps and noise are the same for all models, the noise as
-far as their latents have one shape.
+Samples of models trained for half an hour all look alike, so a single step is judged instead. Clips
+of the validation split of `data/synthetic` are noised to late timesteps, where little is left to
+find out but the motion that the caption names. The model's prediction of the clean clip (x0) is
+decoded and compared with the clip, once with the caption and once with an empty prompt. The
+difference shows what the words are worth. Clips and timesteps are the same for all models, and so
+is the noise if their latents have the same shape.
 """
 
 from collections.abc import Callable, Sequence
@@ -44,12 +44,12 @@ Denoiser = Callable[[Float[Array, "b t h w z"], Int[Array, " b"], Conditioning],
 
 
 class Seen(NamedTuple):
-    """What a model makes of noisy clips, in decibels of the decoded pixels.
+    """The PSNR of a model's predictions for noisy clips, in dB over decoded pixels.
 
     Attributes:
-        told: By timestep, the mean over clips, each under its caption.
-        untold: Likewise, under an empty prompt.
-        vae: Of clips that were only encoded and decoded: the most there is to reach.
+        told: By timestep, the mean over clips, each with its caption.
+        untold: The same with an empty prompt.
+        vae: The same for clips that are only encoded and decoded, which is the upper limit.
     """
 
     told: dict[int, float]
@@ -58,12 +58,12 @@ class Seen(NamedTuple):
 
     @property
     def mean(self) -> float:
-        """Under captions, over all timesteps."""
+        """The mean with captions, over all timesteps."""
         return float(np.mean(list(self.told.values())))
 
     @property
     def gain(self) -> float:
-        """What captions are worth."""
+        """How much captions add to the mean."""
         return self.mean - float(np.mean(list(self.untold.values())))
 
 
@@ -78,7 +78,7 @@ def clean_clips(
     numbers: Int[Array, " b"],
     timestep: Int[Array, ""],
 ) -> Float[Array, "b t h w 3"]:
-    """Returns what a model takes for the clean clips, in [-1, 1], when it sees them noisy.
+    """Returns a model's predictions of the clean clips, in [-1, 1], from noisy ones.
 
     Args:
         models: The networks.
@@ -87,9 +87,9 @@ def clean_clips(
         denoiser: The U-Net.
         video: The clips; the model is given their first frame.
         ids: Token ids of their prompts.
-        fs: Their frames a second.
-        numbers: Of the clips, from which their noise follows.
-        timestep: How noisy they are.
+        fs: Their frames per second.
+        numbers: Numbers of the clips, which determine their noise.
+        timestep: The timestep, which determines how noisy they are.
     """
     b, t, height, width, _ = video.shape
     frames = pixels(video)
@@ -127,7 +127,7 @@ def clean_clips(
 
 
 def measure(animate: ImageToVideo, clips: Sequence[Drawn]) -> Seen:
-    """Judges a model on clips."""
+    """Measures a model on clips."""
     schedule = make_schedule(**animate.config.diffusion.to_dict())
     length = animate.models.text_encoder.context_length
 
@@ -164,7 +164,7 @@ def measure(animate: ImageToVideo, clips: Sequence[Drawn]) -> Seen:
 
 
 def table(found: dict[str, Seen]) -> str:
-    """The measurements in Markdown, the best model first."""
+    """Returns the measurements in Markdown, with the best model first."""
     columns = [
         "model",
         "x0 under captions (dB)",
@@ -181,7 +181,7 @@ def table(found: dict[str, Seen]) -> str:
 
 
 def models_of(entries: Sequence[str]) -> dict[str, str]:
-    """Returns the models that `--model` names."""
+    """Returns the models given by `--model`, by name."""
     named: dict[str, str] = {}
     for entry in entries:
         name, _, path = entry.partition("=")

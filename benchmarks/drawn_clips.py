@@ -1,4 +1,4 @@
-"""What a model makes of drawn clips, all its conditions given or not, and how good that is."""
+"""Samples drawn clips, with all or some of a model's conditions, and measures the results."""
 
 import functools
 import multiprocessing
@@ -26,8 +26,8 @@ Video = UInt8[np.ndarray, "t h w 3"]
 Videos = UInt8[np.ndarray, "n t h w 3"]
 
 Ablation = Literal["nothing", "prompt", "text", "concat", "image"]
-"""What a model has to do without: an empty prompt; no text tokens, no concatenated latents or no
-image tokens at all."""
+"""What a model is not given: a prompt (it is empty), or any text tokens, concatenated latents or
+image tokens."""
 
 ABLATIONS: tuple[Ablation, ...] = get_args(Ablation)
 
@@ -36,7 +36,7 @@ class Drawn(NamedTuple):
     """A drawn clip.
 
     Attributes:
-        scene: What it shows.
+        scene: The scene that it shows.
         video: Its frames.
     """
 
@@ -54,7 +54,7 @@ class Generator:
     """Samples videos that start from the first frames of drawn clips."""
 
     def __init__(self, animate: ImageToVideo, batch_size: int, **settings: object) -> None:
-        """Binds a model; `settings` are any of `SamplingSettings`, in place of the config's."""
+        """Binds a model; `settings` are fields of `SamplingSettings` that replace the config's."""
         self._animate, self._batch_size = animate, batch_size
         self._settings = SamplingSettings.from_config(animate.config.sampling, **settings)
         encode = functools.partial(stages.encode, animate.models)
@@ -63,11 +63,11 @@ class Generator:
     def __call__(
         self, clips: Sequence[Drawn], *, without: Ablation = "nothing", interpolate: bool = False
     ) -> Videos:
-        """Returns a video for each clip, under its caption and its frames a second.
+        """Returns a video for each clip, with its caption and its frames per second.
 
         Args:
             clips: The clips.
-            without: What the model has to do without.
+            without: What the model is not given.
             interpolate: Whether the last frame is given too.
         """
         parts = [
@@ -122,7 +122,7 @@ def _encode_without(
     num_passes: int,
     without: Ablation,
 ) -> tuple[Conditioning, ...]:
-    """Encodes, and puts zeros in the place of what is taken away."""
+    """Encodes, and replaces what the model is not given by zeros."""
     conditions = encode(*arguments, shape=shape, num_passes=num_passes)
     if without in ("nothing", "prompt"):
         return conditions
@@ -134,7 +134,7 @@ def _encode_without(
 
 
 def reconstruct(animate: ImageToVideo, pictures: UInt8[np.ndarray, "n h w 3"]) -> np.ndarray:
-    """Returns what the VAE makes of pictures, through the means of their latents, as 8 bits."""
+    """Returns the VAE's reconstructions of pictures, from the means of their latents, in 8 bits."""
 
     def through(params: dict, images: Array) -> Array:
         return animate.models.apply("vae", params, images)
@@ -146,7 +146,7 @@ def reconstruct(animate: ImageToVideo, pictures: UInt8[np.ndarray, "n h w 3"]) -
 
 
 def psnr(made: np.ndarray, wanted: np.ndarray) -> np.ndarray:
-    """Returns the decibels of each of several pictures or videos, 8 bits each value."""
+    """Returns the PSNR of each of several 8-bit pictures or videos, in dB."""
     error = np.square(made.astype(np.float64) - wanted)
     return 10 * np.log10(255**2 / np.maximum(error.mean(tuple(range(1, error.ndim))), 1e-4))
 
@@ -159,11 +159,11 @@ def find_changes(clips: Sequence[Drawn], videos: Videos, processes: int) -> list
 
 
 def simple_features(videos: Videos) -> Float64[np.ndarray, "n 59"]:
-    """Returns what can be said of a video without a network: how much moves, where and when.
+    """Returns features that need no network: how much moves, where and when.
 
-    That is, of 4 by 4 parts of the frame: how much a frame differs from the next in the mean, and
-    how the last frame differs from the first; how much each frame differs from the next; and the
-    mean and spread of red, green and blue in the first and in the last frame.
+    They are, for each of 4 by 4 parts of the frame, the mean difference between neighbouring frames
+    and the difference of the last frame from the first; the difference of each frame from the next;
+    and the mean and spread of red, green and blue in the first and in the last frame.
     """
     x = videos.astype(np.float64) / 255
     n, t, h, w, _ = x.shape

@@ -1,9 +1,9 @@
-"""Compares the two rules for image tokens, `projector.other_lengths`, at lengths not trained on.
+"""Compares the rules for image tokens, `projector.other_lengths`, at lengths not trained on.
 
     python benchmarks/frame_counts.py --clips=64 --frames=8,12,24 --write_docs
 
-Clips are those of `demo_quality.py`, and so are its flags, its judge and its distance. The same
-clips are sampled under each rule, from the same noise.
+Clips, flags, judgement and distance are those of `demo_quality.py`. The same clips are sampled with
+each rule, from the same noise.
 """
 
 from collections.abc import Sequence
@@ -43,7 +43,7 @@ def animate_under(rule: str, model: ImageToVideo) -> ImageToVideo:
 
 
 def measure(model: ImageToVideo, num_frames: int) -> dict[str, float]:
-    """Samples clips of `num_frames` and holds them against the true ones."""
+    """Samples clips of `num_frames` and compares them with the true ones."""
     clips = [draw(i, num_frames, model.config.sampling.height) for i in range(CLIPS.value)]
     videos = Generator(model, BATCH.value, num_frames=num_frames)(clips)
     changes = find_changes(clips, videos, PROCESSES.value)
@@ -56,7 +56,7 @@ def measure(model: ImageToVideo, num_frames: int) -> dict[str, float]:
 
 
 def table(found: dict[int, dict[str, Any]], clips: int) -> str:
-    """The measurements in Markdown."""
+    """Returns the measurements in Markdown."""
     lines = [
         "| frames | rule | motion right | PSNR to the true clip | Fréchet distance |",
         "|---|---|---|---|---|",
@@ -70,7 +70,7 @@ def table(found: dict[int, dict[str, Any]], clips: int) -> str:
 
 
 def main(_: Sequence[str]) -> None:
-    """Samples, measures and prints."""
+    """Samples, measures, and prints the table."""
     model = ImageToVideo.from_pretrained(CHECKPOINT.value)
     models = {rule: animate_under(rule, model) for rule in OTHER_LENGTHS}
     found = {

@@ -1,11 +1,11 @@
-"""Measures how time and memory of one pass of the U-Net grow with frames, pixels and clips.
+"""Measures how time and memory of a pass of the U-Net grow with frames, pixels and clips.
 
     python benchmarks/growth.py                    two minutes
     python benchmarks/growth.py --write_docs       with docs/images/performance_growth.svg
 
 One of the three is varied at a time: frames 16, 32, 64; sides 1, 1.5 and 2 times as long; clips 1,
 2, 4. Memory is what the compiled program needs besides its arguments. Each exponent is the slope
-of a straight line through the logarithms: 1 is linear.
+of a line fitted to the logarithms; 1 means linear growth.
 """
 
 import argparse
@@ -81,7 +81,7 @@ def main() -> int:
 
 
 class Pass(NamedTuple):
-    """A compiled pass of the U-Net: what it works on and needs, and how to run it."""
+    """A compiled pass of the U-Net: its inputs, what it needs, and a function that runs it."""
 
     shown: dict[str, Any]
     run: Callable[[], object]
@@ -144,7 +144,7 @@ def exponents(measured: list[dict[str, Any]]) -> dict[str, dict[str, float]]:
 
 
 def table(measured: list[dict[str, Any]]) -> str:
-    """All sizes as Markdown."""
+    """Returns the table of all sizes in Markdown."""
     rows = [
         [
             row["varied"],
@@ -162,7 +162,7 @@ def table(measured: list[dict[str, Any]]) -> str:
 
 
 def exponent_table(slopes: dict[str, dict[str, float]]) -> str:
-    """The exponents as Markdown."""
+    """Returns the table of exponents in Markdown."""
     rows = [
         [kind, *(f"{found[quantity]:.2f}" for quantity in QUANTITIES)]
         for kind, found in slopes.items()

@@ -1,13 +1,13 @@
-"""Compares the speed of reading training clips with that of other readers, on the same files.
+"""Compares the speed of reading training clips with other readers, on the same files.
 
-    python benchmarks/loader.py           some minutes
+    python benchmarks/loader.py           a few minutes
     python benchmarks/loader.py --quick   one file, to see that it works
 
-Each reader opens an H.264 file, takes 16 frames at a stride of 1 to 6, and brings them to 320x512
-in RGB by the best way that it has itself, in one thread. All readers get the same clips in turns,
-each in a process of its own, and their processor time is counted. The exit status is 1 if ours is
-slower than the fastest by more than a twentieth. Readers to compare with: `pip install decord
-torchcodec` (torchcodec also needs torch, and ffmpeg's shared libraries).
+Each reader opens an H.264 file, takes 16 frames at a stride of 1 to 6, and converts them to 320x512
+in RGB in its own best way, in one thread. All readers get the same clips in turns, each in a
+separate process, and their processor time is counted. The exit status is 1 if ours is slower than
+the fastest by more than a twentieth. To install readers to compare with: `pip install decord
+torchcodec` (torchcodec also needs torch and ffmpeg's shared libraries).
 """
 
 import argparse
@@ -44,13 +44,13 @@ Reader = Callable[[str, Sequence[int]], np.ndarray]
 
 
 class File(NamedTuple):
-    """A video to be read.
+    """A video to read.
 
     Attributes:
-        width: Of its frames.
-        height: Of its frames.
-        gop: The most frames from one that decoding can start at to the next.
-        b_frames: Whether frames may depend on later ones, as encoders do it by default.
+        width: Width of its frames, in pixels.
+        height: Height of its frames, in pixels.
+        gop: The largest distance between frames at which decoding can start.
+        b_frames: Whether frames may depend on later ones, which is the default of encoders.
     """
 
     width: int
@@ -83,7 +83,7 @@ def ours() -> Reader:
 
 
 def pyav() -> Reader:
-    """PyAV: seek to the key before, decode to the last frame, scale in the conversion to RGB."""
+    """PyAV: seeks to a key frame, decodes to the last frame, scales while converting to RGB."""
 
     def read(path: str, indices: Sequence[int]) -> np.ndarray:
         frames, wanted = [], set(indices)
@@ -110,7 +110,7 @@ def pyav() -> Reader:
 
 
 def decord() -> Reader:
-    """decord: scales while it decodes."""
+    """decord: scales while decoding."""
     library = cast(Any, importlib.import_module("decord"))
 
     def read(path: str, indices: Sequence[int]) -> np.ndarray:
@@ -122,7 +122,7 @@ def decord() -> Reader:
 
 
 def torchcodec(seek_mode: str = "exact") -> Reader:
-    """torchcodec: scales and cuts while it decodes."""
+    """torchcodec: scales and crops while decoding."""
     cast(Any, importlib.import_module("torch")).set_num_threads(1)
     decoders = cast(Any, importlib.import_module("torchcodec.decoders"))
     transforms = cast(Any, importlib.import_module("torchcodec.transforms"))
@@ -138,7 +138,7 @@ def torchcodec(seek_mode: str = "exact") -> Reader:
 
 
 def torchcodec_approximate() -> Reader:
-    """torchcodec, trusting the file's header on which frame is when."""
+    """torchcodec, trusting the file's header for the times of frames."""
     return torchcodec("approximate")
 
 
@@ -153,7 +153,7 @@ READERS: dict[str, tuple[Callable[[], Reader], str]] = {
 
 
 def main() -> int:
-    """Makes the files and the tables; returns the exit status."""
+    """Makes the files, and prints the tables; returns the exit status."""
     parser = argparse.ArgumentParser(description="Compare with other readers of video.")
     parser.add_argument("--quick", action="store_true", help="one file and few clips")
     parser.add_argument("--folder", type=Path, help="keep the files here, or use those there")
@@ -200,7 +200,7 @@ def compare_readers(files: dict[str, File], num_clips: int, repeats: int) -> flo
 
 
 def compare_filters(path: str) -> None:
-    """Prints what ways of scaling and converting cost, and how near they come to Pillow's."""
+    """Prints the cost of ways to scale and convert, and how close they come to Pillow's result."""
     with av.open(path) as container:
         frames = [frame for frame, _ in zip(container.decode(video=0), range(60), strict=False)]
     accurate = {"format": "rgb24", "interpolation": decoding.FILTER, "threads": 1}
@@ -230,7 +230,7 @@ def compare_filters(path: str) -> None:
 
 
 def make_file(folder: Path, file: File) -> str:
-    """Encodes a view that wanders over photographs, unless it is there; returns the path."""
+    """Encodes a view moving over photographs, unless the file exists; returns its path."""
     folder.mkdir(parents=True, exist_ok=True)
     name = f"{file.width}x{file.height}_gop{file.gop}{'' if file.b_frames else '_no_b'}.mp4"
     path, unfinished = folder / name, folder / f"unfinished_{name}"
@@ -247,7 +247,7 @@ def make_file(folder: Path, file: File) -> str:
 
 
 def _views(height: int, width: int) -> Iterator[np.ndarray]:
-    """Pans, zooms and the grain of a camera, over photographs that ship with the package."""
+    """Yields frames that pan and zoom, with camera grain, over photographs in the package."""
     assets = Path(decoding.__file__).parent.parent / "assets"
     photographs = [cover(read_picture(assets / f"{n}.jpg"), 426, 640) for n in ("coffee", "rocket")]
     rows = [[p[:, ::flip] for flip in (1, -1, 1)] for p in photographs]
@@ -265,13 +265,13 @@ def _views(height: int, width: int) -> Iterator[np.ndarray]:
 
 
 def psnr(a: np.ndarray, b: np.ndarray) -> str:
-    """Returns how alike two pictures in 0 .. 255 are."""
+    """Returns the PSNR of two pictures in 0 .. 255, as text."""
     error = float(np.mean((a.astype(np.float64) - b) ** 2))
     return f"{10 * math.log10(255**2 / error):.1f} dB" if error else "equal"
 
 
 def environment() -> str:
-    """The versions and the kind of machine that a table was made with."""
+    """Returns the versions and the kind of machine that a table was made with."""
     versions = [f"Python {platform.python_version()}"]
     for package in dict.fromkeys(package for _, package in READERS.values()):
         try:
@@ -286,7 +286,7 @@ _prepared: dict[str, Reader] = {}
 
 
 def _prepare(name: str) -> str:
-    """Imports a reader in its process; returns what is missing for it."""
+    """Imports a reader in its process; returns what it lacks."""
     make, _ = READERS[name]
     try:
         _prepared["reader"] = make()
@@ -300,7 +300,7 @@ def _read(path: str, indices: Sequence[int]) -> np.ndarray:
 
 
 def _seconds(path: str, clips: Sequence[Sequence[int]]) -> float:
-    """Processor time of reading clips, over all threads of the process."""
+    """Returns the processor time of reading clips, over all threads of the process."""
     _read(path, clips[0])
     start = time.process_time()
     for indices in clips:
@@ -316,7 +316,7 @@ def _clip(rng: np.random.Generator) -> list[int]:
 
 
 def _size(path: str) -> tuple[int, int]:
-    """Height and width by the name of the file: other readers have no cheap way to ask."""
+    """Returns height and width from a file's name: other readers have no cheap way to find out."""
     width, height = Path(path).name.split("_")[0].split("x")
     return int(height), int(width)
 

@@ -1,11 +1,11 @@
-"""Makes the golden file of the measures of pictures, by other implementations.
+"""Makes the golden file for the measures of pictures, with other implementations.
 
     python benchmarks/make_picture_golden.py
 
-It needs an environment of its own, with the packages dreamsim (0.2.1), open-clip-torch and
+It needs a separate environment with the packages dreamsim (0.2.1), open-clip-torch and
 scikit-image. Nothing is downloaded: weights are rebuilt from names, written as DreamSim releases
-them, and read by the `dreamsim` package. DINO's code, which that package takes from a repository,
-is that of the package's own copy.
+them, and read by the `dreamsim` package. DINO's code, which that package loads from a repository,
+is replaced by the package's own copy.
 """
 
 import functools
@@ -51,7 +51,7 @@ def dreamsim_numbers() -> Iterator[tuple[str, np.ndarray]]:
 
 
 def load(folder: Path, kind: str, sizes: names.Sizes) -> Any:
-    """Returns what `dreamsim.dreamsim` does, of networks of any size."""
+    """Returns what `dreamsim.dreamsim` does, for networks of any size."""
     package = importlib.import_module("dreamsim")
     extraction = "dreamsim.feature_extraction"
     vit = importlib.import_module(f"{extraction}.vision_transformer")
@@ -90,7 +90,7 @@ def load(folder: Path, kind: str, sizes: names.Sizes) -> Any:
 
 
 def clip_numbers() -> Iterator[tuple[str, np.ndarray]]:
-    """Yields the vectors of texts and pictures by a small OpenCLIP."""
+    """Yields the vectors of texts and pictures from a small OpenCLIP."""
     package = importlib.import_module("open_clip")
     vision = {"patch_size": clip_files.VISION["patch_size"], "image_size": 224}
     vision |= {name: clip_files.VISION[name] for name in ("width", "layers", "head_width")}
@@ -111,7 +111,7 @@ def clip_numbers() -> Iterator[tuple[str, np.ndarray]]:
 
 
 def similarities() -> Iterator[tuple[str, np.ndarray]]:
-    """Yields the similarity of each picture and a noisier one, by scikit-image."""
+    """Yields the similarity of each picture to a noisier one, computed by scikit-image."""
     metrics = importlib.import_module("skimage.metrics")
     for seed, height, width in names.PICTURES:
         picture = names.picture(seed, height, width)

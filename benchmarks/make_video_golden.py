@@ -1,11 +1,11 @@
-"""Pins what another build of ffmpeg shows of the videos in `tests/video_twists.py`.
+"""Records what another build of ffmpeg shows for the videos in `tests/video_twists.py`.
 
     pip install imageio-ffmpeg==0.8.1
     python benchmarks/make_video_golden.py tests/golden/videos.json
 
-The build is the one in that package, run as a program: it decodes and turns the frames, and says at
-which times they are shown. The tests compare the reader of this package, which uses the libraries
-in PyAV, with the numbers.
+The build is the one in that package, run as a program: it decodes and rotates the frames, and
+prints the times at which they are shown. The tests compare these numbers with the reader of this
+package, which uses the libraries in PyAV.
 """
 
 import argparse
@@ -41,9 +41,9 @@ def main() -> int:
 
 
 def shown(program: str, case: video_twists.Case, folder: Path) -> list[str | float | None]:
-    """Returns the frames that are shown, and how many there are a second.
+    """Returns the frames that are shown, and how many there are per second.
 
-    The rate is None for a single frame, and where the program guesses the times.
+    The rate is None for a single frame, and if the program guesses the times.
     """
     command = [program, "-nostdin", "-i", str(case.make(folder)), "-vf", "showinfo"]
     command += ["-fps_mode", "passthrough", "-f", "rawvideo", "-pix_fmt", "rgb24", "-"]

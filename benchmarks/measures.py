@@ -1,8 +1,8 @@
-"""How far results are apart: from the release's, and in bfloat16 from float32, layer by layer.
+"""Measures the errors of results against the release, and of bfloat16 against float32, by layer.
 
-Networks run without `jit` here, one operation at a time. In bfloat16 every operation then rounds
-its result, where a compiler may keep more digits; and no more than one layer's memory is held
-beside the weights.
+Networks run without `jit` here, one operation at a time. So in bfloat16 every operation rounds its
+result, while a compiler may keep more digits; and besides the weights, only one layer's memory is
+held.
 """
 
 import dataclasses
@@ -37,12 +37,12 @@ class Row(NamedTuple):
 
     Attributes:
         name: What was compared.
-        error: Of float32 from the golden numbers, as `relative_error`.
-        target: The most that `error` may be.
-        psnr: Of bfloat16 against float32, in dB.
-        worst_layer: The layer that costs bfloat16 most, with its own dB.
-        seconds: Wall time of all it took.
-        memory: Most bytes used on the way.
+        error: Error of float32 against the golden numbers (see `relative_error`).
+        target: The largest `error` allowed.
+        psnr: PSNR of bfloat16 against float32, in dB.
+        worst_layer: The layer that loses most in bfloat16, with its own PSNR in dB.
+        seconds: Wall time of the whole comparison.
+        memory: Peak memory, in bytes.
     """
 
     name: str
@@ -55,19 +55,19 @@ class Row(NamedTuple):
 
     @property
     def passed(self) -> bool:
-        """Whether the target is met, which NaN never does."""
+        """Whether the target is met; never true for NaN."""
         return self.error <= self.target
 
 
 class Case(NamedTuple):
-    """One call of a network, and what the release answers.
+    """A call of a network, and the release's result.
 
     Attributes:
-        section: The network, as `Models` names it.
-        inputs: What it is called with.
-        golden: The release's output; of tokens, every n-th may be enough.
-        method: What is called.
-        blocks: The release's output of the network's blocks by name, for the first clip.
+        section: The network, by its name in `Models`.
+        inputs: Arguments of the call.
+        golden: The release's output; it may have only every n-th token.
+        method: The method to call.
+        blocks: The release's outputs of the network's blocks by name, for the first clip.
     """
 
     section: str
@@ -78,10 +78,10 @@ class Case(NamedTuple):
 
 
 def relative_error(ours: ArrayLike, golden: ArrayLike) -> float:
-    """Returns max|ours - golden| / max|golden|; NaN where ours has a NaN.
+    """Returns max|ours - golden| / max|golden|; NaN if ours has a NaN.
 
     Raises:
-        ValueError: If the shapes differ.
+        ValueError: The shapes differ.
     """
     ours, golden = np.asarray(ours, np.float64), np.asarray(golden, np.float64)
     if ours.shape != golden.shape:
@@ -104,11 +104,11 @@ def measure(
     """Runs a network in float32 and in bfloat16 with the same weights.
 
     Args:
-        name: Of the network in the table.
+        name: Name of the network in the table.
         case: The call.
-        config: Of the model.
-        params: Of this network.
-        target: The most that an error may be.
+        config: Config of the model.
+        params: Parameters of this network.
+        target: The largest error allowed.
 
     Returns:
         A row for each block that has golden numbers, then one for the network; and its output.
@@ -134,7 +134,7 @@ def measure(
 
 
 def _network(config: ConfigDict, section: str, dtype: str) -> nn.Module:
-    """The network that computes in `dtype`; its parameters stay as they are."""
+    """Returns the network with computations in `dtype`; its parameters keep their type."""
     config = config.copy_and_resolve_references()
     config.precision.dtype = dtype
     models: Models = networks_of(config)
@@ -142,7 +142,7 @@ def _network(config: ConfigDict, section: str, dtype: str) -> nn.Module:
 
 
 def _run(network: nn.Module, params: PyTree, case: Case) -> tuple[np.ndarray, dict[str, Any]]:
-    """The network's output, and that of those of its blocks that have golden numbers."""
+    """Returns the network's output, and the outputs of the blocks that have golden numbers."""
     output, state = network.apply(
         {"params": params},
         *map(jnp.asarray, case.inputs),
@@ -162,7 +162,7 @@ def _compare_layer(
     kwargs: dict[str, Any],
     context: InterceptorContext,
 ) -> Any:
-    """Notes what bfloat16 costs a layer by itself, given the inputs that it has in float32."""
+    """Records what a layer alone loses in bfloat16, given its inputs in float32."""
     output, layer = next_call(*args, **kwargs), context.module
     is_layer = isinstance(layer.parent, CONTAINERS) and not isinstance(layer, CONTAINERS)
     if is_layer and context.method_name == "__call__":
@@ -175,6 +175,6 @@ def _compare_layer(
 
 
 def _like(golden: np.ndarray, ours: np.ndarray) -> np.ndarray:
-    """Our output with the axes of `golden`, and of its tokens those that `golden` has."""
+    """Returns our output with the axes of `golden`, and only the tokens that `golden` has."""
     tokens = ours.reshape(len(ours), -1, *golden.shape[2:])
     return tokens[:, :: math.ceil(tokens.shape[1] / golden.shape[1])]

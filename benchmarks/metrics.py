@@ -1,14 +1,14 @@
-"""Times the networks of evaluation beside the same in plain PyTorch, and the statistics, on a CPU.
+"""Times the networks and statistics of evaluation on a CPU, and the networks in plain PyTorch.
 
     python benchmarks/metrics.py
     python benchmarks/metrics.py --clips 1 4 --images 1 17 --threads=1
 
-Clips are of 16 frames of 256x256 and go through I3D; pictures of that size go through DreamSim's
-ensemble. Both are resized and run in float32, by ours and by PyTorch with the same random weights.
-They must agree before they are timed, and take turns in one process; medians are printed, and the
-ratio of the fastest turns besides. Then the distances of two sets of random features are timed, in
-parts of what I3D's features of one set take. The exit status is 1 if a network takes more than 1.3
-times PyTorch's time, or the distances more than 1 % of the features'.
+Clips of 16 frames at 256x256 go through I3D; pictures of that size go through DreamSim's ensemble.
+Both are resized and run in float32, in ours and in PyTorch with the same random weights. The two
+must agree before they are timed, and take turns in one process. Medians are printed, and the ratio
+of the fastest turns. Then the distances between two sets of random features are timed, relative to
+computing I3D's features for one set. The exit status is 1 if a network takes more than 1.3 times
+PyTorch's time, or the distances more than 1 % of the features' time.
 """
 
 import argparse
@@ -111,7 +111,7 @@ def measure(network: str, count: int, ours: Call, theirs: Call, repeats: int) ->
 
 
 def prepare_i3d() -> Callable[[int], tuple[Call, Call]]:
-    """Makes both networks; returns what gives their calls on a number of clips."""
+    """Makes both networks; returns a function that makes their calls for a number of clips."""
     video = jax.ShapeDtypeStruct((1, FRAMES, FRAME_SIZE, FRAME_SIZE, 3), np.float32)
     params = init_params(abstract_params(I3D(), video), jax.random.key(0))
     network = torch_i3d.load(torch_i3d.I3D(), params)
@@ -131,7 +131,7 @@ def prepare_i3d() -> Callable[[int], tuple[Call, Call]]:
 
 
 def torch_features(network: torch.nn.Module, video: torch.Tensor) -> torch.Tensor:
-    """As `i3d_features`."""
+    """Computes the same as `i3d_features`."""
     b, t, *_ = video.shape
     frames = video.flatten(0, 1).permute(0, 3, 1, 2).float()
     size = (FRAME_SIZE, FRAME_SIZE)
@@ -140,7 +140,7 @@ def torch_features(network: torch.nn.Module, video: torch.Tensor) -> torch.Tenso
 
 
 def prepare_dreamsim() -> Callable[[int], tuple[Call, Call]]:
-    """Makes both networks; returns what gives their calls on a number of pictures."""
+    """Makes both networks; returns a function that makes their calls for a number of pictures."""
     model = DreamSim()
     shape = jax.ShapeDtypeStruct((1, IMAGE_SIZE, IMAGE_SIZE, 3), np.uint8)
     params = jax.device_put(random_params(abstract_params(model, shape)))
@@ -177,7 +177,7 @@ def statistics() -> dict[str, float]:
 
 
 def table(rows: list[dict[str, Any]]) -> str:
-    """The rows as Markdown."""
+    """Returns the rows in Markdown."""
     columns = ["network", "at once", "ours, a second", "PyTorch, a second"]
     columns += ["ratio of times", "of fastest", "difference"]
     cells = [

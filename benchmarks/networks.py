@@ -1,13 +1,13 @@
-"""Times the U-Net, the VAE's decoder and their parts beside the same in plain PyTorch, on a CPU.
+"""Times the U-Net, the VAE's decoder and their parts, in ours and in plain PyTorch, on a CPU.
 
     python benchmarks/networks.py                          the tiny model, a minute
-    python benchmarks/networks.py --configs i2v_256        full size: some minutes, 13 GB of memory
+    python benchmarks/networks.py --configs i2v_256        full size: minutes, and 13 GB of memory
     python benchmarks/networks.py --configs i2v_256 --frames=4
 
 Both compute with the same random parameters and inputs in float32, and must agree before they are
-timed. Ours is compiled as sampling compiles it. They take turns in one process; the medians and
-their ratio are printed, and the ratio of the fastest turns: where the two ratios are far apart,
-something else was running. The exit status is 1 if a U-Net takes more than twice PyTorch's time.
+timed. Ours is compiled as for sampling. They take turns in one process. The medians, their ratio
+and the ratio of the fastest turns are printed; if the two ratios differ much, something else was
+running. The exit status is 1 if a U-Net takes more than twice PyTorch's time.
 """
 
 import argparse
@@ -47,15 +47,15 @@ TOLERANCE = 1e-4  # of max|theirs|
 
 
 class Case(NamedTuple):
-    """One network or part, and the same in PyTorch.
+    """A network or a part of one, and the same in PyTorch.
 
     Attributes:
-        name: In the table.
+        name: Name in the table.
         ours: The Flax module.
-        theirs: Builds the PyTorch module.
-        inputs: Of ours.
-        their_inputs: Of theirs.
-        method: What is called of ours.
+        theirs: Function that builds the PyTorch module.
+        inputs: Inputs of ours.
+        their_inputs: Inputs of theirs.
+        method: The method of ours to call.
     """
 
     name: str
@@ -102,13 +102,13 @@ def main() -> int:
 
 
 def use_threads(count: int) -> None:
-    """Keeps both to as many cores, before any of them starts."""
+    """Limits both to the same number of cores, before either starts."""
     os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[-count:])
     torch.set_num_threads(count)
 
 
 def cases(config: ConfigDict) -> list[Case]:
-    """The networks of a config and the parts of its U-Net's first level, for one clip."""
+    """Returns a config's networks and the parts of its U-Net's first level, for one clip."""
     models = networks_of(config, choose_attention(sharding.mesh_of(config)))
     net, vae = models.unet, models.vae
     t, h, w, z = latent_shape(models, SamplingSettings.from_config(config.sampling))
@@ -220,7 +220,7 @@ def measure(config: ConfigDict, case: Case, repeats: int) -> dict[str, Any]:
 
 
 def table(measured: list[dict[str, Any]]) -> str:
-    """The rows as Markdown."""
+    """Returns the rows in Markdown."""
     columns = [
         "config",
         "frames",
@@ -248,7 +248,7 @@ def table(measured: list[dict[str, Any]]) -> str:
 
 
 def line(row: dict[str, Any]) -> str:
-    """A row as it comes."""
+    """Returns a row as text, to print as soon as it is measured."""
     seconds = f"ours {row['ours']:.3g} s, PyTorch {row['torch']:.3g} s"
     ratios = f"ratio {row['ratio']:.2f}, of the fastest {row['ratio_of_fastest']:.2f}"
     return f"{row['config']}, {row['name']}: {seconds}, {ratios}"

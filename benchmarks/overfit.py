@@ -1,14 +1,14 @@
-"""Trains a small model on eight drawn clips until it can make them again from their first frames.
+"""Trains a small model on eight drawn clips until it reproduces them from their first frames.
 
     python benchmarks/overfit.py WORKDIR          a quarter of an hour on two cores
 
-Everything is fixed before the result is seen: clips, seeds, budget. The model is that of the golden
-files with one level of its U-Net, on small frames, and with random weights. Its VAE is random too,
-but for its last layer, which is set so that latents have zero mean, unit variance and a narrow
-posterior, as those of a trained VAE do. Training goes the way of any run: clips in files, a cache,
-`train.py`. At each checkpoint the averaged parameters sample every clip from its first frame and
-its prompt, and the sampled latents are compared with the VAE's means of the clip. It prints a table
-and draws docs/images/overfit.svg. The exit status is 1 if the target was missed.
+Everything is fixed in advance: clips, seeds, budget. The model is that of the golden files with
+only one level in its U-Net, on small frames, with random weights. Its VAE is random too, except for
+the last layer, which is set so that latents have zero mean, unit variance and a narrow posterior,
+like those of a trained VAE. Training works as in any run: clips in files, a cache, `train.py`. At
+each checkpoint, the averaged parameters sample every clip from its first frame and its prompt, and
+the sampled latents are compared with the VAE's means of the clip. The script prints a table and
+draws docs/images/overfit.svg. The exit status is 1 if the target was missed.
 """
 
 import argparse
@@ -123,7 +123,7 @@ def make_clips(config: ConfigDict, scenes: list[Scene], folder: Path) -> list[np
 
 
 def latent_means(config: ConfigDict, params: dict, clips: list[np.ndarray]) -> np.ndarray:
-    """The VAE's scaled means of all frames, (n, t, h, w, z)."""
+    """Returns the VAE's scaled means for all frames, (n, t, h, w, z)."""
     models = networks_of(config)
     frames = np.concatenate(clips).astype(np.float32) / 127.5 - 1
     encode = jax.jit(lambda params, x: models.apply("vae", params, x, method="encode").mean)
@@ -132,7 +132,7 @@ def latent_means(config: ConfigDict, params: dict, clips: list[np.ndarray]) -> n
 
 
 def make_start(config: ConfigDict, clips: list[np.ndarray], folder: Path) -> None:
-    """Writes a converted model of random weights whose VAE has latents like a trained one's."""
+    """Writes a converted model with random weights, whose latents are like a trained VAE's."""
     params = init_params(abstract_params(config), jax.random.key(SEED))
     means = latent_means(config, params, clips) / config.vae.scale_factor
     channels = means.shape[-1]
@@ -149,7 +149,7 @@ def make_start(config: ConfigDict, clips: list[np.ndarray], folder: Path) -> Non
 
 
 def psnr(workdir: Path, step: int, clips: list[np.ndarray], prompts: list[str]) -> list[float]:
-    """Peak signal-to-noise ratio, in dB, of each clip's sampled latents at a checkpoint.
+    """Returns the PSNR, in dB, of each clip's sampled latents at a checkpoint.
 
     The peak is the range of the clip's own latents.
     """
@@ -166,7 +166,7 @@ def psnr(workdir: Path, step: int, clips: list[np.ndarray], prompts: list[str]) 
 
 
 def table(curve: dict[int, list[float]]) -> str:
-    """A markdown table of the curve."""
+    """Returns a Markdown table of the curve."""
     rows = ["| step | mean PSNR (dB) | worst clip | best clip |", "|---|---|---|---|"]
     for step, values in curve.items():
         numbers = (np.mean(values), min(values), max(values))
@@ -175,7 +175,7 @@ def table(curve: dict[int, list[float]]) -> str:
 
 
 def draw(curve: dict[int, list[float]]) -> None:
-    """Draws the curve, one line a clip and a bold one for their mean."""
+    """Draws the curve, with one line per clip and a bold one for their mean."""
     import matplotlib
 
     matplotlib.use("svg")

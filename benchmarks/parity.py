@@ -3,7 +3,7 @@
     make parity                                 everything
     python benchmarks/parity.py --only=tiny     all but the networks at full size
 
-It prints the tables as it goes and puts them into docs/parity.md, between the marks of their part.
+It prints the tables as they are made and puts them into docs/parity.md, between each part's marks.
 The exit status is 1 if a target was missed.
 """
 
@@ -46,7 +46,7 @@ ALL = tuple(COLUMNS)
 
 
 class Table(NamedTuple):
-    """A table to be: its rows are computed as they are taken."""
+    """A table whose rows are computed when they are iterated over."""
 
     heading: str
     columns: tuple[str, ...]
@@ -65,7 +65,7 @@ PARTS = {
 
 
 def main() -> int:
-    """Makes the parts asked for and returns the exit status."""
+    """Makes the requested parts and returns the exit status."""
     parser = argparse.ArgumentParser(description="Compare with numbers of the PyTorch release.")
     parser.add_argument("--only", choices=PARTS, help="one part alone")
     parser.add_argument("--output", type=Path, default=DOCUMENT)
@@ -91,7 +91,7 @@ def main() -> int:
 
 
 def make_table(table: Table) -> tuple[str, int]:
-    """Prints a table as its rows come; returns it as Markdown, and how many targets it missed."""
+    """Prints a table row by row; returns it as Markdown, and the number of missed targets."""
     columns = {name: COLUMNS[name] for name in table.columns}
     lines, missed = [], 0
 
@@ -112,16 +112,16 @@ def make_table(table: Table) -> tuple[str, int]:
 
 
 def target_of(row: Row) -> str:
-    """The target of a row in words, marked if it was missed."""
+    """Returns a row's target as text, marked if it was missed."""
     target = f"{row.target:.0e}" if row.target else "exact"
     return target if row.passed else f"{target} missed"
 
 
 def replace_part(path: Path, part: str, text: str | None = None) -> bytes:
-    """Returns the document at `path` with `text`, unless None, between the marks of a part.
+    """Returns the document at `path`, with `text` (unless None) between the marks of a part.
 
     Raises:
-        UserError: If the document is missing or has no such marks.
+        UserError: The document is missing or has no such marks.
     """
     begin, end = f"<!-- {part} -->", f"<!-- end of {part} -->"
     document = files.read_bytes(path).decode()

@@ -11,10 +11,10 @@ BLUE, PALE, GREY = "#1f4e8c", "#a9c4e4", "#888888"
 
 
 def write(found: Mapping[str, Any]) -> None:
-    """Draws what `demo_quality` measured.
+    """Draws the measurements of `demo_quality`.
 
-    - `results_motions.svg`: how many clips of each motion do it, and how many are right.
-    - `results_speed.svg`: how far motions go against how far they should.
+    - `results_motions.svg`: for each motion, how many clips show it, and how many are right.
+    - `results_speed.svg`: how far motions go against how far they should go.
     - `results_curve.svg`: quality over training, if that was measured.
     """
     import matplotlib

@@ -1,4 +1,4 @@
-"""What benchmarks give to networks: random parameters, none zero, and shapes of inputs."""
+"""Arguments for networks in benchmarks: random parameters, none zero, and shapes of inputs."""
 
 import math
 from typing import Any
@@ -18,15 +18,15 @@ _PERIOD = 1_000_003
 
 
 def random_params(boxed: PyTree, seed: int = 0) -> PyTree:
-    """Returns parameters in the shapes of an abstract tree, as arrays of the host.
+    """Returns parameters in the shapes of an abstract tree, as arrays on the host.
 
     A million numbers are repeated over and over, as fast as memory is written. Kernels keep
-    the variance of what they are applied to; layers that start at zero in training do not here, so
-    that every part acts.
+    the variance of their inputs. Layers that start at zero in training don't here, so that every
+    part has an effect.
 
     Args:
-        boxed: A tree with leaves `Parameter`, as `models.abstract_models` gives.
-        seed: Of the numbers.
+        boxed: A tree with leaves `Parameter`, from `models.abstract_models`.
+        seed: Seed of the numbers.
     """
     drawn = np.random.default_rng(seed).uniform(-1, 1, _PERIOD).astype(np.float32)
 
@@ -47,7 +47,7 @@ def random_params(boxed: PyTree, seed: int = 0) -> PyTree:
 
 
 def unet_shapes(config: ConfigDict) -> tuple[jax.ShapeDtypeStruct, ...]:
-    """The shapes of what the U-Net takes for one clip."""
+    """Returns the shapes of the U-Net's inputs for one clip."""
     models = networks_of(config)
     t, h, w, _ = latent_shape(models, SamplingSettings.from_config(config.sampling))
     width, length = models.unet.context_dim, models.text_encoder.context_length
@@ -62,7 +62,7 @@ def unet_shapes(config: ConfigDict) -> tuple[jax.ShapeDtypeStruct, ...]:
 
 
 def _fan_in(box: Parameter) -> int:
-    """Numbers that a kernel adds up for one output; 1 for what is no kernel."""
+    """Returns how many numbers a kernel adds up for one output; 1 for other parameters."""
     shape = box.value.shape
     if len(shape) < 2:
         return 12

@@ -4,15 +4,15 @@ r"""Times sampling, from image to decoded frames, with random weights.
     python benchmarks/sampling.py --config=i2v_512 --json=512.json \
         --compare="python benchmarks/torch_sampling.py --config=i2v_512"
 
-Fields of the config are overridden as everywhere: --config.sampling.steps=50. On an accelerator
-everything is bfloat16, on a CPU what the config says; --dtype chooses. No step is skipped, and
-compilation is timed apart. Utilisation is the products of all passes of the U-Net, in the time of
-the whole clip, as a part of what this device reaches at a large matrix product in the same run.
+Fields of the config are overridden as usual: --config.sampling.steps=50. On an accelerator
+everything is bfloat16, on a CPU the config decides; --dtype overrides this. No step is skipped, and
+compilation is timed separately. Utilisation is the products of all passes of the U-Net over the
+time of the whole clip, relative to the speed of a large matrix product on this device in this run.
 
---compare runs a command that does the same work, and compares with the number that ends its last
-line, seconds a clip, or with the time it took if there is none. --psnr runs once more in
-float32 with the same noise, and says how far bfloat16 is from it, beside one pass of the U-Net in
-ours and in PyTorch.
+--compare runs a command that does the same work, and compares with the number at the end of its
+last line, in seconds per clip, or with the time it took if there is no number. --psnr samples again
+in float32 with the same noise, and prints how far bfloat16 is from it, and the same for one pass of
+the U-Net in ours and in PyTorch.
 """
 
 import functools
@@ -83,14 +83,14 @@ def main(_: Sequence[str]) -> None:
 
 
 def chosen_dtype(config: ConfigDict, choice: str) -> str:
-    """The type that a choice of the flag means for a config on this machine."""
+    """Returns the type that a value of --dtype means for a config on this machine."""
     if choice == "config" or (choice == "auto" and jax.default_backend() == "cpu"):
         return config.precision.dtype
     return "bfloat16" if choice == "auto" else choice
 
 
 def in_dtype(config: ConfigDict, dtype: str) -> ConfigDict:
-    """Returns the config with parameters and computation in a type."""
+    """Returns the config with a type for parameters and computations."""
     config = config.copy_and_resolve_references()
     if dtype != config.precision.dtype:
         config.precision.update(dtype=dtype, param_dtype=dtype)
@@ -100,19 +100,19 @@ def in_dtype(config: ConfigDict, dtype: str) -> ConfigDict:
 
 
 def random_model(config: ConfigDict) -> ImageToVideo:
-    """The whole model with random weights."""
+    """Returns the whole model with random weights."""
     return ImageToVideo(config, random_params(abstract_models(networks_of(config))))
 
 
 def picture(config: ConfigDict) -> Image.Image:
-    """A picture of the size that the config samples, so that none is resized."""
+    """Returns a picture in the size of the config, so that it is not resized."""
     size = config.sampling
     draw = np.random.default_rng(0).integers(0, 256, (size.height, size.width, 3), np.uint8)
     return Image.fromarray(draw)
 
 
 def measure(config: ConfigDict, clips: int, repeats: int) -> dict[str, Any]:
-    """Samples and returns what was measured."""
+    """Samples, and returns the measurements."""
     animate = random_model(config)
     settings = SamplingSettings.from_config(config.sampling)
     image, steps = picture(config), animate.sampler.num_steps(settings)
@@ -148,7 +148,7 @@ def measure(config: ConfigDict, clips: int, repeats: int) -> dict[str, Any]:
 
 
 def time_stages(sample: functools.partial) -> dict[str, float]:
-    """Samples once more, watched, and returns the seconds of a step and of decoding."""
+    """Samples again with a progress callback; returns the seconds of a step and of decoding."""
     moments: dict[tuple[str, int], float] = {}
 
     def watch(stage: str, done: int, total: int) -> None:
@@ -165,7 +165,7 @@ def time_stages(sample: functools.partial) -> dict[str, float]:
 
 
 def unet_flops(config: ConfigDict) -> int:
-    """The operations of the products of one pass of the U-Net for one clip."""
+    """Returns the operations of the products in one pass of the U-Net, for one clip."""
     models = networks_of(config)
     params = nn.meta.unbox(abstract_models(models)["unet"])
     traced = jax.jit(models.unet.apply).trace({"params": params}, *unet_shapes(config))
@@ -173,10 +173,10 @@ def unet_flops(config: ConfigDict) -> int:
 
 
 def run_command(command: str) -> float:
-    """Runs a command; returns the number that ends its last line, or else how long it took.
+    """Runs a command; returns the number at the end of its last line, or else its time.
 
     Raises:
-        UserError: If it fails.
+        UserError: The command fails.
     """
     start = time.perf_counter()
     done = subprocess.run(command, shell=True, stdout=subprocess.PIPE, text=True)
@@ -204,7 +204,7 @@ def compare_precision(config: ConfigDict) -> dict[str, float]:
 
 
 def table(found: dict[str, Any]) -> str:
-    """The measurements as Markdown."""
+    """Returns the measurements in Markdown."""
     size = f"{found['frames']} frames of {found['height']}x{found['width']}"
     work = f"{found['steps']} steps of {found['passes_a_step']} passes"
     rows = [

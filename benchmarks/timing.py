@@ -1,4 +1,4 @@
-"""What the benchmarks of speed share: times, the peak of matrix products, tables and JSON."""
+"""Shared parts of the speed benchmarks: times, the peak of matrix products, tables and JSON."""
 
 import argparse
 import contextlib
@@ -33,14 +33,14 @@ _ACCELERATOR_SIDE, _CPU_SIDE = 8192, 2048
 def alternate(
     functions: Mapping[str, Callable[[], object]], repeats: int
 ) -> dict[str, list[float]]:
-    """Returns the seconds of a call, in each turn.
+    """Returns the seconds per call of each function, for each turn.
 
-    Functions take turns, so that all see the same machine. Short ones are called many times in a
-    turn, so that what the threads of another still do when they begin does not count.
+    Functions take turns, so that the machine is in the same state for all. Short ones are called
+    many times in a turn, so that it does not matter if threads of the previous one are still busy.
 
     Args:
-        functions: Each does its work to the end before it returns. Warm them up before.
-        repeats: Turns of each.
+        functions: Functions that finish their work before they return; warm them up beforehand.
+        repeats: Number of turns for each.
     """
 
     def turn(function: Callable[[], object], calls: int) -> float:
@@ -61,18 +61,18 @@ def alternate(
 
 
 def seconds(function: Callable[[], object]) -> float:
-    """Returns the seconds of one call, which does its work to the end before it returns."""
+    """Returns the seconds of one call of a function that finishes its work before it returns."""
     start = time.perf_counter()
     function()
     return time.perf_counter() - start
 
 
 def matmul_peak(dtype: str, repeats: int = 10) -> float:
-    """Measures the FLOP/s of one device at a large matrix product.
+    """Measures the FLOP/s of one device for a large matrix product.
 
     Args:
-        dtype: Type of the matrices. float32 is as exact as the precision in force asks for.
-        repeats: Products, of which the fastest counts.
+        dtype: Type of the matrices. float32 products use the precision currently set.
+        repeats: Number of products; the fastest one counts.
     """
     side = _CPU_SIDE if jax.default_backend() == "cpu" else _ACCELERATOR_SIDE
     chained = 1 if jax.default_backend() == "cpu" else 8  # so that a call's overhead is lost in it
@@ -90,13 +90,13 @@ def matmul_peak(dtype: str, repeats: int = 10) -> float:
 
 
 def utilisation(flops: float, seconds: float, measured_peak: float, devices: int) -> dict[str, Any]:
-    """Returns the arithmetic of a program, and what part it is of the devices' peak.
+    """Returns a program's arithmetic, and its share of the devices' peak.
 
     Args:
-        flops: Of the program, over all devices, as `product_flops` counts.
-        seconds: That it took.
+        flops: Operations of the program, over all devices, as `product_flops` counts them.
+        seconds: Time that it took.
         measured_peak: See `matmul_peak`.
-        devices: That it ran on.
+        devices: Number of devices that it ran on.
     """
     rate = flops / seconds / devices
     published = peak_flops(jax.devices()[0].device_kind)
@@ -111,7 +111,7 @@ def utilisation(flops: float, seconds: float, measured_peak: float, devices: int
 
 
 def utilisation_rows(found: Mapping[str, Any]) -> list[list[str]]:
-    """Rows of a table that say what `utilisation` returned."""
+    """Returns the rows of a table that show what `utilisation` returned."""
     rows = [
         ["products", f"{found['model_tflop']:.4g} TFLOP"],
         ["speed of a device", f"{found['tflops_per_device']:.3g} TFLOP/s"],
@@ -125,17 +125,17 @@ def utilisation_rows(found: Mapping[str, Any]) -> list[list[str]]:
 
 
 def memory_kind() -> str:
-    """Returns what `provenance.peak_memory` speaks of."""
+    """Returns what `provenance.peak_memory` refers to."""
     stats = jax.devices()[0].memory_stats()
     told = stats is not None and "peak_bytes_in_use" in stats
     return "of the device" if told else "of the process"
 
 
 def made_with(*packages: str) -> str:
-    """The line above a table: date, revision of the code, versions and kind of machine.
+    """Returns the line above a table: date, revision of the code, versions, kind of machine.
 
     Args:
-        *packages: To name besides jax; those that are not installed are left out.
+        *packages: Packages to name besides jax; those that are not installed are left out.
     """
     versions = [f"Python {platform.python_version()}"]
     for name in ("jax", *packages):
@@ -149,7 +149,7 @@ def made_with(*packages: str) -> str:
 
 
 def revision() -> str:
-    """The commit that the code is of, in short, and whether the code was changed since."""
+    """Returns the short hash of the code's commit, and whether the code has changed since."""
     commit, _, changed = (provenance.git_revision() or "unknown").partition("-")
     # A table that was just written into a document changes no code.
     code = ["git", "-C", str(DOCUMENT.parent), "diff", "--quiet", "HEAD", "--", ":/", ":/!docs"]
@@ -170,7 +170,7 @@ def markdown(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 
 
 def add_outputs(parser: argparse.ArgumentParser) -> None:
-    """Defines where results go besides the screen."""
+    """Defines the flags for where to write results besides the screen."""
     parser.add_argument("--json", type=Path, help="write the measurements to this file")
     parser.add_argument("--write_docs", action="store_true", help=f"put the table into {DOCUMENT}")
 
@@ -184,7 +184,7 @@ def write_docs(part: str, text: str, document: Path = DOCUMENT) -> None:
     """Puts text between the marks of a part of the document.
 
     Raises:
-        UserError: If the document has no such marks.
+        UserError: The document has no such marks.
     """
     begin, end = f"<!-- {part} -->", f"<!-- end of {part} -->"
     head, found, rest = files.read_bytes(document).decode().partition(begin)

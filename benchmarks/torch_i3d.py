@@ -1,4 +1,4 @@
-"""I3D in plain PyTorch, with the names that files of its weights have."""
+"""I3D in plain PyTorch, with the names used in files of its weights."""
 
 from collections.abc import Sequence
 
@@ -33,7 +33,7 @@ MIXED = {
 
 
 class I3D(nn.Module):
-    """As `metrics.i3d.I3D`, for clips `b c t h w`."""
+    """The same as `metrics.i3d.I3D`, for clips `b c t h w`."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -58,7 +58,7 @@ class I3D(nn.Module):
 
 
 class Mixed(nn.Module):
-    """Four branches side by side."""
+    """Four parallel branches."""
 
     def __init__(self, inputs: int, features: Sequence[int]) -> None:
         super().__init__()
@@ -101,7 +101,7 @@ def max_pool(x: Tensor, window: tuple[int, ...], stride: tuple[int, ...]) -> Ten
 
 
 def pad(x: Tensor, window: Sequence[int], stride: Sequence[int]) -> Tensor:
-    """Adds zeros as TensorFlow's 'SAME' does; what is pooled is never less."""
+    """Adds zeros as TensorFlow's 'SAME' does, which change no maximum of non-negative inputs."""
     sizes = []
     for length, size, step in zip(x.shape[:1:-1], window[::-1], stride[::-1], strict=True):
         total = max((-(-length // step) - 1) * step + size - length, 0)
@@ -110,10 +110,10 @@ def pad(x: Tensor, window: Sequence[int], stride: Sequence[int]) -> Tensor:
 
 
 def load(network: nn.Module, params: PyTree) -> nn.Module:
-    """Copies the parameters of ours into the network, and returns it.
+    """Copies our parameters into the network, and returns it.
 
     Raises:
-        RuntimeError: If one has a tensor that the other lacks.
+        RuntimeError: One has a tensor that the other lacks.
     """
     state = {}
     for path, leaf in traverse_util.flatten_dict(params).items():

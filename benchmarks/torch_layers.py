@@ -1,4 +1,4 @@
-"""What the PyTorch networks share: loading our parameters, and transformers of fused attention."""
+"""Shared parts of the PyTorch networks: loading our parameters, transformers, fused attention."""
 
 from typing import Any
 
@@ -16,11 +16,11 @@ def load(module: nn.Module, params: PyTree) -> nn.Module:
     """Copies our parameters into a module, and returns it.
 
     Args:
-        module: May be on PyTorch's meta device, which spares the draw of its own parameters.
-        params: The tree of the Flax module of the same name.
+        module: The module; it may be on PyTorch's meta device, which avoids drawing parameters.
+        params: The tree of the Flax module with the same name.
 
     Raises:
-        ValueError: If one has a parameter that the other lacks.
+        ValueError: One has a parameter that the other lacks.
     """
     leaves = {
         jax.tree_util.keystr(path, simple=True, separator="."): leaf
@@ -48,7 +48,7 @@ def channels_first(x: Any) -> Tensor:
 
 
 def tensor(x: Any) -> Tensor:
-    """Returns an array as it is."""
+    """Returns an array as a tensor with the same axes."""
     return torch.from_numpy(np.array(x))
 
 
@@ -59,7 +59,7 @@ def relative_error(theirs: Tensor, ours: Any) -> float:
 
 
 class Attention(nn.Module):
-    """Self-attention; biases and single heads are the VAE's."""
+    """Self-attention; in the VAE, it has biases and a single head."""
 
     def __init__(self, channels: int, heads: int, head_width: int, bias: bool = False) -> None:
         super().__init__()
@@ -75,7 +75,7 @@ class Attention(nn.Module):
 
 
 class DualCrossAttention(nn.Module):
-    """One query over text and image tokens; the results are added."""
+    """Attention of one query to text and image tokens, whose results are added."""
 
     def __init__(
         self, channels: int, heads: int, head_width: int, context: int, learnable_scale: bool
@@ -116,7 +116,7 @@ class FeedForward(nn.ModuleDict):
 
 
 class SpatialTransformer(nn.Module):
-    """Within each frame."""
+    """The transformer within each frame."""
 
     def __init__(
         self, channels: int, heads: int, head_width: int, context: int, learnable_scale: bool
@@ -140,7 +140,7 @@ class SpatialTransformer(nn.Module):
 
 
 class TemporalTransformer(nn.Module):
-    """At each pixel, along time."""
+    """The transformer along time, at each pixel."""
 
     def __init__(self, channels: int, heads: int, head_width: int) -> None:
         super().__init__()
@@ -164,7 +164,7 @@ class TemporalTransformer(nn.Module):
 
 
 def _layout(leaf: Any, shape: tuple[int, ...]) -> np.ndarray:
-    """Our parameter, kernels `*k in out`, in PyTorch's shape, `out in *k`."""
+    """Returns our parameter, a kernel `*k in out`, in PyTorch's layout, `out in *k`."""
     array = np.array(leaf, np.float32)
     if len(shape) > 1:
         array = array.reshape(-1, shape[1], shape[0]).transpose(2, 1, 0)
@@ -172,16 +172,16 @@ def _layout(leaf: Any, shape: tuple[int, ...]) -> np.ndarray:
 
 
 def _attend(heads: int, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-    """Fused attention of `n l (heads d)`."""
+    """Computes fused attention for `n l (heads d)`."""
     q, k, v = (x.unflatten(-1, (heads, -1)).transpose(1, 2) for x in (query, key, value))
     return F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2)
 
 
 def as_clips(x: Tensor, batch: int) -> Tensor:
-    """`(b t) c h w` as `b c t h w`."""
+    """Returns `(b t) c h w` as `b c t h w`."""
     return x.unflatten(0, (batch, -1)).transpose(1, 2)
 
 
 def as_frames(x: Tensor) -> Tensor:
-    """`b c t h w` as `(b t) c h w`."""
+    """Returns `b c t h w` as `(b t) c h w`."""
     return x.transpose(1, 2).flatten(0, 1)

@@ -1,7 +1,7 @@
 """The U-Net and the VAE's decoder in plain PyTorch, to compare speed and bfloat16 with.
 
-They are written as PyTorch is at its best: channels first, its own convolutions and norms, fused
-attention. Modules are named as the Flax ones, so that `torch_layers.load` finds each parameter.
+They are written in the way that suits PyTorch best: channels first, its own convolutions and norms,
+fused attention. Modules have the Flax modules' names, so that `torch_layers.load` finds parameters.
 Frames are merged with the batch: activations are `(b t) c h w`.
 """
 
@@ -15,7 +15,7 @@ from torch_layers import Attention, SpatialTransformer, TemporalTransformer, as_
 
 
 class UNet(nn.Module):
-    """As `models.unet.UNet`, for sampling."""
+    """The same as `models.unet.UNet`, for sampling."""
 
     def __init__(
         self,
@@ -72,7 +72,7 @@ class UNet(nn.Module):
     def forward(
         self, x: Tensor, timestep: Tensor, text: Tensor, image: Tensor, fs: Tensor
     ) -> Tensor:
-        """Takes and gives `(b t) c h w`; text is (b, l, d), image (b, t, n, d)."""
+        """Takes and returns `(b t) c h w`; text is (b, l, d), image (b, t, n, d)."""
         emb = F.silu(self.time_embed(timestep) + self.fs_embed(fs))
         h = self.init_attn(self.input_0(x), len(text))
         skips = [h]
@@ -104,7 +104,7 @@ class Embedding(nn.ModuleDict):
 
 
 class UNetBlock(nn.Module):
-    """Res-block, transformers, and what the level ends with."""
+    """Res-block, optional transformers, a second res-block and upsampling."""
 
     def __init__(
         self,
@@ -193,7 +193,7 @@ class TemporalBlock(nn.Module):
 
 
 class VAEDecoder(nn.Module):
-    """As `models.autoencoder.Autoencoder.decode`: unscaled latents `n c h w` to pixels."""
+    """The same as `models.autoencoder.Autoencoder.decode`: unscaled latents `n c h w` to pixels."""
 
     def __init__(
         self, *, ch: int, ch_mult: tuple[int, ...], num_res_blocks: int, z_channels: int, **_: Any

@@ -1,4 +1,4 @@
-"""How far one pass of the U-Net in bfloat16 is from float32, in ours and in PyTorch."""
+"""Measures how far a pass of the U-Net in bfloat16 is from float32, in ours and in PyTorch."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -18,11 +18,11 @@ from dynamicrafter_jax.models import Common, abstract_models
 
 
 def unet_psnr(config: ConfigDict, shapes: Sequence[jax.ShapeDtypeStruct]) -> tuple[float, float]:
-    """Returns ours and PyTorch's PSNR in dB, each against its own float32.
+    """Returns our PSNR and PyTorch's in dB, each against its own float32.
 
     Args:
-        config: Of the model, in float32.
-        shapes: Of what the U-Net takes.
+        config: Config of the model, in float32.
+        shapes: Shapes of the U-Net's inputs.
     """
     models = networks_of(config)
     params = random_params(abstract_models(models)["unet"])

@@ -1,10 +1,10 @@
-"""Samples in plain PyTorch, as much as `sampling.py` does, and prints the seconds of a clip.
+"""Samples in plain PyTorch, doing the same work as `sampling.py`, and prints the seconds per clip.
 
     python benchmarks/torch_sampling.py --config=i2v_512
 
-All guided passes of the U-Net, as one batch, and the VAE's decoder, frame by frame; random
-weights, bfloat16 on a GPU. Left out is what takes next to no time: text and image are encoded
-before. The last line ends with the seconds of a clip.
+It runs all guided passes of the U-Net as one batch, and the VAE's decoder frame by frame, with
+random weights, in bfloat16 on a GPU. Encoding text and image takes next to no time and is left out.
+The last line ends with the seconds per clip.
 """
 
 import argparse
@@ -81,7 +81,7 @@ def sample(config: ConfigDict, repeats: int, *, compiled: bool) -> list[float]:
 def build(
     config: ConfigDict, device: torch.device, dtype: torch.dtype
 ) -> tuple[torch.nn.Module, torch.nn.Module]:
-    """Both networks, with weights of the right size for nothing to overflow."""
+    """Builds both networks, with weights small enough that nothing overflows."""
     with torch.device("meta"):
         networks = (
             torch_models.UNet(**config.unet.to_dict()),

@@ -16,7 +16,7 @@ IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 
 class Ensemble(nn.ModuleDict):
-    """As `metrics.dreamsim.DreamSim`, for pictures `b h w c` in 8 bits."""
+    """The same as `metrics.dreamsim.DreamSim`, for 8-bit pictures `b h w c`."""
 
     def __init__(self, model: DreamSim) -> None:
         kinds: Mapping[str, tuple[int | None, str, float]] = {
@@ -43,7 +43,7 @@ class Ensemble(nn.ModuleDict):
 
 
 class VisionTransformer(nn.Module):
-    """As `metrics.vit.VisionTransformer`, with all tokens of the last block."""
+    """The same as `metrics.vit.VisionTransformer`, but with all tokens of the last block."""
 
     def __init__(
         self,
@@ -81,7 +81,7 @@ class VisionTransformer(nn.Module):
 
 
 class Block(nn.Module):
-    """As `metrics.vit.Block`."""
+    """The same as `metrics.vit.Block`."""
 
     def __init__(self, width: int, heads: int, activation: str, epsilon: float) -> None:
         super().__init__()

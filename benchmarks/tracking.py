@@ -1,7 +1,7 @@
-"""What moves in a video of a drawn scene, found by drawing the scene again.
+"""Finds what moves in a video of a drawn scene, by drawing the scene again.
 
-The scene is known, so that a pose explains a frame if the scene drawn from it looks like the frame.
-Nothing that a caption says is used, and so a generated video can be held against its caption.
+The scene is known, so a pose explains a frame if the scene drawn in that pose looks like the frame.
+The caption is not used, so a generated video can be compared with its caption.
 """
 
 from collections.abc import Callable, Sequence
@@ -28,10 +28,10 @@ _Array = Float64[np.ndarray, "7"]
 
 
 class Change(NamedTuple):
-    """What has changed since the first frame, each in seconds of motion at the nominal rate.
+    """What has changed since the first frame, in seconds of motion at the nominal rate.
 
     Attributes:
-        right: How far the object has moved to the right; negative: to the left.
+        right: How far the object has moved to the right; negative if to the left.
         down: How far down.
         clockwise: How far it has turned.
         grown: How much it has grown.
@@ -76,13 +76,13 @@ _SHARES = (0.4, 1.0)  # of a clip's time: where it is looked at
 def find_change(scene: Scene, video: UInt8[np.ndarray, "t h w 3"]) -> Change:
     """Returns what has changed in the last frame of a video.
 
-    A change counts by how well it explains the last frame and, for a part of it, one before. So
-    half a turn is told from half a turn the other way.
+    A change is judged by how well it explains the last frame and, with a part of it, an earlier
+    one. This distinguishes half a turn from half a turn the other way.
 
-    First the camera's is found, by an error that has the object's pixels count for little; then
-    the object's, for a camera that does not move and for the likely ones that do. Every single
-    motion is tried at several speeds, and then every further one on top of the best; what is
-    likely is improved along each axis until nothing helps, in the end all together.
+    The camera's motion is found first, with an error in which the object's pixels count for little;
+    then the object's, for a static camera and for the likely camera motions. Every single motion is
+    tried at several speeds, and then every further motion in addition to the best; likely changes
+    are improved along each axis until nothing helps, and finally along all axes together.
 
     Args:
         scene: What the first frame shows.
@@ -103,7 +103,7 @@ def find_change(scene: Scene, video: UInt8[np.ndarray, "t h w 3"]) -> Change:
 def _with_object(
     start: _Array, motions: Sequence[Motion], error: Callable[[_Array], float]
 ) -> _Array:
-    """Returns the change of a camera with what the object does besides."""
+    """Returns a camera's change, completed by that of the object."""
     guesses = [start, *_likeliest(_further(start, motions), error)]
     both = [two for one in guesses[1:] for two in _further(one, motions)]
     likely = sorted(guesses + both, key=error)[:_LIKELY]
@@ -111,7 +111,7 @@ def _with_object(
 
 
 def _likeliest(guesses: Sequence[_Array], error: Callable[[_Array], float]) -> list[_Array]:
-    """Returns the best guesses, one for each axis and direction of what was added last."""
+    """Returns the best guesses, one for each axis and direction of the motion added last."""
     found: dict[tuple[float, ...], _Array] = {}
     for guess in sorted(guesses, key=error):
         found.setdefault(tuple(np.sign(guess)), guess)
@@ -119,7 +119,7 @@ def _likeliest(guesses: Sequence[_Array], error: Callable[[_Array], float]) -> l
 
 
 class _Error:
-    """How far a video is from what the scene would show as a change goes on."""
+    """The error of a video against what the scene would show in the course of a change."""
 
     def __init__(self, scene: Scene, video: UInt8[np.ndarray, "t h w 3"]) -> None:
         self._scene, self._renderer = scene, Renderer(scene, *video.shape[1:3])
@@ -133,7 +133,7 @@ class _Error:
         return self._errors(change)[0]
 
     def robust(self, change: _Array) -> float:
-        """The same, no pixel counting for more than an outlier."""
+        """Returns the same error, with each pixel's part limited to that of an outlier."""
         return self._errors(change)[1]
 
     def _errors(self, change: _Array) -> tuple[float, float]:
@@ -147,7 +147,7 @@ class _Error:
 
 
 def _further(change: _Array, motions: Sequence[Motion]) -> list[_Array]:
-    """Returns the change with one more motion, each that is not in it, at several speeds."""
+    """Returns the change with one more motion: each that it lacks, at several speeds."""
     steps = np.eye(len(change))
     return [
         change + sign * guess * steps[part]
@@ -158,7 +158,7 @@ def _further(change: _Array, motions: Sequence[Motion]) -> list[_Array]:
 
 
 def _improve(best: _Array, motions: Sequence[Motion], error: Callable[[_Array], float]) -> _Array:
-    """Goes along the axes of some motions, in ever smaller steps, as long as that helps."""
+    """Moves along the axes of some motions, in ever smaller steps, as long as that helps."""
     axes = sorted({_PARTS[motion][0] for motion in motions})
     for step in _STEPS:
         improved = True
@@ -173,7 +173,7 @@ def _improve(best: _Array, motions: Sequence[Motion], error: Callable[[_Array], 
 
 
 def pose_after(scene: Scene, change: Change) -> Pose:
-    """Returns the pose that a scene is in after a change."""
+    """Returns the pose of a scene after a change."""
     start = trajectory(scene, 1).pose(0)
     return Pose(
         position=start.position + TRANSLATION * np.array([change.right, change.down]),
@@ -185,14 +185,14 @@ def pose_after(scene: Scene, change: Change) -> Pose:
 
 
 def shows(change: Change, motions: tuple[Motion, ...], seconds: float, *, share: float) -> bool:
-    """Returns whether a change is what some motions make of a scene, and nothing besides.
+    """Returns whether a change shows some motions, and no others.
 
     Args:
         change: See `find_change`.
-        motions: What was to happen.
-        seconds: How long.
-        share: Of the way that a motion goes at the nominal rate in that time: what is to move has
-            to go at least so far, and the right way; all else has to go less far.
+        motions: The motions that should have happened.
+        seconds: How long they should have lasted.
+        share: Share of a motion's distance at the nominal rate in that time: these motions must go
+            at least that far, in the right direction, and all others less far.
     """
     named = {_PARTS[motion][0]: _PARTS[motion][1] for motion in motions}
     limit = share * seconds
@@ -203,6 +203,6 @@ def shows(change: Change, motions: tuple[Motion, ...], seconds: float, *, share:
 
 
 def made(change: Change, motion: Motion) -> float:
-    """Returns the seconds that a motion has gone on for; negative the other way."""
+    """Returns the seconds that a motion has lasted; negative in the other direction."""
     part, sign = _PARTS[motion]
     return sign * change[part]

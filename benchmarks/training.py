@@ -4,10 +4,10 @@ r"""Times training steps, with random weights and clips.
     python benchmarks/training.py --config=finetune_512 --cached \
         --config.train.batch_size=1 --config.train.accumulation=1
 
-Fields of the config are overridden as everywhere. --cached trains from what a latent cache holds,
-without VAE and towers. Compilation is timed apart. Utilisation counts the products of a step that
-recomputes nothing, whatever train.remat is, as a part of what this device reaches at a large matrix
-product in the same run.
+Fields of the config are overridden as usual. --cached trains from the contents of a latent cache,
+without VAE and towers. Compilation is timed separately. Utilisation counts the products of a step
+that recomputes nothing, whatever train.remat is, relative to the speed of a large matrix product on
+this device in this run.
 """
 
 from collections.abc import Sequence
@@ -57,7 +57,7 @@ def main(_: Sequence[str]) -> None:
 
 
 def measure(config: ConfigDict, repeats: int, *, cached: bool) -> dict[str, Any]:
-    """Trains a few steps and returns what was measured."""
+    """Trains for a few steps, and returns the measurements."""
     settings = settings_of(TrainSettings, "train", config.train)
     mesh = sharding.mesh_of(config)
     sharding.local_rows(mesh, settings.batch_size // settings.accumulation)  # may refuse
@@ -110,7 +110,7 @@ def measure(config: ConfigDict, repeats: int, *, cached: bool) -> dict[str, Any]
 
 
 def make_step(config: ConfigDict, settings: TrainSettings, remat: str | None = None) -> TrainStep:
-    """The step that `train.py` takes; `remat` in place of the setting."""
+    """Returns the training step of `train.py`; `remat` overrides the setting."""
     models = networks_of(config)
     models = models._replace(unet=models.unet.clone(remat=remat or settings.remat))
     schedule = make_schedule(**config.diffusion.to_dict())
@@ -123,7 +123,7 @@ def make_step(config: ConfigDict, settings: TrainSettings, remat: str | None = N
 
 
 def random_state(config: ConfigDict, settings: TrainSettings, mesh: Mesh) -> TrainState:
-    """The state of a run that starts from random weights."""
+    """Returns the state of a run that starts from random weights."""
     boxed, optimizer = abstract_params(config), make_optimizer(settings)
     leaves = {
         jax.tree_util.keystr(path, simple=True, separator="/"): leaf
@@ -133,7 +133,7 @@ def random_state(config: ConfigDict, settings: TrainSettings, mesh: Mesh) -> Tra
 
 
 def random_batch(config: ConfigDict, clips: int, cached: bool) -> Batch:
-    """Clips of noise, as videos or as what a latent cache holds of them."""
+    """Returns clips of noise, as videos or as a latent cache stores them."""
     size, tower = config.sampling, config.image_encoder
     side, length = networks_of(config).vae.downsampling, config.text_encoder.context_length
     rng = np.random.default_rng(0)
@@ -166,7 +166,7 @@ def random_batch(config: ConfigDict, clips: int, cached: bool) -> Batch:
 
 
 def table(found: dict[str, Any]) -> str:
-    """The measurements as Markdown."""
+    """Returns the measurements in Markdown."""
     size = f"{found['frames']} frames of {found['height']}x{found['width']}"
     source = "a latent cache" if found["cached"] else "frames"
     batch = f"{found['batch_size']} clips in {found['accumulation']} parts"

@@ -1,1 +1,1 @@
-"""One file a model or recipe; every default of the project lives here."""
+"""One file per model or recipe, with all defaults of the project."""

@@ -2,13 +2,13 @@ r"""A model small enough for a laptop's CPU: the same networks, 64x64, 16 frames
 
     python -m dynamicrafter_jax.demo
 
-animates pictures with it. It is trained from nothing, on drawn clips alone (`data/synthetic`): the
-VAE by `demo_vae`, the towers by `demo_towers`, and then U-Net and projector by
+animates pictures with it. It is trained from scratch, only on drawn clips (`data/synthetic`): the
+VAE with `demo_vae`, the towers with `demo_towers`, and then the U-Net and the projector with
 
     python train.py --config=configs/demo.py --workdir=runs/demo --config.init.towers=demo_towers
 
-See docs/training.md, also for what was done to make the model that ships. `fs` is an FPS of 6 to
-24: a lower one asks for more motion.
+See docs/training.md, also for how the model that ships was made. `fs` is an FPS of 6 to 24; a lower
+one asks for more motion.
 """
 
 from ml_collections import ConfigDict
@@ -37,7 +37,7 @@ def get_config() -> ConfigDict:
     config.vae.ch_mult = (1, 2, 4, 6)
     config.vae.num_res_blocks = 1
     config.vae.z_channels = 16
-    config.vae.scale_factor = 1.02  # of a trained VAE: makes the spread of its latents 1
+    config.vae.scale_factor = 1.02  # scales the trained VAE's latents to a standard deviation of 1
     config.vae.norm_groups = 4
 
     config.text_encoder.width = 48
@@ -88,7 +88,7 @@ def get_config() -> ConfigDict:
     config.train.clip_norm = 1.0
     config.train.ema_decay = 0.999
     config.train.checkpoint_every = 2000
-    config.train.keep_every = 2000  # for the curve over training
+    config.train.keep_every = 2000  # for curves over training
     config.train.validate_every = 2000
     config.train.validation_clips = 64
     config.train.sample_every = 2000

@@ -4,7 +4,7 @@ r"""The demo model's text and vision tower and its projector, trained to match c
         --config.init.checkpoint=demo_vae
     python -m dynamicrafter_jax.convert --input=runs/demo_towers --output=demo_towers
 
-The second of three recipes, see docs/training.md. The VAE is not used, only handed on.
+The second of three recipes, see docs/training.md. The VAE is not used, only passed on.
 """
 
 from ml_collections import ConfigDict
@@ -15,7 +15,7 @@ from dynamicrafter_jax.configs import demo
 def get_config() -> ConfigDict:
     """Returns the recipe."""
     config = demo.get_config()
-    config.sampling.num_frames = 2  # the first and the last of a clip
+    config.sampling.num_frames = 2  # the first and the last frame of a clip
     config.data.min_stride = config.data.max_stride = 15
     config.data.condition_dropout = 0.0
     config.data.workers = 2

@@ -14,7 +14,7 @@ from dynamicrafter_jax.configs import demo
 def get_config() -> ConfigDict:
     """Returns the recipe."""
     config = demo.get_config()
-    config.sampling.num_frames = 2  # of each clip, to see more clips
+    config.sampling.num_frames = 2  # few from each clip, to see more clips
     config.data.min_stride = config.data.max_stride = 15
 
     config.train.objective = "reconstruct"

@@ -1,4 +1,4 @@
-r"""Fine-tune DynamiCrafter 1024 as it was released: 576x1024, one clip a device.
+r"""Fine-tune DynamiCrafter 1024 as it was released: 576x1024, one clip per device.
 
     python train.py --config=finetune_1024 --workdir=DIR --config.data.source=videos/ \
         --config.init.checkpoint=model.ckpt

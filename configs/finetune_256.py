@@ -1,4 +1,4 @@
-r"""Fine-tune DynamiCrafter 256 as it was released: eps-prediction, told the frame stride.
+r"""Fine-tune DynamiCrafter 256 as it was released: eps-prediction, conditioned on the stride.
 
     python train.py --config=finetune_256 --workdir=DIR --config.data.source=videos/ \
         --config.init.checkpoint=model.ckpt

@@ -3,8 +3,8 @@ r"""Fine-tune DynamiCrafter 512 as it was released: U-Net and projector, AdamW a
     python train.py --config=finetune_512 --workdir=DIR --config.data.source=videos/ \
         --config.init.checkpoint=model.ckpt
 
-The loss starts near that of the release on your videos (about 0.1) and falls slowly; see
-docs/training.md. Compute is bfloat16 on float32 parameters.
+The loss starts near the release's loss on your videos (about 0.1) and falls slowly; see
+docs/training.md. Computations are in bfloat16, parameters in float32.
 """
 
 from ml_collections import ConfigDict

@@ -3,7 +3,7 @@ r"""Fine-tune DynamiCrafter 512 for interpolation and loops, as it was released.
     python train.py --config=finetune_interp_512 --workdir=DIR --config.data.source=videos/ \
         --config.init.checkpoint=model.ckpt
 
-First and last frame of a clip are given, and the first is the conditioning image. See
+The first and the last frame of a clip are given, and the first is the conditioning image. See
 docs/training.md.
 """
 

@@ -3,7 +3,7 @@ r"""DynamiCrafter 1024: image-to-video at 576x1024, 16 frames.
     python sample.py --config=configs/i2v_1024.py --checkpoint=model.ckpt \
         --image=picture.png --prompt="a man surfing" --output=out.mp4
 
-`fs` is an FPS of 5 to 15: a lower one asks for more motion.
+`fs` is an FPS of 5 to 15; a lower one asks for more motion.
 """
 
 from ml_collections import ConfigDict

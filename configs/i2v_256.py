@@ -1,9 +1,9 @@
-r"""DynamiCrafter 256: image-to-video at 256x256, eps-prediction, `fs` is the frame stride.
+r"""DynamiCrafter 256: image-to-video at 256x256, with eps-prediction and `fs` as a stride.
 
     python sample.py --config=configs/i2v_256.py --checkpoint=model.ckpt \
         --image=picture.png --prompt="a man surfing" --output=out.mp4
 
-`fs` is a stride of 1 to 6 frames: a larger one asks for more motion.
+`fs` is a stride of 1 to 6 frames; a larger one asks for more motion.
 """
 
 from ml_collections import ConfigDict

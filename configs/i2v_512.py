@@ -1,9 +1,9 @@
-r"""DynamiCrafter 512: image-to-video at 320x512, 16 frames; the config the others start from.
+r"""DynamiCrafter 512: image-to-video at 320x512, 16 frames; the base of all other configs.
 
     python sample.py --config=configs/i2v_512.py --checkpoint=model.ckpt \
         --image=picture.png --prompt="a man surfing" --output=out.mp4
 
-gives the release's video of the same noise (see docs/parity.md).
+gives the same video as the release for the same noise (see docs/parity.md).
 """
 
 from ml_collections import ConfigDict
@@ -62,7 +62,7 @@ def get_config() -> ConfigDict:
     config.projector.output_dim = 1024
     config.projector.ff_mult = 4
     config.projector.video_length = 16
-    config.projector.other_lengths = "all"  # or nearest: what frames of other clips read
+    config.projector.other_lengths = "all"  # or "nearest": what frames of other clips read
 
     config.diffusion = ConfigDict()
     config.diffusion.timesteps = 1000
@@ -85,42 +85,42 @@ def get_config() -> ConfigDict:
     config.sampling.spacing = "uniform_trailing"
     config.sampling.negative_prompt = ""
     config.sampling.fps = 24  # the model's `fs` condition
-    config.sampling.video_fps = 8.0  # the written file's
+    config.sampling.video_fps = 8.0  # of the written file
     config.sampling.seed = 0
     config.sampling.sequential_guidance = False  # one guided pass at a time: less memory
     config.sampling.vae_frames = 4  # frames that each device encodes or decodes at once
-    config.sampling.fit = "crop"  # pictures fill height x width; "letterbox": they stay whole
+    config.sampling.fit = "crop"  # pictures fill the frame; "letterbox": they stay whole
 
     config.data = ConfigDict()
-    config.data.source = placeholder(str)  # a .csv, a folder, a cache's, tfds:NAME, synthetic:train
-    config.data.videos = placeholder(str)  # what a .csv's paths start from; unset: videos/ beside
-    config.data.split = "train"  # of a TFDS data set
+    config.data.source = placeholder(str)  # a .csv, folder, cache, tfds:NAME, synthetic:train
+    config.data.videos = placeholder(str)  # base of a .csv's paths; unset: videos/ next to it
+    config.data.split = "train"  # for a TFDS data set
     config.data.validation = placeholder(str)  # held-out clips, like source
-    config.data.min_stride = 1  # source frames from one frame of a clip to the next
+    config.data.min_stride = 1  # from frame to frame of a clip, in source frames
     config.data.max_stride = 6
-    config.data.fs = "fps"  # the model is told this of a clip: "fps" or "stride"
-    config.data.condition_dropout = 0.05  # p: 2p of the prompts, 2p of the images are dropped
+    config.data.fs = "fps"  # what `fs` tells the model about a clip: "fps" or "stride"
+    config.data.condition_dropout = 0.05  # p: a share 2p of prompts and 2p of images is dropped
     config.data.random_frame = True  # the conditioning image is any frame; False: the first
-    config.data.frames = placeholder(int)  # of a clip that are read, at random; unset: all
+    config.data.frames = placeholder(int)  # frames to read from a clip, at random; unset: all
     config.data.workers = 4  # processes that read videos, on each host; 0: none
-    config.data.prefetch = 2  # batches that each keeps ready
+    config.data.prefetch = 2  # batches that each of them keeps ready
 
     config.train = ConfigDict()
     config.train.seed = 0
     config.train.steps = 100_000
-    config.train.batch_size = 64  # clips an optimizer step, over all devices
+    config.train.batch_size = 64  # clips per optimizer step, over all devices
     config.train.accumulation = 2  # parts of a batch, one after another
     config.train.trainable = "all"
     config.train.objective = "denoise"  # "reconstruct" trains the VAE, "align" the towers
     config.train.concat = "frame"
-    config.train.ends_share = 0.25  # under "either": of clips, those that both ends are given of
+    config.train.ends_share = 0.25  # for "either": share of clips whose two ends are given
     config.train.timestep_power = 1.0  # above 1: more of the noisy timesteps
-    config.train.kl_weight = 1e-6  # of "reconstruct"
-    config.train.equivariance = 0.0  # of "reconstruct": of clips, those that are scaled and turned
-    config.train.temperature = 0.07  # of "align"
-    config.train.recall_weight = 1.0  # of what "align" asks of the text tower alone
+    config.train.kl_weight = 1e-6  # for "reconstruct"
+    config.train.equivariance = 0.0  # for "reconstruct": share of clips that are scaled and turned
+    config.train.temperature = 0.07  # for "align"
+    config.train.recall_weight = 1.0  # for "align": weight of recalling a caption's words
     config.train.remat = "blocks"
-    config.train.optimizer = "adamw"  # "muon" for a model that starts from nothing
+    config.train.optimizer = "adamw"  # "muon" for a model trained from scratch
     config.train.learning_rate = 1e-5
     config.train.decay = "constant"
     config.train.warmup_steps = 0
@@ -137,9 +137,9 @@ def get_config() -> ConfigDict:
     config.train.validate_every = 1000
     config.train.validation_clips = 64
     config.train.sample_every = 1000  # steps between sample videos; 0: none
-    config.train.sample_images = ()  # paths; none: frames of validation clips, or of the first
+    config.train.sample_images = ()  # paths; empty: frames of clips, of validation ones if any
     config.train.sample_prompts = ()  # one for each of sample_images
-    config.train.sample_clips = 4  # clips that are sampled where there are no sample_images
+    config.train.sample_clips = 4  # clips to sample if there are no sample_images
     config.train.profile_start = placeholder(int)  # unset: no profiler trace
     config.train.profile_steps = 3
 
@@ -148,17 +148,17 @@ def get_config() -> ConfigDict:
     config.init.videocrafter = placeholder(str)  # VideoCrafter2, text-to-video
     config.init.clip = placeholder(str)  # OpenCLIP ViT-H/14, for both towers
     config.init.vae = placeholder(str)  # Stable Diffusion's VAE
-    config.init.towers = placeholder(str)  # where frozen networks come from, if absent
+    config.init.towers = placeholder(str)  # source of frozen networks that all others lack
 
     config.mesh = ConfigDict()
-    config.mesh.data = 1  # devices that a batch is split over; -1: all that the others leave
-    config.mesh.fsdp = 1  # those that parameters and moments are split over too
-    config.mesh.sequence = 1  # those that a clip is split over
-    config.mesh.tensor = 1  # those that attention heads and hidden units are split over
+    config.mesh.data = 1  # devices that split batches; -1: all that the others leave
+    config.mesh.fsdp = 1  # devices that split batches, and also parameters and moments
+    config.mesh.sequence = 1  # devices that split each clip
+    config.mesh.tensor = 1  # devices that split attention heads and hidden units
 
     config.precision = ConfigDict()
-    config.precision.dtype = "float32"  # computed in
+    config.precision.dtype = "float32"  # type of computations
     config.precision.param_dtype = "float32"
-    config.precision.matmul = "highest"  # TPU and GPU round float32 products otherwise
+    config.precision.matmul = "highest"  # by default, TPU and GPU round float32 products
 
     return config

@@ -5,7 +5,7 @@ r"""DynamiCrafter 512 interpolation and looping: first and last frame given, at 
     python sample.py --config=configs/interp_512.py --checkpoint=model.ckpt \
         --image=first.png --loop --prompt="flowers swaying in the wind" --output=out.mp4
 
-The release trained one model for both.
+The release has one model for both.
 """
 
 from ml_collections import ConfigDict

@@ -3,8 +3,8 @@ r"""Stage 1 of the paper: projector and image attention, on single frames (secti
     python train.py --config=stage1 --workdir=DIR --config.data.source=webvid.csv \
         --config.init.videocrafter=model.ckpt --config.init.clip=open_clip.safetensors
 
-The paper starts from a text-to-image model. A clip of one frame shows a text-to-video model
-images alone. Nothing is concatenated to the noise.
+The paper starts from a text-to-image model. Here, a text-to-video model is trained on clips of one
+frame, which are images. Nothing is concatenated to the noise.
 """
 
 from ml_collections import ConfigDict

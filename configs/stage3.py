@@ -1,4 +1,4 @@
-r"""Stage 3 of the paper: what stage 2 trains, with the image concatenated (section 3.4).
+r"""Stage 3 of the paper: trains the same as stage 2, with the image concatenated (section 3.4).
 
     python train.py --config=stage3 --workdir=DIR --config.data.source=webvid.csv \
         --config.init.checkpoint=stage2/

@@ -13,7 +13,7 @@ quiet_libraries()
 
 
 def __getattr__(name: str) -> object:
-    """Imports the pipeline when it is first asked for, so that small uses start fast."""
+    """Imports the pipeline when it is first used, so that importing the package is fast."""
     if name == "ImageToVideo":
         from dynamicrafter_jax.pipeline import ImageToVideo
 

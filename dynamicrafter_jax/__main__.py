@@ -1,8 +1,8 @@
-"""Lists the commands of the package, and runs those of an installation: `dynamicrafter-sample`.
+"""Lists the package's commands, and runs the installed ones, such as `dynamicrafter-sample`.
 
-Each of these runs a module of the package as `python -m` does. `sample.py` and `train.py` lie at
-the top of the repository, where they are read, and are modules of the package by a link, as
-`configs/` is.
+An installed command runs a module of the package as `python -m` does. `sample.py` and `train.py`
+are at the top of the repository, where they are easy to find; like `configs/`, they are linked into
+the package.
 """
 
 import ast
@@ -13,14 +13,14 @@ import sys
 from pathlib import Path
 
 INSTALLED = ("sample", "train", "convert", "evaluate", "plan", "app")
-"""Modules that have a command of their own, `dynamicrafter-NAME`."""
+"""Modules with an installed command, `dynamicrafter-NAME`."""
 
 OTHERS = ("demo", "artifact", "data.cache", "data.prepare", "data.synthetic")
-"""Modules that are commands by `python -m dynamicrafter_jax.NAME` only."""
+"""Modules that are only run as `python -m dynamicrafter_jax.NAME`."""
 
 
 def run(name: str) -> None:
-    """Runs the module of a command as the main program, with the process's arguments."""
+    """Runs a command's module as the main program, with the arguments of this process."""
     runpy.run_module(f"dynamicrafter_jax.{name}", run_name="__main__", alter_sys=True)
 
 
@@ -28,7 +28,7 @@ sample, train, convert, evaluate, plan, app = (functools.partial(run, name) for 
 
 
 def listed() -> str:
-    """Returns the commands, each with a line that says what it does."""
+    """Returns the commands as text, one per line, each with its purpose."""
     commands = {f"dynamicrafter-{name}": name for name in INSTALLED}
     commands |= {f"python -m dynamicrafter_jax.{name}": name for name in OTHERS}
     width = max(map(len, commands))
@@ -37,7 +37,7 @@ def listed() -> str:
 
 
 def _purpose(name: str) -> str:
-    """The first line of a command's docstring, without importing what it needs."""
+    """Returns the first line of a command's docstring, without importing the command."""
     spec = importlib.util.find_spec(f"dynamicrafter_jax.{name}")
     assert spec is not None and spec.origin is not None
     file = Path(spec.origin)
@@ -52,6 +52,6 @@ if __name__ == "__main__":
     print(listed())
     if set(sys.argv[1:]) - {"--help", "-h"}:
         sys.stderr.write(
-            f"error: unexpected argument {sys.argv[1]!r}: the first word of a line above runs it\n"
+            f"error: unexpected argument {sys.argv[1]!r}: run a command from the list above\n"
         )
         sys.exit(2)

@@ -1,7 +1,8 @@
-"""The dual-stream image injection, written once for training and sampling.
+"""Dual-stream image injection, for both training and sampling.
 
 An image enters the U-Net twice (arXiv 2310.12190, sections 3.2 and 3.3): its CLIP tokens, through
-the projector, as a context beside the text; its VAE latent, concatenated to the noisy latents.
+the projector, as a context in addition to the text; its VAE latent, concatenated to the noisy
+latents.
 """
 
 from collections.abc import Callable
@@ -17,12 +18,12 @@ from dynamicrafter_jax.models.clip import preprocess
 
 
 class Conditioning(NamedTuple):
-    """All that the U-Net is told beside the noisy latents and the timestep.
+    """All inputs of the U-Net besides the noisy latents and the timestep.
 
     Attributes:
         text: States of the text tokens.
-        image: Context tokens of the image, by the projector's groups of queries. Which of them a
-            frame reads is chosen where a pass is made (`frame_context`).
+        image: Context tokens of the image, by the projector's groups of queries. For each pass,
+            `frame_context` chooses the groups that a frame reads.
         concat: Scaled image latents to concatenate, zero where a frame is free.
         fs: Frame stride (256) or FPS (512, 1024).
         queries: The group of each frame; None for the projector's rule for clips of this length.
@@ -35,19 +36,20 @@ class Conditioning(NamedTuple):
     queries: Int[Array, "b t"] | None = None
 
     def of_frames(self, frames: slice | Int[Array, " k"]) -> "Conditioning":
-        """Returns what some frames of a clip are told, as a clip of their own.
+        """Returns the condition of some frames of a clip, as a clip of their own.
 
-        Where `queries` does not say what they read, they read what a clip of their number does.
+        Without `queries`, they read the same groups as the frames of any clip of that length.
         """
         queries = None if self.queries is None else self.queries[:, frames]
         return self._replace(concat=self.concat[:, frames], queries=queries)
 
 
 def nearest_queries(num_frames: int, video_length: int) -> Int[np.ndarray, " t"]:
-    """Returns which of the projector's `video_length` groups of queries is nearest to each frame.
+    """Returns, for each frame, the index of the nearest group of the projector's queries.
 
-    The first frame reads the first group and the last frame the last, frames between read the
-    nearest in proportion (halves upwards); a single frame reads the first.
+    The first frame reads the first of `video_length` groups and the last frame the last; frames in
+    between read the group at the nearest relative position (halves round up). A single frame reads
+    the first group.
     """
     if num_frames == 1:
         return np.zeros(1, int)
@@ -57,7 +59,7 @@ def nearest_queries(num_frames: int, video_length: int) -> Int[np.ndarray, " t"]
 
 
 def text_context(models: Models, params: PyTree, ids: Int[Array, "b l"]) -> Float[Array, "b l d"]:
-    """Returns the text tower's states of token ids."""
+    """Returns the text tower's states for token ids."""
     return models.apply("text_encoder", params, ids)
 
 
@@ -74,7 +76,7 @@ def image_context(
 def image_tokens(
     models: Models, params: PyTree, image: Float[Array, "b h w 3"]
 ) -> Float[Array, "b n e"]:
-    """Returns the vision tower's tokens of an image in [-1, 1]."""
+    """Returns the vision tower's tokens for an image in [-1, 1]."""
     pixels = preprocess(image, models.image_encoder.image_size)
     return models.apply("image_encoder", params, pixels)
 
@@ -82,23 +84,24 @@ def image_tokens(
 def project_tokens(
     models: Models, params: PyTree, tokens: Float[Array, "b n e"]
 ) -> Float[Array, "b q m d"]:
-    """Returns the context tokens of all of the vision tower's tokens, by groups of queries."""
+    """Returns the context tokens for the vision tower's tokens, by groups of queries."""
     return models.apply("projector", params, tokens)
 
 
 def frame_context(
     models: Models, condition: Conditioning, num_frames: int
 ) -> Float[Array, "b *frames m d"]:
-    """Returns the image's context that the frames of one pass read.
+    """Returns the image context that the frames of one pass read.
 
-    In a clip of the projector's `video_length` each frame reads the tokens of its own queries,
-    (b, t, m, d). In any other the release lets every frame read all tokens, (b, q m, d); the
-    projector's `other_lengths` may choose the nearest queries instead, (b, t, m, d).
+    In a clip of the projector's `video_length`, each frame reads the tokens of its own queries,
+    (b, t, m, d). In clips of other lengths, every frame of the release reads all tokens,
+    (b, q m, d); the projector's `other_lengths` may choose the nearest queries instead,
+    (b, t, m, d).
 
     Args:
         models: The networks.
-        condition: Its `queries`, if there are some, go before that rule.
-        num_frames: Frames of the pass.
+        condition: The condition; its `queries`, if any, take precedence over that rule.
+        num_frames: Number of frames in the pass.
     """
     image, projector = condition.image, models.projector
     if condition.queries is not None:
@@ -120,9 +123,9 @@ def concat_latents(
 
     Args:
         first: Latents of the image; without `last`, every frame gets them.
-        num_frames: Frames of the clip.
-        last: Latents of the end image, for interpolation and looping: then the first frame gets
-            `first`, the last frame `last`, and the frames between zeros.
+        num_frames: Number of frames in the clip.
+        last: Latents of the end image, for interpolation and looping: the first frame then gets
+            `first`, the last frame `last`, and the frames in between zeros.
     """
     b, h, w, z = first.shape
     if last is None:
@@ -139,7 +142,7 @@ def conditioned_unet(
     Args:
         models: The networks.
         params: Their parameters.
-        dropout_keys: One a clip, in training; without them nothing is dropped.
+        dropout_keys: A key for each clip, in training; without them, there is no dropout.
     """
 
     def predict(

@@ -1,4 +1,4 @@
-"""Configs: finding, reading and storing them, and building the networks that one describes."""
+"""Finds, reads and stores configs, and builds the networks that they describe."""
 
 import dataclasses
 import importlib.util
@@ -25,15 +25,15 @@ from dynamicrafter_jax.models.attention import (
 
 T = TypeVar("T")
 
-# Types that networks compute in and parameters are stored in.
+# Types for computations and for stored parameters.
 DTYPES = {"float32": jnp.dtype(jnp.float32), "bfloat16": jnp.dtype(jnp.bfloat16)}
 
 
 def config_path(name_or_path: str | Path) -> Path:
-    """Returns the file of a config, given that file or the name of one that ships.
+    """Returns the file of a config, given its path or the name of a packaged config.
 
     Raises:
-        UserError: If there is neither.
+        UserError: There is no such file or config.
     """
     path = Path(name_or_path)
     if path.suffix == ".py":
@@ -50,17 +50,17 @@ def config_path(name_or_path: str | Path) -> Path:
 
 
 def config_names() -> list[str]:
-    """Returns the names of the configs that ship."""
+    """Returns the names of the packaged configs."""
     return sorted(file.stem for file in _configs_folder().glob("[!_]*.py"))
 
 
 def load_config(config: ConfigDict | str | Path) -> ConfigDict:
-    """Returns a config from a `ConfigDict`, a config file, or the name of one that ships.
+    """Returns a config, given a `ConfigDict`, a config file or the name of a packaged config.
 
-    Config files are Python and are executed: they are code, like the rest of a project.
+    Config files are Python code, like the rest of a project, and are executed.
 
     Raises:
-        UserError: If there is no such config, or the file has no `get_config`.
+        UserError: There is no such config, or the file has no `get_config`.
     """
     if isinstance(config, ConfigDict):
         return config
@@ -80,9 +80,9 @@ def config_to_json(config: ConfigDict) -> dict[str, Any]:
 
 
 def config_from_json(values: dict[str, Any]) -> ConfigDict:
-    """Returns the config that `config_to_json` stored, lists as the tuples they were.
+    """Returns the config that `config_to_json` stored, with lists as tuples again.
 
-    A field that is unset can still be set, in the type that it has in `configs/i2v_512.py`.
+    An unset field can still be set, in the type that it has in `configs/i2v_512.py`.
     """
     return ConfigDict(_restore(values, load_config("i2v_512")))
 
@@ -102,9 +102,9 @@ def _restore(values: dict[str, Any], like: ConfigDict) -> dict[str, Any]:
 
 
 def deciding_sections(config: ConfigDict) -> dict[str, Any]:
-    """Returns, as plain JSON types, the sections that decide what a request becomes.
+    """Returns, as plain JSON types, the sections that determine the result of any request.
 
-    What else decides, such as the settings of sampling, differs from request to request.
+    The settings of sampling also determine it, but differ from request to request.
     """
     described = config_to_json(config)
     return {name: described[name] for name in (*Models._fields, "diffusion", "precision")}
@@ -117,11 +117,11 @@ def networks_of(
     """Builds the five networks that a config describes.
 
     Args:
-        config: As in `configs/`.
+        config: A config, as in `configs/`.
         kernels: Attention within frames, and along time.
 
     Raises:
-        UserError: If the config names an unknown hyperparameter or type.
+        UserError: The config names an unknown hyperparameter or type.
     """
     types = {}
     for name in ("dtype", "param_dtype"):
@@ -140,27 +140,27 @@ def networks_of(
 
 
 def matmul_precision(config: ConfigDict) -> AbstractContextManager:
-    """Puts in force how accelerators round products of float32: as the config says.
+    """Sets the precision of float32 products on accelerators to that of the config.
 
-    Products of bfloat16 are exact in one pass, and more passes are not to be had.
+    Products of bfloat16 are exact in one pass, so the setting has no effect on them.
     """
     exact = config.precision.dtype == "bfloat16"
     return jax.default_matmul_precision("default" if exact else config.precision.matmul)
 
 
 def settings_of(cls: type[T], name: str, section: ConfigDict, **overrides: object) -> T:
-    """Builds a dataclass of a config section's fields, some of them overridden.
+    """Builds a dataclass from a config section's fields, some of them overridden.
 
-    A section may lack a field that has a default, as those of models converted before do.
+    A section may lack a field that has a default, as the configs of older models do.
 
     Args:
         cls: The dataclass; its fields' types are enforced, and it checks their values itself.
-        name: Of the section, for messages.
+        name: Name of the section, for messages.
         section: The section.
-        **overrides: Values in place of the section's.
+        **overrides: Values to use instead of the section's.
 
     Raises:
-        UserError: If a field is unknown or missing, or a value of another type or out of range.
+        UserError: A field is unknown or missing, or a value has the wrong type or is out of range.
     """
     assert dataclasses.is_dataclass(cls)
     values = {**section.to_dict(), **overrides}
@@ -179,7 +179,7 @@ def settings_of(cls: type[T], name: str, section: ConfigDict, **overrides: objec
 
 
 def _as_kind(name: str, kind: Any, value: Any) -> Any:
-    """Returns a setting in the type of its field; whole numbers do for any number."""
+    """Returns a setting in the type of its field; a whole number is accepted as any number."""
     if get_origin(kind) is Literal:
         if value not in get_args(kind):
             raise UserError(f"{name} is {value!r}: choose from {', '.join(get_args(kind))}")
@@ -199,7 +199,7 @@ def _as_kind(name: str, kind: Any, value: Any) -> Any:
 
 
 def _configs_folder() -> Path:
-    """Where the configs that ship are, in a clone or installed."""
+    """Returns the folder of the packaged configs, in a clone or an installation."""
     spec = importlib.util.find_spec("dynamicrafter_jax.configs")
     assert spec is not None and spec.origin is not None
     return Path(spec.origin).parent

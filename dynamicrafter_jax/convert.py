@@ -5,8 +5,9 @@ r"""Converts a release file, or a training run, into a directory of this package
     python -m dynamicrafter_jax.convert --export --input=DIRECTORY --output=model.safetensors
     python -m dynamicrafter_jax.convert --input=WORKDIR --output=DIRECTORY
 
-The last takes the newest checkpoint of a training run, its averaged parameters if it has some, and
-says so. None holds more than the parameters of one network at a time, however large the file.
+The last command takes the newest checkpoint of a training run, and its averaged parameters if it
+has some, and says so. No command holds more than one network's parameters in memory at a time,
+however large the file.
 """
 
 import dataclasses
@@ -36,7 +37,7 @@ from dynamicrafter_jax.weights.names import find_model, known_config
 from dynamicrafter_jax.weights.tensors import StoredTensor, layout_of, write_tensors
 from dynamicrafter_jax.weights.write_release import EXPORT_DTYPES, Summary, export
 
-# What a training run's folder is known by.
+# A folder that contains this one is a training run.
 RUN_FOLDER = "checkpoints"
 
 
@@ -49,18 +50,18 @@ def convert(
     overwrite: bool = False,
     progress: bool = False,
 ) -> Summary:
-    """Writes a release file as a converted model; `checkpoint` says what is in one.
+    """Writes a release file as a converted model; `weights.converted` describes its contents.
 
     Args:
         path: The release file, on this machine.
-        directory: Where to; may be remote. Nothing is there until everything is.
+        directory: Where to write the model; may be remote. It appears only once it is complete.
         config: The config of the model; parameters become `precision.param_dtype`.
-        towers: As in `weights.load_release`.
-        overwrite: Whether a converted model there is replaced.
+        towers: As in `weights.load.load_release`.
+        overwrite: Whether to replace a converted model in this directory.
         progress: Whether to show a progress bar, if stderr is a terminal.
 
     Raises:
-        UserError: As in `weights.load_release`, or if the directory can't be written.
+        UserError: As in `weights.load.load_release`; or the directory can't be written.
     """
     place = as_path(directory)
     _check_free(place, overwrite)
@@ -77,17 +78,17 @@ def convert_run(
     averaged: bool | None = None,
     overwrite: bool = False,
 ) -> Summary:
-    """Writes a checkpoint of a training run as a converted model, which says what was taken.
+    """Writes a checkpoint of a training run as a converted model, which records its origin.
 
     Args:
         workdir: Folder of the run.
         directory: As in `convert`.
         step: Which checkpoint; None for the newest.
-        averaged: Whether to take the averaged parameters; None takes them where there are some.
+        averaged: Whether to take the averaged parameters; None takes them if there are any.
         overwrite: As in `convert`.
 
     Raises:
-        UserError: If there is no such checkpoint, it is damaged, or the directory can't be written.
+        UserError: There is no such checkpoint, it is damaged, or the directory can't be written.
     """
     from dynamicrafter_jax.training.workdir import open_run
 
@@ -117,7 +118,7 @@ def _write(
     sources: list[dict[str, Any]],
     overwrite: bool,
 ) -> Summary:
-    """Writes a converted model, a network at a time."""
+    """Writes a converted model, one network at a time."""
     retired = None
     with atomic(place) as temporary:
         sizes: list[int] = []
@@ -136,36 +137,38 @@ def _write(
 
 
 def _check_free(place: epath.Path, overwrite: bool) -> None:
-    """Makes sure, before the work, that a converted model can be written at `place`."""
+    """Checks early that a converted model can be written at `place`."""
     if not place.is_dir() or not any(place.iterdir()):
         check_writable(place, folder=True)
     elif not overwrite:
-        raise UserError(f"{place} exists: give another path, or say to overwrite it")
+        raise UserError(f"{place} exists: give another path, or set overwrite")
     elif not (place / converted.CONFIG_FILE).exists():
-        raise UserError(f"{place} is no converted model, and so is not overwritten")
+        raise UserError(
+            f"{place} is not a converted model, so it is not overwritten: give another path"
+        )
 
 
 def _save_section(place: epath.Path, read: Callable[[], PyTree]) -> list[int]:
-    """Saves the parameters of a network and forgets them; returns the size of each."""
+    """Saves the parameters of a network and frees them; returns the size of each."""
     tree = read()
     converted.save_tree(place, tree)
     return [leaf.size for leaf in jax.tree.leaves(tree)]
 
 
 def define_flags() -> dict[str, flags.FlagHolder | cli.ConfigFlag]:
-    """Defines the flags of the command line, which other entry points must not inherit."""
+    """Defines the command's flags, in a function so that other entry points don't inherit them."""
     return {
         "config": cli.define_config(),
         "input": flags.DEFINE_string(
-            "input", None, "Release file, Hub id, or a run; with --export, a directory."
+            "input", None, "Release file, Hub id or run; with --export, a directory."
         ),
         "output": flags.DEFINE_string("output", None, "Directory; with --export, a file."),
         "dtype": flags.DEFINE_enum("dtype", None, list(DTYPES), "Type of parameters."),
-        "towers": flags.DEFINE_string("towers", None, "Where absent frozen networks come from."),
+        "towers": flags.DEFINE_string("towers", None, "Source of missing frozen networks."),
         "overwrite": flags.DEFINE_bool("overwrite", False, "Replace what is at --output."),
-        "step": flags.DEFINE_integer("step", None, "Of a training run; its newest by default."),
+        "step": flags.DEFINE_integer("step", None, "A run's checkpoint; by default the newest."),
         "averaged": flags.DEFINE_bool(
-            "averaged", None, "Take a run's averaged parameters, or the last; averaged if there."
+            "averaged", None, "Take a run's averaged parameters; by default if it has any."
         ),
         "export": flags.DEFINE_bool("export", False, "Write a release file from a directory."),
         "export_dtype": flags.DEFINE_enum(
@@ -175,42 +178,44 @@ def define_flags() -> dict[str, flags.FlagHolder | cli.ConfigFlag]:
 
 
 def main(holders: Mapping[str, flags.FlagHolder | cli.ConfigFlag], _: Sequence[str]) -> None:
-    """Converts or exports as flags say, and tells in one line what was done."""
+    """Converts or exports according to the flags, and prints a summary in one line."""
     given: dict[str, Any] = {name: holder.value for name, holder in holders.items()}
     config = holders["config"]
     assert isinstance(config, cli.ConfigFlag)
     if config.settings and given["config"] is None:
         if given["input"] is None or known_config(given["input"]) is None:
-            raise UserError("--config.SECTION.FIELD needs --config, the config of the model in it")
+            raise UserError("--config.SECTION.FIELD needs --config, the config of the model")
         given["config"] = config.of_model(given["input"])
     run(given)
 
 
 def run(given: Mapping[str, Any]) -> None:
-    """Converts or exports, and tells in one line what was done.
+    """Converts or exports, and prints a summary in one line.
 
     Args:
-        given: The values of the flags of `define_flags`, None or False where not given.
+        given: The values of the flags in `define_flags`; None or False if not given.
 
     Raises:
-        UserError: If they don't go together, or as in `convert` and `export`.
+        UserError: Flags don't go together; or as in `convert` and `export`.
     """
     started = time.perf_counter()
     for name in ("input", "output"):
         if not given[name]:
             raise UserError(f"no --{name}: give the file or directory")
-    # Nothing is computed, and an accelerator may be smaller than a network.
+    # Nothing is computed, and a network may not fit on an accelerator.
     jax.config.update("jax_platforms", "cpu")
     source, output, overwrite = given["input"], given["output"], given["overwrite"]
     is_run = (as_path(source) / RUN_FOLDER).is_dir()
     if not is_run:
-        _refuse(given, "step", "averaged", reason="is for training runs, and this is none")
+        _refuse(given, "step", "averaged", reason="is only for training runs")
     if given["export"]:
         _refuse(given, "config", "dtype", "towers", reason="does not go with --export")
         dtype = given["export_dtype"]
         summary = export(source, output, dtype=dtype, overwrite=overwrite, progress=True)
     elif is_run:
-        _refuse(given, "config", "dtype", "towers", "export_dtype", reason="is not for runs")
+        _refuse(
+            given, "config", "dtype", "towers", "export_dtype", reason="is not for training runs"
+        )
         summary = convert_run(
             source, output, step=given["step"], averaged=given["averaged"], overwrite=overwrite
         )
@@ -221,10 +226,12 @@ def run(given: Mapping[str, Any]) -> None:
             config = load_config(name)
         model = find_model(source)
         if model.is_dir():
-            converted.read_description(model)  # which says of other folders what they are
-            raise UserError(f"{source} is a directory: --export makes a file of it")
+            converted.read_description(model)  # refuses other folders, and says what they are
+            raise UserError(f"{source} is a converted model: to make it a file, give --export")
         if config is None:
-            raise UserError("no --config: the config of the model in the file, such as i2v_1024")
+            raise UserError(
+                "no --config: give the config of the model in the file, such as i2v_1024"
+            )
         if given["dtype"] is not None:
             config.precision.param_dtype = given["dtype"]
         summary = convert(

@@ -2,8 +2,8 @@
 
     python -m dynamicrafter_jax.demo
 
-writes two videos and, for a look without a player, a sheet of each one's picture and frames. The
-model was trained on drawn clips alone: it moves what is in a picture as the words say.
+writes two videos and, to look at without a player, a sheet with the picture and frames of each. The
+model was trained only on drawn clips: it moves what is in a picture as the prompt says.
 """
 
 import functools
@@ -28,16 +28,16 @@ from dynamicrafter_jax.sampling.progress import ProgressBar
 from dynamicrafter_jax.weights.names import DEMO
 
 _PHOTOGRAPH, _PROMPT = "coffee.jpg", "the camera zooms in"
-_CLIP = 4  # of the test split, which no training sees
+_CLIP = 4  # in the test split, which is never trained on
 
 
 class Still(NamedTuple):
-    """What is animated.
+    """A picture to animate.
 
     Attributes:
-        name: Of the files.
+        name: Name of the files to write.
         picture: The first frame.
-        prompt: What happens.
+        prompt: What happens in the video.
     """
 
     name: str
@@ -46,20 +46,20 @@ class Still(NamedTuple):
 
 
 def photograph() -> Still:
-    """A photograph that ships with the package, and that no training saw."""
+    """Returns a photograph that ships with the package and was not trained on."""
     with resources.as_file(resources.files("dynamicrafter_jax") / "assets" / _PHOTOGRAPH) as path:
         return Still(path.stem, media.read_picture(path), _PROMPT)
 
 
 def drawn(clip: int, side: int) -> Still:
-    """The start of a clip of the test split, `side` pixels high and wide."""
+    """Returns the start of a clip in the test split, `side` pixels high and wide."""
     scene = draw_scene(clip, "test")
     picture = Renderer(scene, side, side).frame(trajectory(scene, 1).pose(0))
     return Still("drawn", picture, scene.caption)
 
 
 def main(output_dir: flags.FlagHolder[str], _: Sequence[str]) -> None:
-    """Animates both at once, and says where to look."""
+    """Animates both pictures in one batch, and prints where the results are."""
     started = time.perf_counter()
     folder = epath.Path(output_dir.value)
     media.check_output(folder / f"{photograph().name}.mp4")
@@ -90,8 +90,8 @@ def main(output_dir: flags.FlagHolder[str], _: Sequence[str]) -> None:
 
 
 def define_flags() -> flags.FlagHolder[str]:
-    """Defines the flag of the command line, which other entry points must not inherit."""
-    return flags.DEFINE_string("output_dir", "demo", "Folder of the videos and the sheets.")
+    """Defines the command's flag, in a function so that other entry points don't inherit it."""
+    return flags.DEFINE_string("output_dir", "demo", "Folder for the videos and the sheets.")
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""The one error that means "the person at the keyboard can fix this"."""
+"""The error for everything that users can fix themselves."""
 
 
 class UserError(ValueError):
@@ -8,11 +8,11 @@ class UserError(ValueError):
     escapes is a defect of this package and keeps its traceback.
 
     Attributes:
-        details: What is too long for a line, such as every tensor that does not fit; entry points
-            print it with `DYNAMICRAFTER_DEBUG=1`. Often empty.
+        details: Details that are too long for a line, such as all tensors that do not fit; entry
+            points print them with `DYNAMICRAFTER_DEBUG=1`. Often empty.
     """
 
     def __init__(self, message: str, details: str = "") -> None:
-        """Says what was wrong."""
+        """Takes the message, and details that may be too long for it."""
         super().__init__(message)
         self.details = details

@@ -1,11 +1,12 @@
-r"""Evaluate videos: flags in, a report of FVD, KVD, PIC and more out.
+r"""Evaluates videos: flags in, a report with FVD, KVD, PIC and more out.
 
-Videos of any generator against a folder of others, by name:
+To compare videos of any generator with a folder of others, by name:
 
     python -m dynamicrafter_jax.evaluate --videos=generated --reference=real \
         --i3d=i3d_torchscript.pt --dreamsim=dreamsim --output=report
 
-Or a model, generating as a protocol says; the same command goes on where it stopped:
+To evaluate a model, which generates videos as a protocol specifies (if it stops, run the same
+command to resume):
 
     python -m dynamicrafter_jax.evaluate --protocol=ucf101 --checkpoint=model_256 --data=UCF \
         --i3d=i3d_torchscript.pt --dreamsim=dreamsim --output=report
@@ -63,21 +64,21 @@ VIDEOS = flags.DEFINE_string("videos", None, "Folder of the videos to evaluate."
 REFERENCE = flags.DEFINE_string("reference", None, "Folder of the videos to compare with.")
 DATA = flags.DEFINE_string("data", None, "Folder of the protocol's data set, or tfds:NAME.")
 IMAGES = flags.DEFINE_string("images", None, "Folder of the images that --videos were made from.")
-CHECKPOINT = flags.DEFINE_string("checkpoint", None, "Model to evaluate, in place of --videos.")
-TOWERS = flags.DEFINE_string("towers", None, "Where frozen towers come from, if not in there.")
+CHECKPOINT = flags.DEFINE_string("checkpoint", None, "Model to evaluate, instead of --videos.")
+TOWERS = flags.DEFINE_string("towers", None, "Source of frozen towers if --checkpoint lacks them.")
 BATCH_SIZE = flags.DEFINE_integer(
-    "batch_size", None, "Clips generated at once; else as many as the mesh splits.", 1
+    "batch_size", None, "Clips generated at once; by default as many as the mesh splits.", 1
 )
 I3D_FILE = flags.DEFINE_string("i3d", None, "Weights of I3D, for FVD and KVD.")
 DREAMSIM_FILES = flags.DEFINE_string("dreamsim", None, "Weights of DreamSim, for PIC.")
 CLIP_FILE = flags.DEFINE_string("clip", None, "Weights of CLIP, for similarity to prompts.")
 CHOSEN = flags.DEFINE_list(
-    "measures", None, "Of i3d, dreamsim, clip and frames; else i3d, frames and what has weights."
+    "measures", None, "From i3d, dreamsim, clip, frames; default: i3d, frames, all with weights."
 )
-OUTPUT = flags.DEFINE_string("output", None, "Folder of the report and of finished features.")
-NUM_VIDEOS = flags.DEFINE_integer("num_videos", None, "Wins over the protocol's number.", 2)
-SKIP = flags.DEFINE_bool("skip_unreadable", False, "Pass over videos that can't be read.")
-MP4 = flags.DEFINE_bool("through_mp4", False, "Score what .mp4 leaves of generated clips, too.")
+OUTPUT = flags.DEFINE_string("output", None, "Folder for the report and finished features.")
+NUM_VIDEOS = flags.DEFINE_integer("num_videos", None, "Overrides the protocol's number.", 2)
+SKIP = flags.DEFINE_bool("skip_unreadable", False, "Skip videos that can't be read.")
+MP4 = flags.DEFINE_bool("through_mp4", False, "Also score generated clips after .mp4 coding.")
 CODEC = flags.DEFINE_string("codec", "libx264", "Video codec for --through_mp4.")
 CRF = flags.DEFINE_integer("crf", 18, "Constant rate factor for --through_mp4; lower is better.")
 INPUTS = flags.DEFINE_string("write_inputs", None, "Only write images and prompts, to this folder.")
@@ -98,8 +99,12 @@ def main(_: Sequence[str]) -> None:
         check_flags()
     protocol = load_protocol(PROTOCOL.value or "folders").with_videos(NUM_VIDEOS.value)
     if (protocol.data is None) == (DATA.value is not None):
-        kind = "a folder of videos, --reference" if protocol.data is None else "its own, --data"
-        raise UserError(f"the protocol {protocol.name} compares with {kind}")
+        kind = (
+            "--reference, a folder of videos"
+            if protocol.data is None
+            else "--data, its own data set"
+        )
+        raise UserError(f"the protocol {protocol.name} needs {kind}")
     with PROCESSES.joined():
         if INPUTS.value is None:
             evaluate(protocol, place)
@@ -108,18 +113,18 @@ def main(_: Sequence[str]) -> None:
 
 
 def check_flags() -> None:
-    """Finds flags that are missing or do not go together."""
+    """Checks that no flags are missing or in conflict."""
     generates = CHECKPOINT.value is not None
     if generates == (VIDEOS.value is not None):
         raise UserError("give --videos, a folder to evaluate, or --checkpoint, a model")
     if generates and IMAGES.value is not None:
         raise UserError("--images does not go with --checkpoint, which takes the reference's")
     if MP4.value and not generates:
-        raise UserError("--through_mp4 goes with --checkpoint: --videos are files already")
+        raise UserError("--through_mp4 needs --checkpoint, since --videos are files already")
 
 
 def needed(flag: flags.FlagHolder, what: str) -> str:
-    """Returns the value of a flag that can't be left out."""
+    """Returns the value of a flag that must be given."""
     if flag.value is None:
         raise UserError(f"no --{flag.name}: {what}")
     return flag.value
@@ -127,7 +132,7 @@ def needed(flag: flags.FlagHolder, what: str) -> str:
 
 def evaluate(protocol: Protocol, place: str) -> None:
     """Evaluates, and prints the numbers."""
-    # What is cheap comes first.
+    # Cheap checks come first.
     output = files.as_path(needed(OUTPUT, "the folder for the report"))
     files.check_writable(output / PAGE)
     draw = None
@@ -170,7 +175,7 @@ def evaluate(protocol: Protocol, place: str) -> None:
 
 
 def choose_measures(protocol: Protocol, has_images: bool) -> list[Measure]:
-    """Returns what is measured: what is asked for, else all that there are weights for."""
+    """Returns the requested measures; by default, I3D, frames and all others with weights."""
     with_weights = {DREAMSIM: DREAMSIM_FILES.value, CLIP: CLIP_FILE.value}
     wanted = CHOSEN.value or [I3D, *(name for name, file in with_weights.items() if file), FRAMES]
     if unknown := sorted(set(wanted) - set(MEASURES)):
@@ -195,16 +200,16 @@ def choose_measures(protocol: Protocol, has_images: bool) -> list[Measure]:
 
 
 _WHERE_I3D = (
-    "FVD and KVD need the weights of I3D, as i3d_torchscript.pt of StyleGAN-V or "
+    "FVD and KVD need the weights of I3D, such as i3d_torchscript.pt of StyleGAN-V or "
     "i3d_pretrained_400.pt of VideoGPT; or leave them out with --measures=frames"
 )
 _WHERE_DREAMSIM = (
-    "PIC needs the weights of DreamSim: the folder that the dreamsim package downloads to, or the "
-    "file that was made of it"
+    "PIC needs the weights of DreamSim: the folder that the dreamsim package downloads to, or a "
+    "file that was made from it"
 )
 _WHERE_CLIP = (
-    "similarity to prompts needs the weights of OpenCLIP ViT-H/14, as open_clip_model.safetensors "
-    "of laion/CLIP-ViT-H-14-laion2B-s32B-b79K"
+    "similarity to prompts needs the weights of OpenCLIP ViT-H/14, such as "
+    "open_clip_model.safetensors of laion/CLIP-ViT-H-14-laion2B-s32B-b79K"
 )
 
 
@@ -215,15 +220,15 @@ def generated(
     output: epath.Path,
     about: dict[str, Any],
 ) -> run.Candidates:
-    """Loads the model, says in `about` which, and returns the clips that it is to generate."""
+    """Loads the model, records it in `about`, and returns the clips that it will generate."""
     config = CONFIG.of_model(checkpoint)
     model = find_model(checkpoint)
     towers = None if TOWERS.value is None else find_model(TOWERS.value)
     share = bulk.share_of(config)
     if share.together:
         raise UserError(
-            "the mesh needs devices of several hosts, which evaluation can't sample on: choose one "
-            "that fits the devices of a host, and each makes its own clips"
+            "the mesh spans several hosts, on which evaluation can't sample: choose a mesh that "
+            "fits on one host, and each host will generate its own clips"
         )
     described = config_to_json(config)
     made_with = {
@@ -237,7 +242,7 @@ def generated(
     if MP4.value:
         fps, options = config.sampling.video_fps, {"codec": CODEC.value, "crf": CRF.value}
         media.check_output(output / "clip.mp4", fps, **options)
-        name = f"{run.THROUGH_MP4}_{CODEC.value}_{CRF.value}"  # others lie beside
+        name = f"{run.THROUGH_MP4}_{CODEC.value}_{CRF.value}"  # next to those of other options
         sets[name] = ThroughMp4(fps, **options)
 
     sampler, params = load_sampler(model, share.mesh, config=config, towers=towers)
@@ -248,7 +253,7 @@ def generated(
 
 
 def write_only_inputs(protocol: Protocol, place: str, folder: str) -> None:
-    """Writes what another generator needs to be evaluated under the protocol."""
+    """Writes the inputs that another generator needs to be evaluated under the protocol."""
     reference, _ = run.open_reference(protocol, place, skip=SKIP.value)
     if jax.process_index() == 0:
         write_inputs(folder, protocol, reference)

@@ -1,4 +1,4 @@
-"""Image and prompt to video, for a model and its parameters."""
+"""The pipeline from image and prompt to video, for a model with its parameters."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -28,21 +28,21 @@ class ImageToVideo:
         video = animate("picture.png", "a man surfing", seed=0)  # uint8 (t, h, w, 3)
 
     Attributes:
-        config: The full config; `config.sampling` holds the defaults of a call.
+        config: The full config; `config.sampling` holds the defaults for calls.
         sampler: The compiled stages.
         models: The five networks.
-        params: Their parameters, by the names of `models`.
+        params: Their parameters, by the names in `models`.
     """
 
     def __init__(self, config: ConfigDict, params: PyTree) -> None:
         """Binds parameters to the networks of a config.
 
         Args:
-            config: As in `configs/`.
+            config: A config, as in `configs/`.
             params: A dict of parameter trees by section, as `from_pretrained` reads them.
 
         Raises:
-            UserError: If the config is refused.
+            UserError: The config is invalid.
         """
         sampler = Sampler(config, sharding.mesh_of(config))
         self._bind(sampler, sampler.place(params))
@@ -61,21 +61,21 @@ class ImageToVideo:
         config: ConfigDict | str | None = None,
         towers: str | epath.Path | None = None,
     ) -> "ImageToVideo":
-        """Loads a model by its name, or from where it is.
+        """Loads a model by its name or path.
 
         Args:
-            source: "demo" for that of the package; a converted directory; a release file
-                (`.ckpt`, `.pt`, `.safetensors`); or a repository of the Hugging Face Hub, as
-                "Doubiiu/DynamiCrafter_512" or "owner/name@revision", which is downloaded into its
-                cache. What exists as a path is one; a directory named demo is "./demo".
-            config: A config, its name or its file. A file needs one, since the 512, 1024 and
-                interpolation releases hold the same tensors, and so does a repository of such a
-                file that is not its authors'. The others know their own.
-            towers: For files without the frozen VAE and towers: another source to take those
-                from.
+            source: "demo" for the package's own model; a converted directory; a release file
+                (`.ckpt`, `.pt`, `.safetensors`); or a repository on the Hugging Face Hub, such as
+                "Doubiiu/DynamiCrafter_512" or "owner/name@revision", which is downloaded into the
+                Hub's cache. What exists as a path is one; for a directory named demo, write
+                "./demo".
+            config: A config, or its name or file. A file needs one, since the 512, 1024 and
+                interpolation releases hold the same tensors, and so does a repository with such a
+                file unless it is the authors'. Other sources determine their config.
+            towers: For files without the frozen VAE and towers: another source for those.
 
         Raises:
-            UserError: If the source is missing, broken, or does not fit the config, or can't be
+            UserError: The source is missing, broken, or does not fit the config, or can't be
                 downloaded.
         """
         loaded = None if config is None else load_config(config)
@@ -85,7 +85,7 @@ class ImageToVideo:
 
     @classmethod
     def from_random(cls, config: ConfigDict | str, seed: int = 0) -> "ImageToVideo":
-        """Builds an untrained model: it runs the whole path and makes noise."""
+        """Builds an untrained model, which runs all stages but generates noise."""
         config = load_config(config)
         params = init_params(abstract_models(networks_of(config)), jax.random.key(seed))
         return cls(config, params)
@@ -100,7 +100,7 @@ class ImageToVideo:
 
         Args:
             image: A path, picture or uint8 array (h, w, 3); or a list of them.
-            prompt: What happens; empty for the image alone. One for all, or a list.
+            prompt: What happens; empty to use only the image. One for all images, or a list.
             **options: As in `sample`.
 
         Returns:
@@ -127,18 +127,18 @@ class ImageToVideo:
 
         Args:
             image: One image or a list of them.
-            prompt: One prompt for all, or a list.
+            prompt: One prompt for all images, or a list.
             end_image: Where each clip ends (interpolation).
             loop: Whether each clip ends where it began.
-            num_samples: Clips of each image; they follow one another in the result.
-            first_index: Global index of the first clip. A clip's randomness comes from the
-                seed and its index alone, so it is the same in any batch.
+            num_samples: Clips for each image; they are adjacent in the result.
+            first_index: Global index of the first clip. A clip's randomness comes only from the
+                seed and its index, so it is the same in any batch.
             noise: Draws of another run to replay, as `noise.replay` takes them.
-            progress: Told about compilation and steps.
-            **settings: Any of `SamplingSettings`, in place of the config's.
+            progress: Is notified of compilation and steps.
+            **settings: Any fields of `SamplingSettings`, instead of the config's.
 
         Raises:
-            UserError: If an input or a setting can't be used; the message says why.
+            UserError: An input or a setting can't be used; the message says why.
         """
         chosen = SamplingSettings.from_config(self.config.sampling, **settings)
         inputs = self.sampler.read(

@@ -1,14 +1,14 @@
-"""Where arrays live: the only file that names mesh axes and partition specs.
+"""Places arrays on devices; only this file names mesh axes and partition specs.
 
-A mesh has four axes, any of which may have one device:
+A mesh has four axes, any of which may have a single device:
 
-- `data` splits batches, and with them the guided passes of a step; it alone crosses slices;
-- `fsdp` splits batches too, and parameters and optimizer moments with them;
-- `sequence` splits a clip: its frames where layers look within a frame, its pixels where they
-  look along time;
+- `data` splits batches, including a step's guided passes; it is the only axis that crosses slices;
+- `fsdp` splits batches as well, and also parameters and optimizer moments;
+- `sequence` splits a clip: by frames in layers that work within a frame, by pixels in layers that
+  work along time;
 - `tensor` splits attention heads and the hidden units of feed-forwards.
 
-Sizes that do not divide are padded: XLA pads an activation's split axis to the next multiple.
+If a size is not divisible, XLA pads an activation's split axis to the next multiple.
 """
 
 import contextlib
@@ -43,7 +43,7 @@ LOGICAL_AXES = (
     ("mlp", "tensor"),
 )
 
-# A parameter of fewer elements is kept whole: to gather it would cost more than it saves.
+# A parameter with fewer elements is kept whole: gathering it would cost more than it saves.
 _SMALL = 2**12
 
 _BATCH = PartitionSpec(("data", "fsdp"))
@@ -51,7 +51,7 @@ _BATCH = PartitionSpec(("data", "fsdp"))
 
 @dataclasses.dataclass(frozen=True)
 class MeshSettings:
-    """The config section `mesh`: devices along each axis, of which one may be -1, the rest.
+    """The config section `mesh`: devices along each axis; one may be -1, for all the rest.
 
     Attributes:
         data: Devices that a batch is split over.
@@ -70,7 +70,7 @@ def mesh_of(config: ConfigDict, devices: Sequence[Any] | None = None) -> Mesh:
     """Returns the mesh that a config asks for; see `make_mesh`.
 
     Raises:
-        UserError: If there are too few devices, or the section is wrong.
+        UserError: There are too few devices, or the section is invalid.
     """
     settings = settings_of(MeshSettings, "mesh", config.mesh)
     return make_mesh(**dataclasses.asdict(settings), devices=devices)
@@ -86,18 +86,18 @@ def make_mesh(
 ) -> Mesh:
     """Returns a mesh over the first devices of all processes.
 
-    Neighbours along `tensor` and `sequence` are neighbours in a TPU's torus. Where devices are of
-    several slices, `data` alone goes from slice to slice.
+    Neighbours along `tensor` and `sequence` are neighbours in a TPU's torus. If devices belong to
+    several slices, only `data` crosses slices.
 
     Args:
-        data: Devices along the axis; -1 along one axis means all that the others leave.
-        fsdp: The same.
-        sequence: The same.
-        tensor: The same.
-        devices: To choose from; by default those that JAX finds.
+        data: Devices along this axis; one axis may be -1, for all that the others leave.
+        fsdp: Devices along this axis, likewise.
+        sequence: Devices along this axis, likewise.
+        tensor: Devices along this axis, likewise.
+        devices: Devices to choose from; by default those that JAX finds.
 
     Raises:
-        UserError: If there are too few devices, or the axes do not fit them.
+        UserError: There are too few devices, or the axes do not fit them.
     """
     devices = list(jax.devices() if devices is None else devices)
     sizes = _fill(dict(zip(AXES, (data, fsdp, sequence, tensor), strict=True)), len(devices))
@@ -105,8 +105,8 @@ def make_mesh(
     slices = len({getattr(device, "slice_index", None) or 0 for device in devices})
     if sizes[0] % slices:
         raise UserError(
-            f"mesh.data is {sizes[0]}, but the devices are of {slices} slices: make it a multiple, "
-            "since only batches are split from slice to slice"
+            f"mesh.data is {sizes[0]}, but the devices are in {slices} slices: make it a multiple "
+            "of that, since only batches can be split across slices"
         )
     if slices > 1:
         inner = (sizes[0] // slices, *sizes[1:])
@@ -127,7 +127,9 @@ def _fill(sizes: dict[str, int], available: int) -> tuple[int, ...]:
         raise UserError(f"{names}: only one axis of the mesh can be -1, the devices left over")
     known = math.prod(size for size in sizes.values() if size != -1)
     if known < 1 or any(size < -1 or size == 0 for size in sizes.values()):
-        raise UserError(f"{names}: each axis of the mesh has 1 device or more, or is -1 for all")
+        raise UserError(
+            f"{names}: give each axis of the mesh 1 or more devices, or -1 for the rest"
+        )
     if known > available:
         raise UserError(
             f"{names} needs {known} devices, but there are {available}: choose fewer, or -1 for all"
@@ -139,7 +141,7 @@ def _fill(sizes: dict[str, int], available: int) -> tuple[int, ...]:
 
 @contextlib.contextmanager
 def use_mesh(mesh: Mesh) -> Iterator[None]:
-    """Puts a mesh and the table of logical axes in force, for tracing and running."""
+    """Makes a mesh and the table of logical axes current, for tracing and running."""
     with jax.set_mesh(mesh), nn.logical_axis_rules(LOGICAL_AXES):
         yield
 
@@ -147,17 +149,17 @@ def use_mesh(mesh: Mesh) -> Iterator[None]:
 def split_axes(
     shape: tuple[int, ...], names: Names, mesh: Mesh
 ) -> tuple[PartitionSpec, tuple[int, ...]]:
-    """Returns how an array's leading axes are split over a mesh, and in how many parts each is."""
+    """Returns how an array's leading axes are split over a mesh, and into how many parts each."""
     return partitioning.split_axes(shape, names, mesh.shape, LOGICAL_AXES)
 
 
 def replicated(mesh: Mesh) -> NamedSharding:
-    """Every device has the whole array."""
+    """Returns the sharding that puts the whole array on every device."""
     return NamedSharding(mesh, PartitionSpec())
 
 
 def batch_sharding(mesh: Mesh) -> NamedSharding:
-    """The leading axis is split."""
+    """Returns the sharding that splits the leading axis as a batch."""
     return NamedSharding(mesh, _BATCH)
 
 
@@ -165,10 +167,10 @@ def parameter_shardings(boxed: PyTree, mesh: Mesh) -> PyTree:
     """Returns where each parameter lives: split by its logical axes, and over `fsdp`.
 
     `fsdp` splits the longest axis that it divides and that nothing else splits. A parameter is
-    whole along mesh axes that divide none of its own.
+    replicated along mesh axes that divide none of its axes.
 
     Args:
-        boxed: Abstract parameters, leaves boxed as `models.layers.Parameter`.
+        boxed: Abstract parameters, with leaves boxed as `models.layers.Parameter`.
         mesh: The mesh.
     """
 
@@ -191,9 +193,9 @@ def parameter_shardings(boxed: PyTree, mesh: Mesh) -> PyTree:
 
 
 def split_batch(tree: PyTree, mesh: Mesh) -> PyTree:
-    """Places arrays that lead with a batch axis and every process has.
+    """Places arrays with a leading batch axis that every process has in full.
 
-    They are split over the mesh, or whole everywhere if the mesh does not divide the batch.
+    They are split over the mesh, or replicated if the mesh does not divide the batch.
     """
 
     def where(leaf: Array | np.ndarray) -> NamedSharding:
@@ -203,12 +205,12 @@ def split_batch(tree: PyTree, mesh: Mesh) -> PyTree:
 
 
 def replicate(tree: PyTree, mesh: Mesh) -> PyTree:
-    """Places arrays that every process has whole on every device of the mesh."""
+    """Replicates arrays that every process has in full on every device of the mesh."""
     return jax.tree.map(lambda leaf: place(leaf, replicated(mesh)), tree)
 
 
 def place(array: Array | np.ndarray, where: Sharding) -> Array:
-    """Places an array that every process has whole; each keeps its shards, and none is sent."""
+    """Places an array that every process has in full, without communication."""
     if where.is_fully_addressable:
         return jax.device_put(array, where)
     if isinstance(array, Array) and jnp.issubdtype(array.dtype, jax.dtypes.prng_key):
@@ -219,10 +221,10 @@ def place(array: Array | np.ndarray, where: Sharding) -> Array:
 
 
 def place_parameters(params: PyTree, where: PyTree) -> PyTree[Array]:
-    """Places parameters that every process has whole.
+    """Places parameters that every process has in full.
 
-    A parameter may be stored as several arrays, such as whole numbers and their scales. They have
-    its axes, and an axis of one entry stays whole.
+    A parameter may be stored as several arrays, such as integers and their scales. They have the
+    parameter's axes, and an axis with one entry stays whole.
 
     Args:
         params: For each leaf of `where`, an array or a pytree of arrays.
@@ -245,7 +247,7 @@ def batch_multiple(mesh: Mesh, passes: int = 1) -> int:
 
     Args:
         mesh: The mesh.
-        passes: Rows that the U-Net sees for each row of the batch, as guidance makes them.
+        passes: Rows that the U-Net sees for each row of the batch, because of guidance.
     """
     devices = mesh.shape["data"] * mesh.shape["fsdp"]
     return devices // math.gcd(devices, passes)
@@ -255,12 +257,12 @@ def local_rows(mesh: Mesh, batch_size: int) -> Sequence[int]:
     """Returns the rows of a global batch that this process supplies.
 
     Raises:
-        UserError: If the batch can't be split evenly.
+        UserError: The batch can't be split evenly.
     """
     if batch_size % batch_multiple(mesh):
         raise UserError(
             f"a batch of {batch_size} can't be split over {batch_multiple(mesh)} devices: "
-            "make it a multiple"
+            "make it a multiple of that"
         )
     placed = batch_sharding(mesh).addressable_devices_indices_map((batch_size,))
     every = np.arange(batch_size)
@@ -268,6 +270,6 @@ def local_rows(mesh: Mesh, batch_size: int) -> Sequence[int]:
 
 
 def assemble_batch(tree: PyTree, mesh: Mesh) -> PyTree[Array]:
-    """Makes global arrays of what each process supplies: its `local_rows`, in order."""
+    """Makes global arrays from the rows that each process supplies: its `local_rows`, in order."""
     where = batch_sharding(mesh)
     return jax.tree.map(lambda rows: jax.make_array_from_process_local_data(where, rows), tree)

@@ -1,7 +1,7 @@
 """Text to token ids, as the OpenCLIP text tower expects them.
 
 The vocabulary ships with the package (`assets/bpe_simple_vocab_16e6.txt.gz`), so nothing is
-fetched.
+downloaded.
 """
 
 import functools
@@ -40,8 +40,8 @@ def tokenize(texts: Sequence[str], context_length: int = 77) -> Int32[np.ndarray
     many tokens were lost and which text remains.
 
     Args:
-        texts: b texts; an empty sequence gives an array of shape (0, context_length).
-        context_length: tokens in a row, `START` and `END` included; at least 2.
+        texts: The b texts; an empty sequence gives an array of shape (0, context_length).
+        context_length: Tokens in a row, `START` and `END` included; at least 2.
 
     Returns:
         Token ids, int32 of shape (b, context_length).
@@ -69,7 +69,7 @@ def tokenize(texts: Sequence[str], context_length: int = 77) -> Int32[np.ndarray
 
 
 def _clean(text: str) -> str:
-    """Repairs mojibake, resolves (twice escaped) HTML, folds white space, lowers the case."""
+    """Repairs mojibake, unescapes HTML (even if escaped twice), folds spaces, and lower-cases."""
     text = html.unescape(html.unescape(ftfy.fix_text(text)))
     return " ".join(text.split()).lower()
 
@@ -85,7 +85,7 @@ def _warn_of_cut(cleaned: str, encoding: Encoding, kept: int) -> None:
 
 @functools.cache
 def _byte_pair_encoder() -> Tokenizer:
-    # Without it, transformers warns everybody who has no PyTorch.
+    # Otherwise transformers warns everybody who has no PyTorch.
     os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
     from transformers import CLIPTokenizer  # slow to import, and not every program has text
 
@@ -100,19 +100,19 @@ def _byte_pair_encoder() -> Tokenizer:
     start, end = _SPECIAL
     tokenizer = CLIPTokenizer(
         vocab={word: index for index, word in enumerate(words)},
-        merges=cast(Any, merges),  # annotated as strings, but pairs are what it takes
+        merges=cast(Any, merges),  # annotated as strings, but it takes pairs
         bos_token=start,
         eos_token=end,
         unk_token=end,
         pad_token=end,
     ).backend_tokenizer
-    # The text comes cleaned; composing its characters once more would part from the release.
+    # The text is cleaned already; normalising its Unicode again would differ from the release.
     tokenizer.normalizer = None
     return tokenizer
 
 
 def _read_merges() -> list[tuple[str, str]]:
-    """The merges of the vocabulary, most frequent first; the file holds more than are used."""
+    """Returns the vocabulary's merges, most frequent first; the file holds more than are used."""
     asset = resources.files("dynamicrafter_jax") / "assets" / "bpe_simple_vocab_16e6.txt.gz"
     data = asset.read_bytes()
     try:

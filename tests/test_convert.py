@@ -96,11 +96,11 @@ def test_what_exists_is_not_overwritten(tmp_path, release_file, converted_model)
     (tmp_path / "again.safetensors").write_bytes(b"precious")
     with pytest.raises(UserError, match="exists: give another path"):
         export(converted_model, tmp_path / "again.safetensors")
-    with pytest.raises(UserError, match=r"is a \.safetensors file"):
+    with pytest.raises(UserError, match=r"ends in \.safetensors"):
         export(converted_model, tmp_path / "again.ckpt")
     (tmp_path / "photos").mkdir()
     (tmp_path / "photos" / "a.jpg").write_bytes(b"precious")
-    with pytest.raises(UserError, match="is no converted model, and so is not overwritten"):
+    with pytest.raises(UserError, match="is not a converted model, so it is not overwritten"):
         convert.convert(release_file, tmp_path / "photos", micro(), overwrite=True)
     assert files_in(tmp_path) == ["again.safetensors", "photos", "photos/a.jpg"]
     with pytest.raises(UserError, match="is a file"):
@@ -165,7 +165,10 @@ def test_flags_are_checked(tmp_path, release_file, converted_model):
         ({**there}, "no --input"),
         ({"input": str(release_file)}, "no --output"),
         ({**there, "input": str(release_file)}, "no --config"),
-        ({**there, "input": str(converted_model), "config": micro()}, "is a directory: --export"),
+        (
+            {**there, "input": str(converted_model), "config": micro()},
+            "is a converted model: to make",
+        ),
         ({**there, "input": "x", "export": True, "towers": "y"}, "--towers does not go with"),
         ({**there, "input": "x", "export": True, "dtype": "bfloat16"}, "--dtype does not go with"),
         ({**there, "input": "x", "export_dtype": "float16"}, "--export_dtype needs --export"),

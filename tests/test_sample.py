@@ -313,7 +313,7 @@ def test_a_model_of_the_hub_without_a_network(tmp_path, photograph, monkeypatch)
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     monkeypatch.setenv("HF_HOME", str(tmp_path / "home"))
     name = "Doubiiu/DynamiCrafter_512"
-    said = f"get model.ckpt from https://huggingface.co/{name}, copy it to this machine"
+    said = f"download model.ckpt from https://huggingface.co/{name} on another machine"
     refused(tmp_path, said, checkpoint=name, config=None, image=photograph)
     # What is cheap to check is checked before a download.
     refused(tmp_path, "missing.png", checkpoint=name, config=None)

@@ -39,8 +39,8 @@ def test_an_axis_of_minus_one_takes_what_the_others_leave():
         ({"data": 4, "tensor": 3}, "mesh.data=4 x mesh.tensor=3 needs 12 devices"),
         ({"data": -1, "fsdp": -1}, "only one axis of the mesh can be -1"),
         ({"data": -1, "fsdp": 3}, "3 does not divide the 8 devices"),
-        ({"sequence": 0}, "each axis of the mesh has 1 device or more"),
-        ({"sequence": -2}, "each axis of the mesh has 1 device or more"),
+        ({"sequence": 0}, "give each axis of the mesh 1 or more devices"),
+        ({"sequence": -2}, "give each axis of the mesh 1 or more devices"),
     ],
 )
 def test_a_mesh_that_does_not_fit_the_devices_is_refused(sizes, message):
@@ -64,7 +64,7 @@ def test_only_batches_are_split_from_slice_to_slice(monkeypatch):
     assert of_slice.shape == (4, 2, 1, 1)
     assert np.array_equal(of_slice[:2], np.zeros((2, 2, 1, 1)))
     assert np.array_equal(of_slice[2:], np.ones((2, 2, 1, 1)))
-    with pytest.raises(UserError, match=r"mesh\.data is 1, but the devices are of 2 slices"):
+    with pytest.raises(UserError, match=r"mesh\.data is 1, but the devices are in 2 slices"):
         sharding.make_mesh(fsdp=8, devices=devices)
 
 

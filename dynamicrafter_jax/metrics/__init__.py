@@ -1,1 +1,1 @@
-"""Measures of videos: the networks they look through, and what is made of features."""
+"""Measures of videos: the networks that compute features, and the numbers computed from them."""

@@ -1,4 +1,4 @@
-"""Named arrays in `.npz` files that are whole or absent, and hold no pickled objects."""
+"""Named arrays in `.npz` files, which are written atomically and hold no pickled objects."""
 
 import io
 import zipfile
@@ -17,7 +17,7 @@ def write_arrays(path: epath.PathLike, **arrays: Shaped[np.ndarray, "..."]) -> N
     """Writes arrays by name; see `files.atomic`.
 
     Raises:
-        UserError: If the file can't be written.
+        UserError: The file can't be written.
     """
     with files.atomic(path) as temporary, temporary.open("wb") as file:
         np.savez(file, allow_pickle=False, **arrays)
@@ -26,10 +26,10 @@ def write_arrays(path: epath.PathLike, **arrays: Shaped[np.ndarray, "..."]) -> N
 def read_arrays(
     path: epath.PathLike, names: Collection[str]
 ) -> dict[str, Shaped[np.ndarray, "..."]]:
-    """Returns the arrays of these names.
+    """Returns the arrays with these names.
 
     Raises:
-        UserError: If the file is missing or broken, or lacks one of them.
+        UserError: The file is missing or broken, or lacks one of them.
     """
     data = files.read_bytes(path)
     try:
@@ -39,4 +39,4 @@ def read_arrays(
         raise UserError(f"{path} does not hold {' and '.join(names)}: give another file") from None
     except (ValueError, EOFError, OSError, TypeError, zipfile.BadZipFile) as error:
         refuse_placeholder(path, data)
-        raise UserError(f"{path} is no whole .npz file: make or copy it again") from error
+        raise UserError(f"{path} is not a complete .npz file: make or copy it again") from error

@@ -1,4 +1,4 @@
-"""How far a measure would vary with other clips: confidence intervals by resampling."""
+"""Estimates how much a measure would vary with other clips, by bootstrap resampling."""
 
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -8,21 +8,21 @@ from jaxtyping import Shaped
 
 from dynamicrafter_jax.errors import UserError
 
-# Fewer clips say next to nothing of how much clips differ.
+# Fewer clips say next to nothing about how much clips vary.
 _MIN_CLIPS = 10
 
 
 class Interval(NamedTuple):
-    """A measure, and where it would fall with other clips.
+    """A measure with a confidence interval.
 
     Attributes:
-        estimate: The measure of the clips at hand.
+        estimate: The measure on the given clips.
         low: Lower end of the interval.
         high: Upper end.
-        bias: By how much resampling raised the measure. For a Fréchet distance, about as much as
-            it is too large for the number of clips.
-        level: Part of other draws of as many clips whose measure is meant to fall between.
-        resamples: How many the interval was made of.
+        bias: By how much resampling raised the measure. For a Fréchet distance, this is about the
+            bias that comes from having so few clips.
+        level: Confidence level, between 0 and 1.
+        resamples: Number of resamples behind the interval.
     """
 
     estimate: float
@@ -42,21 +42,21 @@ def bootstrap(
 ) -> Interval:
     """Returns a measure of sets of clips with a confidence interval (Efron 1979).
 
-    Each resample draws as many clips of each set, with repetition. Their measures are centred on
-    that of the clips at hand before their quantiles are taken, since resampling shifts measures
-    that are biased for few clips, as the Fréchet distance is. So the interval holds the estimate,
-    and is one for measures of as many clips.
+    Each resample draws as many clips from each set as it has, with replacement. Before quantiles
+    are taken, the resampled measures are centred on the estimate, since resampling shifts measures
+    that are biased for few clips, such as the Fréchet distance. So the interval contains the
+    estimate, and applies to measures of the same number of clips.
 
     Args:
         metric: Takes `sets`; returns a function of how often each clip of each set counts, as
             `fvd.frechet_of_resamples`, `fvd.kernel_of_resamples` and `mean_of_resamples` do.
-        *sets: One row a clip.
-        resamples: How many; 100 give quantiles to about a tenth of the interval.
-        seed: Of the draws, each of which has a key of its own.
-        level: Of the interval, between 0 and 1.
+        *sets: One row per clip.
+        resamples: Number of resamples; 100 give quantiles to about a tenth of the interval.
+        seed: Seed of the resampling; each resample has a key of its own.
+        level: Confidence level, between 0 and 1.
 
     Raises:
-        UserError: If a set has fewer than 10 clips, or a setting makes no sense.
+        UserError: A set has fewer than 10 clips, or a setting makes no sense.
     """
     if min(map(len, sets)) < _MIN_CLIPS:
         raise UserError(
@@ -65,8 +65,8 @@ def bootstrap(
         )
     if not 0 < level < 1 or resamples < 2:
         raise UserError(
-            f"a confidence level of {level} by {resamples} resamples can't be had: give a level "
-            "between 0 and 1, and 2 resamples or more"
+            f"no confidence interval can be computed at level {level} from {resamples} resamples: "
+            "give a level between 0 and 1, and 2 resamples or more"
         )
     measure = metric(*sets)
     estimate = measure(*(np.ones(len(rows), np.int64) for rows in sets))
@@ -81,7 +81,7 @@ def bootstrap(
 
 
 def mean_of_resamples(values: Shaped[np.ndarray, " n"]) -> Callable[[Any], float]:
-    """Returns the mean of a number a clip, as `bootstrap` takes it."""
+    """Returns the mean of one number per clip, as a metric for `bootstrap`."""
     return lambda counts: float(np.average(values, weights=counts))
 
 

@@ -1,6 +1,6 @@
 """The joint embedding of texts and pictures by OpenCLIP ViT-H/14 (arXiv 2103.00020, 2212.07143).
 
-DynamiCrafter reads the same towers before their ends. Here they run to the end, and are projected.
+DynamiCrafter takes hidden states of the same towers. Here they run to the end, with projections.
 """
 
 import re
@@ -38,10 +38,10 @@ _UNUSED = "logit_scale|attn_mask"
 
 
 class ClipEmbedding(Module):
-    """Both towers to their ends.
+    """Both towers, complete, with their projections.
 
     Attributes:
-        text_encoder: The text tower. It leaves out its last block, so it has one more than is run.
+        text_encoder: The text tower. It skips its last block, so it is given one more than it runs.
         image_encoder: The vision tower.
         embedding: Width of the joint embedding.
     """
@@ -68,13 +68,13 @@ class ClipEmbedding(Module):
         return self.texts(ids), self.images(images)
 
     def texts(self, ids: Int[Array, "b l"]) -> Float[Array, "b d"]:
-        """Returns the vectors of texts, as `tokenizer.tokenize` gives them."""
+        """Returns the vectors of texts, given as token ids from `tokenizer.tokenize`."""
         states = self.text_encoder(ids)
-        end = ids.argmax(-1)  # the end token has the highest id of all
+        end = ids.argmax(-1)  # the end token has the highest id
         return states[jnp.arange(len(ids)), end] @ self.text_projection_matrix
 
     def images(self, images: UInt8[Array, "n h w 3"]) -> Float[Array, "n d"]:
-        """Returns the vectors of pictures of any size, of which the central square is seen."""
+        """Returns the vectors of pictures of any size, cropped to the central square."""
         tokens = self.image_encoder(preprocess(images, self.image_encoder.image_size))
         return self.ln_post(tokens[:, 0]) @ self.image_projection_matrix
 
@@ -82,9 +82,10 @@ class ClipEmbedding(Module):
 def preprocess(
     images: UInt8[Array, "n h w 3"], size: int = 224
 ) -> Float[Array, "n {size} {size} 3"]:
-    """Makes the vision tower's input as CLIP's authors do.
+    """Prepares the vision tower's input as CLIP's authors do.
 
-    The shorter side becomes `size` by Pillow's bicubic, and the middle of the longer side is kept.
+    The shorter side is resized to `size` by Pillow's bicubic filter, and the longer side is cropped
+    to its middle.
     """
     _, h, w, _ = images.shape
     shorter = min(h, w)
@@ -98,7 +99,7 @@ def preprocess(
 def text_vectors(
     params: PyTree, ids: Int[Array, "b l"], model: ClipEmbedding | None = None
 ) -> Float[Array, "b d"]:
-    """Returns the vectors of token ids, by parameters from `load_clip_embedding`."""
+    """Returns the vectors of texts, with parameters from `load_clip_embedding`."""
     vectors: Any = (model or ClipEmbedding()).apply({"params": params}, ids, method="texts")
     return vectors
 
@@ -106,7 +107,7 @@ def text_vectors(
 def frame_vectors(
     params: PyTree, frames: UInt8[Array, "b t h w 3"], model: ClipEmbedding | None = None
 ) -> Float[Array, "b t d"]:
-    """Returns the vectors of all frames, as a network that `features.Extractor` runs."""
+    """Returns the vectors of all frames; a network for `features.Extractor`."""
     b, t, *size = frames.shape
     flat = frames.reshape(b * t, *size)
     vectors: Any = (model or ClipEmbedding()).apply({"params": params}, flat, method="images")
@@ -117,18 +118,18 @@ def load_clip_embedding(path: epath.PathLike, model: ClipEmbedding | None = None
     """Reads the parameters of `ClipEmbedding`, all of them or none.
 
     Args:
-        path: A file of OpenCLIP's own naming, as `open_clip_model.safetensors` or
+        path: A file with OpenCLIP's own names, such as `open_clip_model.safetensors` or
             `open_clip_pytorch_model.bin` of laion/CLIP-ViT-H-14-laion2B-s32B-b79K.
-        model: Sizes other than those of ViT-H/14.
+        model: The model, if its sizes are not those of ViT-H/14.
 
     Raises:
-        UserError: If it is missing or broken, would run code, or a tensor is missing, unexpected,
+        UserError: It is missing or broken, would run code, or a tensor is missing, unexpected,
             misshapen or not finite.
     """
     if not as_path(path).exists():
         raise UserError(
             f"{path} does not exist: similarity to texts needs the weights of OpenCLIP ViT-H/14, "
-            "as open_clip_model.safetensors of laion/CLIP-ViT-H-14-laion2B-s32B-b79K"
+            "such as open_clip_model.safetensors of laion/CLIP-ViT-H-14-laion2B-s32B-b79K"
         )
     with open_tensors(path) as stored:
         tensors = {name: t for name, t in stored.items() if not re.fullmatch(_UNUSED, name)}
@@ -142,10 +143,10 @@ def load_clip_embedding(path: epath.PathLike, model: ClipEmbedding | None = None
 
 
 def describe_clip(path: epath.PathLike) -> dict[str, str]:
-    """Returns what decides the vectors, for files of measures.
+    """Returns the settings that determine the vectors, to be stored with measures.
 
     Args:
-        path: The weights, of which it says the SHA-256.
+        path: The weights, whose SHA-256 is included.
     """
     return {
         "network": "OpenCLIP ViT-H/14, joint embedding",

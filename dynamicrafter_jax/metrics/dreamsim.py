@@ -1,7 +1,8 @@
-"""DreamSim, a distance of pictures that was fitted to what people see (arXiv 2306.09344).
+"""DreamSim, a distance between pictures fitted to human judgments (arXiv 2306.09344).
 
-Each picture becomes a vector, made by three vision transformers (DINO, CLIP and OpenCLIP, each
-ViT-B/16) side by side, or by DINO's alone. The distance is one less the cosine between vectors.
+Each picture becomes a vector: the outputs of three vision transformers (DINO, CLIP and OpenCLIP,
+each ViT-B/16), concatenated, or that of DINO alone. The distance is 1 minus the cosine between
+vectors.
 """
 
 from typing import Any
@@ -19,7 +20,7 @@ from dynamicrafter_jax.models.layers import Module
 IMAGE_SIZE = 224
 
 BRANCHES = {"ensemble": ("dino", "clip", "open_clip"), "dino_vitb16": ("dino",)}
-"""The networks side by side in each kind of DreamSim."""
+"""The networks in each kind of DreamSim."""
 
 # Mean and standard deviation of the pixels that DINO was trained with, in [0, 1].
 _IMAGENET_MEAN = (0.485, 0.456, 0.406)
@@ -27,13 +28,13 @@ _IMAGENET_STD = (0.229, 0.224, 0.225)
 
 
 class DreamSim(Module):
-    """The networks of DreamSim; with trained weights, its sizes are the defaults.
+    """The networks of DreamSim; the default sizes are those of the released weights.
 
     Attributes:
-        branches: Names of the networks, side by side.
+        branches: Names of the networks whose outputs are concatenated.
         width: Width of their tokens.
-        layers: Their blocks.
-        heads: Their attention heads.
+        layers: Number of their blocks.
+        heads: Number of their attention heads.
         embedding: Width of the joint embeddings of CLIP and OpenCLIP.
     """
 
@@ -45,12 +46,12 @@ class DreamSim(Module):
 
     @nn.compact
     def __call__(self, images: UInt8[Array, "b h w 3"]) -> Float[Array, "b d"]:
-        """Returns what the networks make of pictures of any size, along the last axis."""
+        """Returns the networks' outputs for pictures of any size, concatenated."""
         pixels = resize(images, IMAGE_SIZE, IMAGE_SIZE).astype(jnp.float32) / 255
         return jnp.concatenate([self._branch(name)(pixels) for name in self.branches], axis=-1)
 
     def _branch(self, name: str) -> Any:
-        """Returns the network of this name, and its normalisation of pixels in [0, 1]."""
+        """Returns the network with this name; it takes pixels in [0, 1] and normalises them."""
         sizes: Any = {"width": self.width, "layers": self.layers, "heads": self.heads}
         mean, std = PIXEL_MEAN, PIXEL_STD
         if name == "dino":
@@ -66,13 +67,14 @@ class DreamSim(Module):
 def embed(
     params: PyTree, images: UInt8[Array, "b h w 3"], model: DreamSim | None = None
 ) -> Float[Array, "b d"]:
-    """Returns vectors of mean 0 and length 1 of pictures, whose products are their cosines.
+    """Returns a vector for each picture, with mean 0 and length 1.
 
     Args:
         params: From `dreamsim_weights.load_dreamsim`.
-        images: Of any size. They are resized to squares of 224 pixels as Pillow does, whatever
-            their aspect.
-        model: Of which the parameters are; by default the trained one that has these networks.
+        images: Pictures of any size. They are resized to squares of 224 pixels as Pillow does,
+            whatever their aspect ratio.
+        model: The model that the parameters belong to; by default the released model that has these
+            networks.
     """
     model = model_of(params) if model is None else model
     features: Any = model.apply({"params": params}, images)
@@ -81,15 +83,15 @@ def embed(
 
 
 def distance(x: Float[Array, "*b d"], y: Float[Array, "*b d"]) -> Float[Array, "*b"]:
-    """Returns the distances of pictures, 0 to 2, by their vectors from `embed`."""
+    """Returns the distances between pictures, 0 to 2, from their vectors (see `embed`)."""
     return 1 - (x * y).sum(-1)
 
 
 def model_of(params: PyTree) -> DreamSim:
-    """Returns the model of trained parameters, told by which networks there are.
+    """Returns the released model that has exactly the networks in `params`.
 
     Raises:
-        UserError: If they are of no kind of DreamSim.
+        UserError: No kind of DreamSim has these networks.
     """
     for branches in BRANCHES.values():
         if set(branches) == set(params):

@@ -1,4 +1,4 @@
-"""Weights of DreamSim, from the files in which they are released, LoRA merged."""
+"""Weights of DreamSim, read from its release files, with LoRA merged."""
 
 import contextlib
 import dataclasses
@@ -46,13 +46,13 @@ _TABLE: Table = {
     "patch_embed": ("patch_embed.proj", {}),
     "class_embedding": ("cls_token", {}),
     "positional_embedding": ("pos_embed", {}),
-    "ln_pre": ("pos_drop", {}),  # where it was put in DINO's code
+    "ln_pre": ("pos_drop", {}),  # it takes this place in DINO's code
     "ln_post": ("norm", {}),
     "projection": ("proj", {}),
 }
 _NAMING = Naming({"dreamsim": ""}, {"dreamsim": {"(open_)?(clip|dino)": (r"\g<0>", _TABLE)}})
 
-# Batch axes that files have and we do not, by the ends of names.
+# Leading axes that only the files have, by the ends of names.
 _BATCH_AXES = {"cls_token": (1, 1), "pos_embed": (1,)}
 
 _ADAPTERS = {"ensemble": "ensemble_lora", "dino_vitb16": "dino_vitb16_single_lora"}
@@ -86,10 +86,10 @@ def load_dreamsim(
         path: A folder into which the `dreamsim` package has downloaded its files, version 0.2 or
             newer; or a file that `convert_dreamsim` wrote.
         kind: `ensemble` or `dino_vitb16`.
-        model: Sizes of networks other than the released ones.
+        model: The model, if its sizes are not those of the released one.
 
     Raises:
-        UserError: If the kind is unknown; a file is missing, broken, or would run code; or a
+        UserError: The kind is unknown; a file is missing, broken, or would run code; or a
             tensor is missing, unexpected, misshapen or not finite.
     """
     places = _places(_model(kind, model))
@@ -108,7 +108,7 @@ def convert_dreamsim(
     kind: str = "ensemble",
     model: DreamSim | None = None,
 ) -> None:
-    """Writes all weights, LoRA merged, into one `.safetensors` file that needs no PyTorch.
+    """Writes all weights, with LoRA merged, to one `.safetensors` file that needs no PyTorch.
 
     Args:
         folder: See `load_dreamsim`.
@@ -117,7 +117,7 @@ def convert_dreamsim(
         model: See `load_dreamsim`.
 
     Raises:
-        UserError: As `load_dreamsim`; or the file can't be written.
+        UserError: As in `load_dreamsim`; or the file can't be written.
     """
     if as_path(output).suffix != ".safetensors":
         raise UserError(f"{output} can't be written: give a name that ends in .safetensors")
@@ -131,17 +131,17 @@ def convert_dreamsim(
 
 
 def describe_dreamsim(path: epath.PathLike, kind: str = "ensemble") -> dict[str, Any]:
-    """Returns what decides the vectors of `dreamsim.embed`, for files of measures.
+    """Returns the settings that determine the vectors of `dreamsim.embed`, to store with measures.
 
-    `files` has the SHA-256 of every file of weights; `weights_sha256` is that of the one file, or
-    that of the lines which `sha256sum` would print for several in this order.
+    `files` has the SHA-256 of every file of weights. `weights_sha256` is the SHA-256 of the file,
+    or if there are several, of the lines that `sha256sum` would print for them in this order.
 
     Args:
         path: See `load_dreamsim`.
         kind: See `load_dreamsim`.
 
     Raises:
-        UserError: If a file is missing.
+        UserError: A file is missing.
     """
     used = _files(path, kind)
     hashes = {name: sha256_of(place) for name, place in used.items()}
@@ -157,7 +157,7 @@ def describe_dreamsim(path: epath.PathLike, kind: str = "ensemble") -> dict[str,
 
 def _model(kind: str, model: DreamSim | None) -> DreamSim:
     if kind not in BRANCHES:
-        raise UserError(f"DreamSim has no kind {kind}: take one of {', '.join(BRANCHES)}")
+        raise UserError(f"DreamSim has no kind {kind}: give one of {', '.join(BRANCHES)}")
     return (model or DreamSim()).copy(branches=BRANCHES[kind])
 
 
@@ -168,7 +168,7 @@ def _places(model: DreamSim) -> dict[str, ReleaseTensor]:
 
 
 def _files(path: epath.PathLike, kind: str) -> dict[str, epath.Path]:
-    """Returns the files that weights are read from by name, in a fixed order."""
+    """Returns the files of weights by name, in a fixed order."""
     place = as_path(path)
     if not place.exists():
         sources = f"{_where_from('', kind)}; {_where_from(_BACKBONES['dino'][0], kind)}"
@@ -203,10 +203,10 @@ def _where_from(name: str, kind: str) -> str:
 def _open(
     path: epath.PathLike, kind: str, places: Mapping[str, ReleaseTensor]
 ) -> Iterator[dict[str, StoredTensor]]:
-    """Opens exactly the weights of `places`, by their names in a converted file.
+    """Opens the weights in `places`, and no others, by their names in a converted file.
 
     Raises:
-        UserError: If a file or tensor is missing, or a tensor unexpected or misshapen.
+        UserError: A file or tensor is missing, or a tensor unexpected or misshapen.
     """
     shapes = {name: _stored_shape(place) for name, place in places.items()}
     used = _files(path, kind)
@@ -243,7 +243,7 @@ def _check(
 
 
 class _Lora(NamedTuple):
-    """What an adapter's config says: its rank, and what its product is scaled by."""
+    """The settings in an adapter's config: its rank, and the scale of its product."""
 
     rank: int
     scale: float
@@ -258,10 +258,10 @@ def _read_config(file: epath.Path) -> _Lora:
         raise
     except (KeyError, TypeError, ValueError, ZeroDivisionError, AttributeError) as error:
         refuse_placeholder(file, file)
-        raise UserError(f"{file} is no config of a LoRA adapter: copy it again") from error
+        raise UserError(f"{file} is not the config of a LoRA adapter: copy it again") from error
     if unknown:
         raise UserError(
-            f"{file} can't be used: it sets {list_names(unknown)}, which we can't merge"
+            f"{file} can't be used: merging is not supported for its settings {list_names(unknown)}"
         )
     return lora
 

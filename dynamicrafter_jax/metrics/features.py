@@ -1,7 +1,7 @@
-"""Features of many clips: computed on all devices of a mesh, kept in files, merged and reused.
+"""Features of many clips: computed on all devices of a mesh, saved to files, merged and reused.
 
-Several processes take a share of the clips each, on a mesh of their own devices, and write a file
-each; `merge_features` puts the files together.
+Several processes can each take a share of the clips, on a mesh of their own devices, and write a
+file; `merge_features` then combines the files.
 """
 
 import dataclasses
@@ -23,19 +23,19 @@ from dynamicrafter_jax.runtime.program import Program
 from dynamicrafter_jax.weights.tensors import list_names
 
 Network = Callable[[PyTree, Array], Array]
-"""Takes parameters and a batch of clips; each row of its result depends on its clip alone."""
+"""Takes parameters and a batch of clips; each row of the result depends on one clip only."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Features:
-    """What a network made of clips.
+    """A network's outputs for clips.
 
     Attributes:
-        values: One row a clip.
-        names: Of the clips, each once.
-        settings: All that decides the values besides the clips, as JSON has it: the network, the
-            SHA-256 of its weights, preprocessing, frames. Features are compared and merged only
-            where these are the same.
+        values: One row per clip.
+        names: Names of the clips, without repetition.
+        settings: Everything besides the clips that determines the values, as a JSON object: the
+            network, the SHA-256 of its weights, preprocessing, frames. Features are compared and
+            merged only if these are the same.
     """
 
     values: Float32[np.ndarray, "n d"]
@@ -47,10 +47,10 @@ class Features:
             raise ValueError(f"{len(self.names)} names for {len(self.values)} rows of features")
         repeated = [name for name, count in Counter(self.names).items() if count > 1]
         if repeated:
-            raise UserError(f"there are features of one clip twice: {list_names(repeated)}")
+            raise UserError(f"there are two features for the same clip: {list_names(repeated)}")
 
     def save(self, path: epath.PathLike) -> None:
-        """Writes an `.npz` file, whole or not at all."""
+        """Writes an `.npz` file atomically."""
         about = json.dumps({"names": self.names, "settings": dict(self.settings)}, allow_nan=False)
         write_arrays(path, features=self.values, about=np.asarray(about))
 
@@ -59,7 +59,7 @@ class Features:
         """Reads what `save` wrote.
 
         Raises:
-            UserError: If the file is missing, broken or holds something else.
+            UserError: The file is missing, broken or holds something else.
         """
         stored = read_arrays(path, ("features", "about"))
         try:
@@ -69,10 +69,10 @@ class Features:
             raise UserError(f"{path} does not hold features of clips") from error
 
     def select(self, names: Sequence[str]) -> "Features":
-        """Returns the features of some clips, in their order.
+        """Returns the features of some clips, in the given order.
 
         Raises:
-            UserError: If one is not there.
+            UserError: There are no features for one of them.
         """
         row = {name: i for i, name in enumerate(self.names)}
         if missing := [name for name in names if name not in row]:
@@ -83,10 +83,10 @@ class Features:
 
 
 def merge_features(parts: Sequence[Features]) -> Features:
-    """Returns the features of all parts, one after the other.
+    """Returns the features of all parts, in order.
 
     Raises:
-        UserError: If there are none, their settings differ, or two have the same clip.
+        UserError: There are no parts, their settings differ, or two have the same clip.
     """
     if not parts:
         raise UserError("there are no features to merge")
@@ -97,34 +97,34 @@ def merge_features(parts: Sequence[Features]) -> Features:
 
 
 def check_same_settings(a: Mapping[str, Any], b: Mapping[str, Any]) -> None:
-    """Makes sure that features may be compared.
+    """Checks that features with these settings may be compared.
 
     Raises:
-        UserError: If a setting differs; the message says which.
+        UserError: A setting differs; the message says which.
     """
     differing = [key for key in sorted(a.keys() | b.keys()) if a.get(key) != b.get(key)]
     if differing:
         each = "; ".join(f"{key} is {a.get(key)} and {b.get(key)}" for key in differing)
-        raise UserError(f"features made in different ways can't be put together: {each}")
+        raise UserError(f"features made with different settings can't be combined: {each}")
 
 
 class Extractor:
     """Runs a network over clips, a batch at a time, split over the devices of a mesh.
 
     Attributes:
-        batch_size: Clips of all devices.
+        batch_size: Clips in a batch, over all devices.
     """
 
     def __init__(
         self, network: Network, params: PyTree, mesh: Mesh, *, clips_per_device: int = 1
     ) -> None:
-        """Compiles nothing yet.
+        """Takes the network; nothing is compiled yet.
 
         Args:
-            network: What to run; products of float32 are as exact as devices can.
-            params: Its parameters; they become whole on every device.
-            mesh: Where to. If it is of several processes, all must give the same clips.
-            clips_per_device: How many each device takes at once.
+            network: What to run; products of float32 are as exact as the devices allow.
+            params: Its parameters, which are replicated on every device.
+            mesh: The devices. If they belong to several processes, all must give the same clips.
+            clips_per_device: Clips that each device processes at once.
         """
         self.batch_size = clips_per_device * sharding.batch_multiple(mesh)
         self._params = sharding.replicate(params, mesh)
@@ -145,7 +145,7 @@ class Extractor:
             clips: Names, and arrays of one shape and type.
 
         Raises:
-            UserError: If a clip has another shape than the first.
+            UserError: A clip has another shape than the first.
         """
         running = None
         try:
@@ -155,21 +155,21 @@ class Extractor:
                     yield _fetch(*running)
                 running = names, made
         except Exception:
-            if running is not None:  # what is finished is not lost
+            if running is not None:  # yield the batch before an error
                 yield _fetch(*running)
             raise
         if running is not None:
             yield _fetch(*running)
 
     def _start(self, batch: np.ndarray) -> Array:
-        """Runs the network, and does not wait for it."""
+        """Starts the network on a batch, without waiting for the result."""
         with jax.default_matmul_precision("highest"), sharding.use_mesh(self._mesh):
             return self._program(self._params, sharding.split_batch(batch, self._mesh))
 
     def _batches(
         self, clips: Iterable[tuple[str, np.ndarray]]
     ) -> Iterator[tuple[tuple[str, ...], np.ndarray]]:
-        """Yields names, and batches of full size, the last filled up with zeros."""
+        """Yields names and full batches; the last is padded with zeros."""
         first, shape = "", None
         names, rows = [], []
         for name, clip in clips:
@@ -191,7 +191,7 @@ class Extractor:
 
 
 def _fetch(names: tuple[str, ...], made: Array) -> tuple[tuple[str, ...], np.ndarray]:
-    """Waits for a batch, and drops what it was filled up with."""
+    """Waits for a batch, and drops its padding."""
     return names, np.asarray(made)[: len(names)]
 
 

@@ -1,11 +1,11 @@
 """Measures of videos that need no network of their own.
 
-Two compare a video's first frame with the image that it was made from, by pixels. One says how
-much moves, since a still keeps its image best. Two compare vectors that CLIP makes of frames and
-texts (see `metrics.clip_embedding`).
+Two compare the pixels of a video's first frame and of the image that it was made from. One measures
+motion, since a still would keep its image best. Two compare CLIP's vectors of frames and texts (see
+`metrics.clip_embedding`).
 
-Motion is told by differences and not by optical flow: flow needs a further network or library,
-and its numbers depend on which.
+Motion is measured by frame differences rather than optical flow: flow needs another network or
+library, and its values depend on which one.
 """
 
 import jax.numpy as jnp
@@ -14,22 +14,22 @@ from jaxtyping import Array, Float, PyTree, UInt8
 
 from dynamicrafter_jax.errors import UserError
 
-# Of SSIM: side and standard deviation of the window, in pixels, and the constants K1 and K2.
+# SSIM: side and standard deviation of the window, in pixels, and the constants K1 and K2.
 _WINDOW, _SIGMA = 11, 1.5
 _K1, _K2 = 0.01, 0.03
 
 _PEAK = 255.0
 
 COLUMNS = ("first_frame_psnr", "first_frame_ssim", "motion_degree")
-"""What `frame_measures` returns of a video."""
+"""The measures that `frame_measures` returns for a video."""
 
 
 def frame_measures(params: PyTree, seen: UInt8[Array, "b t1 h w 3"]) -> Float[Array, "b 3"]:
-    """Returns the measures of `COLUMNS`, as a network that `features.Extractor` runs.
+    """Returns the measures in `COLUMNS`; a network for `features.Extractor`.
 
     Args:
-        params: Nothing.
-        seen: Each video behind the image that it was made from.
+        params: Unused.
+        seen: For each video, the image that it was made from, followed by its frames.
     """
     del params
     image, first = seen[:, 0], seen[:, 1]
@@ -48,16 +48,16 @@ def psnr(x: UInt8[Array, "b h w 3"], y: UInt8[Array, "b h w 3"]) -> Float[Array,
 def ssim(x: UInt8[Array, "b h w 3"], y: UInt8[Array, "b h w 3"]) -> Float[Array, " b"]:
     """Returns the structural similarity, 1 for equal pictures (Wang et al. 2004, Eq. 13 and 17).
 
-    The window is a Gaussian of 11x11 pixels and standard deviation 1.5, and only whole windows
-    count. Channels are compared each by itself, and averaged.
+    The window is a Gaussian of 11x11 pixels with standard deviation 1.5, and only whole windows
+    count. Channels are compared separately, and averaged.
 
     Raises:
-        UserError: If a side is shorter than the window.
+        UserError: A side is shorter than the window.
     """
     _, h, w, _ = x.shape
     if min(h, w) < _WINDOW:
         raise UserError(
-            f"SSIM looks at windows of {_WINDOW}x{_WINDOW} pixels: pictures of {h}x{w} are too "
+            f"SSIM compares windows of {_WINDOW}x{_WINDOW} pixels: pictures of {h}x{w} are too "
             "small"
         )
     rows, columns = (jnp.asarray(_window_matrix(n), jnp.float32) for n in (h, w))
@@ -65,7 +65,7 @@ def ssim(x: UInt8[Array, "b h w 3"], y: UInt8[Array, "b h w 3"]) -> Float[Array,
     def local_mean(values: Array) -> Array:
         return jnp.einsum("yh,bhwc,xw->byxc", rows, values, columns, precision="highest")
 
-    # Around the middle of the range, where squares are small, so that less is rounded off.
+    # Values are centred on the middle of the range: smaller squares lose less to rounding.
     middle = jnp.float32(128)
     x0, y0 = x.astype(jnp.float32) - middle, y.astype(jnp.float32) - middle
     mean_x, mean_y = local_mean(x0), local_mean(y0)
@@ -78,10 +78,10 @@ def ssim(x: UInt8[Array, "b h w 3"], y: UInt8[Array, "b h w 3"]) -> Float[Array,
 
 
 def motion_degree(frames: UInt8[Array, "b t h w 3"]) -> Float[Array, " b"]:
-    """Returns the mean absolute difference of neighbouring frames, in parts of the full range.
+    """Returns the mean absolute difference between neighbouring frames, 0 to 1.
 
     Raises:
-        UserError: If there is one frame only.
+        UserError: There is only one frame.
     """
     _check_neighbours(frames.shape[1])
     x = frames.astype(jnp.float32)
@@ -92,10 +92,10 @@ def frame_consistency(frames: Float[Array, "b t d"]) -> Float[Array, " b"]:
     """Returns the mean cosine between neighbouring frames (arXiv 2302.03011).
 
     Args:
-        frames: Vectors that CLIP's vision tower makes of them.
+        frames: Their vectors from CLIP's vision tower.
 
     Raises:
-        UserError: If there is one frame only.
+        UserError: There is only one frame.
     """
     _check_neighbours(frames.shape[1])
     return _cosine(frames[:, 1:], frames[:, :-1]).mean(-1)
@@ -112,7 +112,7 @@ def _check_neighbours(frames: int) -> None:
 
 
 def _window_matrix(length: int) -> np.ndarray:
-    """The matrix of weighted means over all whole windows along one axis."""
+    """Returns the matrix that takes weighted means over all whole windows along one axis."""
     weight = np.exp(-0.5 * ((np.arange(_WINDOW) - _WINDOW // 2) / _SIGMA) ** 2)
     weight /= weight.sum()
     matrix = np.zeros((length - _WINDOW + 1, length))

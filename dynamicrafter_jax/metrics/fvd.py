@@ -1,6 +1,6 @@
 """Distances between two sets of clips by their features: Fréchet and kernel distance (FVD, KVD).
 
-All is computed on the host in float64, which TPUs do not have and covariances need.
+Everything is computed on the host in float64, which covariances need and TPUs lack.
 """
 
 import warnings
@@ -15,18 +15,18 @@ from dynamicrafter_jax.errors import UserError
 OfResamples = Callable[[Int[np.ndarray, " n"], Int[np.ndarray, " m"]], float]
 """A distance, given how often each clip of the two sets counts."""
 
-# Rows of a kernel matrix that are made at a time.
+# Rows of a kernel matrix that are computed at a time.
 _BLOCK = 1024
 
 
 @dataclass(frozen=True)
 class Moments:
-    """What the Fréchet distance takes of a set of clips.
+    """The moments of a set of clips, from which the Fréchet distance is computed.
 
     Attributes:
-        count: Clips.
-        mean: Of their features.
-        scatter: Sum over the clips of outer products of features less their mean.
+        count: Number of clips.
+        mean: Mean of their features.
+        scatter: Sum over the clips of outer products of features minus the mean.
     """
 
     count: int
@@ -35,10 +35,10 @@ class Moments:
 
     @classmethod
     def of(cls, features: Float[np.ndarray, "n d"]) -> "Moments":
-        """Returns the moments of one clip or more.
+        """Returns the moments of one or more clips.
 
         Raises:
-            UserError: If there is none, or a feature is not finite.
+            UserError: There are no clips, or a feature is not finite.
         """
         features = _checked(features)
         mean = features.mean(0)
@@ -47,10 +47,10 @@ class Moments:
 
     @property
     def covariance(self) -> Float64[np.ndarray, "d d"]:
-        """The unbiased estimate.
+        """The unbiased estimate of the covariance.
 
         Raises:
-            UserError: If there is but one clip.
+            UserError: There is only one clip.
         """
         if self.count < 2:
             raise UserError("one clip has no covariance: a Fréchet distance needs more of each set")
@@ -58,16 +58,17 @@ class Moments:
 
 
 def frechet_distance(a: Moments, b: Moments) -> float:
-    """Returns the squared Fréchet distance of two Gaussians with these moments: FVD.
+    """Returns the squared Fréchet distance between two Gaussians with these moments: FVD.
 
     |m_a - m_b|^2 + tr(C_a + C_b - 2 (C_a^1/2 C_b C_a^1/2)^1/2) (arXiv 1706.08500, Eq. 6, and
-    1812.01717). The root's trace is taken from the eigenvalues of the symmetric matrix within.
+    1812.01717). The root's trace is computed from the eigenvalues of the symmetric matrix inside.
 
-    It is too large for few clips, the more so the fewer they are: compare numbers of as many clips
-    alone. With fewer clips than dimensions it is finite still, but says little; this warns.
+    It is biased upwards, the more so the fewer clips there are: compare only numbers from equally
+    many clips. With fewer clips than dimensions it is still finite, but says little, and a warning
+    is given.
 
     Raises:
-        UserError: If a set has but one clip, or they are of features of different width.
+        UserError: A set has only one clip, or the widths of the features differ.
     """
     _check_widths(a.mean, b.mean)
     _warn_of_few(min(a.count, b.count), len(a.mean))
@@ -77,11 +78,11 @@ def frechet_distance(a: Moments, b: Moments) -> float:
 def kernel_distance(x: Float[np.ndarray, "n d"], y: Float[np.ndarray, "m _d"]) -> float:
     """Returns the unbiased squared maximum mean discrepancy of all features: KVD.
 
-    The kernel is (x.y / d + 1)^3 (arXiv 1801.01401, section 4.1, and 1812.01717). It may be below
-    zero, around which it scatters if both sets are alike.
+    The kernel is (x.y / d + 1)^3 (arXiv 1801.01401, section 4.1, and 1812.01717). The distance may
+    be negative: it scatters around zero if both sets have the same distribution.
 
     Raises:
-        UserError: If a set has but one clip, a feature is not finite, or widths differ.
+        UserError: A set has only one clip, a feature is not finite, or widths differ.
     """
     x, y = _checked(x), _checked(y)
     _check_widths(x[0], y[0])
@@ -92,15 +93,15 @@ def kernel_distance(x: Float[np.ndarray, "n d"], y: Float[np.ndarray, "m _d"]) -
 
 
 def frechet_of_resamples(x: Float[np.ndarray, "n d"], y: Float[np.ndarray, "m _d"]) -> OfResamples:
-    """Returns `frechet_distance` as `bootstrap` takes it.
+    """Returns `frechet_distance` as a metric for `bootstrap`.
 
     Raises:
-        UserError: If a feature is not finite, or widths differ.
+        UserError: A feature is not finite, or widths differ.
     """
     x, y = _checked(x), _checked(y)
     _check_widths(x[0], y[0])
     _warn_of_few(min(len(x), len(y)), x.shape[1])
-    origin = x.mean(0)  # near enough to all means for nothing to cancel
+    origin = x.mean(0)  # close enough to all means to avoid cancellation
     x, y = x - origin, y - origin
 
     def distance(x_counts: np.ndarray, y_counts: np.ndarray) -> float:
@@ -110,12 +111,12 @@ def frechet_of_resamples(x: Float[np.ndarray, "n d"], y: Float[np.ndarray, "m _d
 
 
 def kernel_of_resamples(x: Float[np.ndarray, "n d"], y: Float[np.ndarray, "m _d"]) -> OfResamples:
-    """Returns `kernel_distance` as `bootstrap` takes it; holds three kernel matrices.
+    """Returns `kernel_distance` as a metric for `bootstrap`; it keeps three kernel matrices.
 
-    A clip that is drawn twice is not compared with itself, or the distance would be biased.
+    A clip that is drawn twice is not compared with itself, which would bias the distance.
 
     Raises:
-        UserError: If a feature is not finite, or widths differ.
+        UserError: A feature is not finite, or widths differ.
     """
     x, y = _checked(x), _checked(y)
     _check_widths(x[0], y[0])
@@ -145,10 +146,10 @@ def _frechet(a: Moments, b: Moments) -> float:
 
 
 def _root(moments: Moments) -> Float64[np.ndarray, "d r"]:
-    """Returns R with R R^T the covariance, without the columns that are zero.
+    """Returns R with R R^T the covariance, without columns that are zero.
 
-    n clips span n - 1 dimensions. What rounding leaves in others would be no smaller than 1e-8 of
-    the largest after the square root.
+    n clips span n - 1 dimensions. In the others, rounding errors would grow to about 1e-8 of the
+    largest value by the square root.
     """
     values, vectors = np.linalg.eigh(moments.covariance)
     rank = min(moments.count - 1, len(values))
@@ -156,7 +157,7 @@ def _root(moments: Moments) -> Float64[np.ndarray, "d r"]:
 
 
 def _counted_moments(features: np.ndarray, counts: np.ndarray) -> Moments:
-    """Moments of centred features, each counted several times or not at all."""
+    """Returns the moments of centred features, each counted a number of times."""
     count = int(counts.sum())
     mean = counts @ features / count
     scatter = (features * counts[:, None]).T @ features - count * np.outer(mean, mean)
@@ -164,7 +165,7 @@ def _counted_moments(features: np.ndarray, counts: np.ndarray) -> Moments:
 
 
 def _mean_within(x: np.ndarray) -> float:
-    """Mean of the kernel over pairs of different clips."""
+    """Returns the mean of the kernel over pairs of different clips."""
     with_themselves = float(((np.square(x).mean(1) + 1) ** 3).sum())
     return (_kernel_sum(x, x) - with_themselves) / (len(x) * (len(x) - 1))
 
@@ -179,7 +180,7 @@ def _kernel_sum(x: np.ndarray, y: np.ndarray) -> float:
 
 
 def _checked(features: np.ndarray) -> Float64[np.ndarray, "n d"]:
-    """Returns features as float64."""
+    """Returns features as float64; raises `UserError` if there are none or not all are finite."""
     if not len(features):
         raise UserError("there are no clips to compare")
     if not np.isfinite(features).all():
@@ -190,7 +191,7 @@ def _checked(features: np.ndarray) -> Float64[np.ndarray, "n d"]:
 def _check_widths(a: np.ndarray, b: np.ndarray) -> None:
     if len(a) != len(b):
         raise UserError(
-            f"features {len(a)} and {len(b)} wide can't be compared: take both from one network"
+            f"features {len(a)} and {len(b)} wide can't be compared: give features of one network"
         )
 
 
@@ -198,6 +199,6 @@ def _warn_of_few(count: int, width: int) -> None:
     if count <= width:
         warnings.warn(
             f"{count} clips for features of {width} dimensions: their covariance is singular, and "
-            "the Fréchet distance far too large; take more clips",
+            "the Fréchet distance is far too large; use more clips",
             stacklevel=3,
         )

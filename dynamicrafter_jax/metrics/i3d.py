@@ -1,7 +1,7 @@
-"""I3D, the network on whose features FVD and KVD are defined (arXiv 1705.07750, 1812.01717).
+"""I3D, the network whose features define FVD and KVD (arXiv 1705.07750, 1812.01717).
 
-It is the RGB network of Kinetics-400, whose 400 logits, averaged over time, are the features.
-Blocks are named as those of its TensorFlow original; `capture_intermediates` gives their outputs.
+It is the RGB network for Kinetics-400, whose 400 logits, averaged over time, are the features.
+Blocks are named as in the TensorFlow original; `capture_intermediates` gives their outputs.
 """
 
 import math
@@ -16,11 +16,11 @@ from jaxtyping import Array, Float, PyTree, UInt8
 from dynamicrafter_jax.errors import UserError
 from dynamicrafter_jax.models.layers import Module, ones, zeros
 
-# Sides of the square frames, and the epsilon of all norms, that the network was trained with.
+# The side of the square frames and the epsilon of all norms that the network was trained with.
 FRAME_SIZE = 224
 EPSILON = 1e-3
 
-# Halved three times they are two, as many as the average pool takes.
+# Halved three times, these are two, the width of the average pool.
 MIN_FRAMES = 9
 
 
@@ -31,7 +31,7 @@ def i3d_features(
 
     Args:
         params: From `i3d_weights.load_i3d`.
-        frames: At least 9 frames a clip.
+        frames: At least 9 frames per clip.
         half_pixel_centers: See `preprocess`.
     """
     features: Any = I3D().apply({"params": params}, preprocess(frames, half_pixel_centers))
@@ -41,17 +41,17 @@ def i3d_features(
 def preprocess(
     frames: UInt8[Array, "b t h w 3"], half_pixel_centers: bool = True, size: int = FRAME_SIZE
 ) -> Float[Array, "b t {size} {size} 3"]:
-    """Resizes frames to squares, bilinearly and without a filter against aliasing, to [-1, 1].
+    """Resizes frames to squares, bilinearly without antialiasing, and scales them to [-1, 1].
 
-    The aspect is not kept. Implementations of FVD agree on this, but not on where pixels are. In
-    those for PyTorch (`interpolate` with `align_corners=False`), pixels have centres, those at
-    the corners half a pixel inside. In that for TensorFlow 1, by the authors of FVD
-    (`resize_bilinear`), pixel i of the result lies at i times the scale, which moves the picture
-    by up to half a pixel. The default is the former, which most measure with today.
+    The aspect ratio is not kept. Implementations of FVD agree on this, but not on where pixels are.
+    Those in PyTorch (`interpolate` with `align_corners=False`) resize about pixel centres, which
+    are half a pixel inside the picture at its corners. The TensorFlow 1 implementation by the
+    authors of FVD (`resize_bilinear`) places pixel i of the result at i times the scale, which
+    shifts the picture by up to half a pixel. The default is the former, which is more common today.
 
     Args:
         frames: Clips.
-        half_pixel_centers: False for the positions of TensorFlow 1.
+        half_pixel_centers: False to place pixels as TensorFlow 1 does.
         size: Side of the square result.
     """
     x = _resize(frames, 2, size, half_pixel_centers)
@@ -59,7 +59,7 @@ def preprocess(
 
 
 def _resize(x: Array, axis: int, size: int, half_pixel_centers: bool) -> Array:
-    """Linear interpolation along an axis."""
+    """Interpolates linearly along an axis."""
     length = x.shape[axis]
     scale = float(np.float32(length) / np.float32(size))  # as PyTorch rounds it
     half = 0.5 if half_pixel_centers else 0.0
@@ -73,7 +73,7 @@ def _resize(x: Array, axis: int, size: int, half_pixel_centers: bool) -> Array:
 
 
 class I3D(Module):
-    """Inflated Inception v1 for RGB clips, as it is at test time.
+    """Inflated Inception v1 for RGB clips, for inference.
 
     Attributes:
         num_classes: Width of the logits.
@@ -88,8 +88,8 @@ class I3D(Module):
         """Returns the logits of clips in [-1, 1], averaged over time.
 
         Raises:
-            ValueError: If the frames have another size.
-            UserError: If a clip has fewer than 9 frames.
+            ValueError: The frames are not of this size.
+            UserError: A clip has fewer than 9 frames.
         """
         _, t, h, w, _ = video.shape
         if (h, w) != (self.frame_size, self.frame_size):
@@ -120,7 +120,7 @@ class I3D(Module):
 
 
 class Mixed(Module):
-    """Four branches side by side.
+    """Four parallel branches.
 
     Attributes:
         features: Channels of `b0`, of `b1a` and `b1b`, of `b2a` and `b2b`, and of `b3b`.
@@ -130,7 +130,7 @@ class Mixed(Module):
 
     @nn.compact
     def __call__(self, x: Float[Array, "b t h w c"]) -> Float[Array, "b t h w d"]:
-        """Returns what the branches made, along the channels."""
+        """Returns the branches' outputs, concatenated along the channels."""
         b0, b1a, b1b, b2a, b2b, b3b = self.features
         branches = [
             Unit(b0, name="b0")(x),
@@ -148,7 +148,7 @@ class Unit(Module):
         features: Output channels.
         kernel_size: Side of the cubic kernel.
         stride: Step along frames, height and width.
-        norm: Whether it is normalised.
+        norm: Whether to normalise and rectify; otherwise the convolution has a bias.
     """
 
     features: int
@@ -167,14 +167,14 @@ class Unit(Module):
 class Conv3D(Module):
     """A convolution along frames, height and width, padded as TensorFlow's 'SAME' does.
 
-    The frames that a kernel spans are stacked along the channels, so that a 2-D convolution does
-    it all: CPUs take half the time or less of that for a 3-D one.
+    The frames that a kernel spans are stacked along the channels, so that a 2-D convolution can do
+    the work, which takes CPUs half the time of a 3-D one or less.
 
     Attributes:
         features: Output channels.
         kernel_size: Side of the cubic kernel.
         stride: Step along frames, height and width.
-        use_bias: Whether a bias is added.
+        use_bias: Whether to add a bias.
     """
 
     features: int
@@ -205,7 +205,7 @@ class Conv3D(Module):
 
 
 class BatchNorm(Module):
-    """Batch normalisation by running statistics, which are parameters here (arXiv 1502.03167)."""
+    """Batch normalisation with running statistics, which are parameters here (arXiv 1502.03167)."""
 
     @nn.compact
     def __call__(self, x: Float[Array, "... c"]) -> Float[Array, "... c"]:
@@ -225,7 +225,7 @@ def max_pool(
 ) -> Float[Array, "b t2 h2 w2 c"]:
     """Max-pools frames, height and width, padded as TensorFlow's 'SAME' does.
 
-    One axis after the other, which CPUs do many times as fast as all three at once.
+    Axes are pooled one after another, which is many times as fast on CPUs as all three at once.
     """
     for axis in range(3):
         size, step = (
@@ -236,11 +236,11 @@ def max_pool(
 
 
 def _stack_frames(x: Float[Array, "b t h w c"], span: int, stride: int) -> Array:
-    """Puts the frames that each window of `span` sees side by side along the channels."""
+    """Stacks the `span` frames of each window along the channels."""
     length = x.shape[1]
     windows = -(-length // stride)
     reach = (windows - 1) * stride
-    missing = max(reach + span - length, 0)  # an odd number has its larger half behind
+    missing = max(reach + span - length, 0)  # if odd, the larger half goes to the end
     padding = [(0, 0), (missing // 2, missing - missing // 2), (0, 0), (0, 0), (0, 0)]
     padded = jnp.pad(x, padding)
     return jnp.concatenate(

@@ -1,4 +1,4 @@
-"""Weights of I3D, in the files in which they are passed around."""
+"""Weights of I3D, read from the files in common use."""
 
 import contextlib
 import functools
@@ -21,7 +21,7 @@ from dynamicrafter_jax.weights.release import Naming, ReleaseTensor, Table, rele
 from dynamicrafter_jax.weights.tensors import StoredTensor, describe_mismatch, open_tensors
 from dynamicrafter_jax.weights.torchscript import is_torchscript, open_torchscript
 
-# Our names of a unit's parts, and those of the PyTorch port of the network.
+# Our names of a unit's parts, and their names in the PyTorch port of the network.
 _UNIT: Table = {
     "conv": ("conv3d", {}),
     "norm": ("bn", {"(mean|var)": (r"running_\1", {})}),
@@ -42,23 +42,23 @@ def load_i3d(path: epath.PathLike) -> PyTree[Array]:
     The files in common use are
 
     - `i3d_torchscript.pt` of StyleGAN-V, and `i3d_pretrained_400.pt` of VideoGPT: the weights of
-      TensorFlow Hub's `i3d-kinetics-400`, which FVD is defined with;
-    - `rgb_imagenet.pt` of pytorch-i3d: the weights that DeepMind released first, which are others.
+      TensorFlow Hub's `i3d-kinetics-400`, with which FVD is defined;
+    - `rgb_imagenet.pt` of pytorch-i3d: different weights, which DeepMind released first.
 
-    Distances are to be compared only where the weights are the same. The last two have the names
-    of the same PyTorch port. A file without any of these is read layer by layer in its own order,
-    and must have exactly the shapes of I3D in the order of the network.
+    Distances may be compared only if the weights are the same. The last two files use the names of
+    the same PyTorch port. A file without any of these names is read layer by layer in its own
+    order, which must be the network's, with exactly the shapes of I3D.
 
     Args:
         path: A file on this machine that `tensors.open_tensors` reads, or a TorchScript archive.
 
     Raises:
-        UserError: If it is missing or broken, or a tensor is missing, unexpected, misshapen or not
+        UserError: It is missing or broken, or a tensor is missing, unexpected, misshapen or not
             finite.
     """
     if not as_path(path).exists():
         raise UserError(
-            f"{path} does not exist: FVD and KVD need the weights of I3D, as "
+            f"{path} does not exist: FVD and KVD need the weights of I3D, such as "
             "i3d_torchscript.pt of StyleGAN-V or i3d_pretrained_400.pt of VideoGPT"
         )
     with _open(path) as stored:
@@ -75,10 +75,10 @@ def load_i3d(path: epath.PathLike) -> PyTree[Array]:
 
 
 def describe_i3d(path: epath.PathLike, *, half_pixel_centers: bool = True) -> dict[str, str]:
-    """Returns what decides the features of `i3d_features`, for files of features.
+    """Returns the settings that determine the features of `i3d_features`, to store with them.
 
     Args:
-        path: The weights, of which it says the SHA-256.
+        path: The weights, whose SHA-256 is included.
         half_pixel_centers: See `i3d.preprocess`.
     """
     positions = "half-pixel centres" if half_pixel_centers else "positions of TensorFlow 1"
@@ -95,9 +95,9 @@ def _open(path: epath.PathLike) -> contextlib.AbstractContextManager[dict[str, S
 
 @functools.cache
 def _places() -> dict[str, ReleaseTensor]:
-    """The parameters by the port's names, in the order in which the network runs."""
+    """Returns the parameters by the port's names, in the order in which the network runs."""
     video = jax.ShapeDtypeStruct((1, MIN_FRAMES, FRAME_SIZE, FRAME_SIZE, 3), jnp.float32)
-    # A tree's keys are sorted, and sorted names are in that order.
+    # A tree's keys are sorted, which is that order.
     return release_tensors({"i3d": abstract_params(I3D(), video)}, _PORT)
 
 
@@ -106,15 +106,15 @@ def _in_order(
 ) -> dict[str, StoredTensor]:
     """Returns the tensors of a file by the port's names, matched layer by layer.
 
-    Branches in another order than ours would show: their shapes differ in all blocks but one.
+    If branches were in a different order, shapes would not fit: they differ in all blocks but one.
 
     Raises:
-        UserError: If there are more layers than I3D has, or fewer.
+        UserError: There are more or fewer layers than I3D has.
     """
     ours, theirs = _layers(places), _layers(tensors)
     if len(ours) != len(theirs):
         raise UserError(f"{path} is not I3D: it has {len(theirs)} layers instead of {len(ours)}")
-    # Some files list the last layer, which alone is not normalised, before all others.
+    # Some files list the last layer, the only one without normalisation, before all others.
     ordered = sorted(theirs.values(), key=lambda layer: _STATISTIC not in layer)
     return {
         f"{name}.{part}": tensors[theirs_name]
@@ -124,7 +124,7 @@ def _in_order(
 
 
 def _layers(names: Iterable[str]) -> dict[str, dict[str, str]]:
-    """Returns for each layer its tensors' names by what they are, as the port calls it."""
+    """Returns, for each layer, its tensors' names by the port's names for the parts of a layer."""
     names = dict.fromkeys(names)
     layers: dict[str, dict[str, str]] = defaultdict(dict)
     for name in names:

@@ -1,6 +1,6 @@
-"""Perceptual Input Conformity: how much of an image is kept by a video made from it.
+"""Perceptual Input Conformity: how well a video preserves the image that it was made from.
 
-PIC = mean over frames of 1 - D(image, frame), D the distance of DreamSim (arXiv 2310.12190).
+PIC = mean over frames of 1 - D(image, frame), where D is DreamSim's distance (arXiv 2310.12190).
 """
 
 import numpy as np
@@ -12,14 +12,13 @@ from dynamicrafter_jax.metrics import dreamsim
 def conformity(
     params: PyTree, seen: UInt8[Array, "b t1 h w 3"], model: dreamsim.DreamSim | None = None
 ) -> Float[Array, "b t"]:
-    """Returns what each frame keeps of the image of its video: 1 for all of it.
+    """Returns how similar each frame is to the image of its video; 1 if it is the same.
 
-    It is a network that `features.Extractor` runs, many videos after one another, split over the
-    devices of a mesh. All frames of a batch go through DreamSim at once.
+    This is a network for `features.Extractor`. All frames of a batch go through DreamSim at once.
 
     Args:
         params: From `dreamsim_weights.load_dreamsim`.
-        seen: Each video behind the image that it was made from.
+        seen: For each video, the image that it was made from, followed by its frames.
         model: See `dreamsim.embed`.
     """
     b, t1, *size = seen.shape
@@ -29,5 +28,5 @@ def conformity(
 
 
 def pic(framewise: Float[np.ndarray, "n t"]) -> Float64[np.ndarray, " n"]:
-    """Returns the PIC of videos, from what their frames keep."""
+    """Returns the PIC of videos, from the conformity of their frames."""
     return framewise.astype(np.float64).mean(-1)

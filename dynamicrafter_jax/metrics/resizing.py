@@ -1,7 +1,7 @@
-"""Bicubic resizing of 8-bit pictures as Pillow does it, to the bit.
+"""Bicubic resizing of 8-bit pictures, bit for bit as in Pillow.
 
-Measures that read picture files are defined with it: a cubic convolution (a = -0.5), stretched
-where pictures shrink so that nothing aliases, along rows and then along columns, each in fixed
+Measures that read picture files are defined with it. It is a cubic convolution (a = -0.5), widened
+when pictures shrink so that they do not alias, along rows and then along columns, each in fixed
 point and rounded to 8 bits.
 """
 
@@ -16,12 +16,12 @@ _FRACTION_BITS = 22
 
 
 def resize(images: UInt8[Array, "b h w c"], height: int, width: int) -> UInt8[Array, "b h2 w2 c"]:
-    """Resizes pictures; the aspect is not kept.
+    """Resizes pictures; the aspect ratio is not kept.
 
     Args:
-        images: Of any size.
-        height: Of the result, in pixels.
-        width: Of the result, in pixels.
+        images: Pictures of any size.
+        height: Height of the result, in pixels.
+        width: Width of the result, in pixels.
     """
     return _resize(_resize(images, 2, width), 1, height)
 
@@ -45,7 +45,7 @@ def _add(total: Array, values: Array, factor: Array) -> Array:
 
 @functools.cache
 def _taps(length: int, size: int) -> tuple[np.ndarray, np.ndarray]:
-    """For each tap: which pixel every pixel of the result reads, and its factor in fixed point."""
+    """Returns, for each tap and pixel of the result, the pixel read and its fixed-point weight."""
     scale = length / size
     stretch = max(scale, 1.0)
     reach = _SUPPORT * stretch

@@ -1,8 +1,8 @@
-"""The vision transformers whose class token measures look at (arXiv 2010.11929).
+"""The vision transformers behind measures, which use their class tokens (arXiv 2010.11929).
 
-DINO's (arXiv 2104.14294) gives the class token as the last block leaves it. CLIP's (arXiv
-2103.00020) normalises tokens before the first block and the class token after the last, and
-projects it to the joint embedding.
+DINO's (arXiv 2104.14294) returns the class token of the last block as it is. CLIP's (arXiv
+2103.00020) normalises all tokens before the first block and the class token after the last, and
+projects the latter to the joint embedding.
 """
 
 from collections.abc import Callable
@@ -24,20 +24,20 @@ def gelu(x: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
 
 
 def quick_gelu(x: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
-    """OpenAI's approximation of it, which their CLIP was trained with."""
+    """OpenAI's approximation of the GELU, with which their CLIP was trained."""
     return x * jax.nn.sigmoid(1.702 * x)
 
 
 class VisionTransformer(Module):
-    """Vision transformer that gives one vector a picture.
+    """Vision transformer with one output vector per picture.
 
     Attributes:
         embedding: Width of the joint embedding of CLIP; None for DINO.
-        activation: Of the perceptrons.
-        epsilon: Of all norms.
+        activation: Activation of the perceptrons.
+        epsilon: Epsilon of all norms.
         width: Width of a token.
-        layers: Blocks.
-        heads: Attention heads.
+        layers: Number of blocks.
+        heads: Number of attention heads.
         patch_size: Side of a patch in pixels.
         image_size: Side of the square input in pixels.
     """
@@ -58,7 +58,7 @@ class VisionTransformer(Module):
         if self.embedding is not None:
             x = LayerNorm(self.epsilon, name="ln_pre")(x)
         for i in range(self.layers):
-            # Nothing reads other tokens of the last block than the first.
+            # Only the first token of the last block is used.
             queries = 1 if i == self.layers - 1 else None
             block = Block(self.heads, self.activation, self.epsilon, queries, name=f"block_{i}")
             x = block(x)
@@ -71,7 +71,7 @@ class VisionTransformer(Module):
         return x @ self.weight("projection", init, shape, ("embed", None))
 
     def _tokens(self, image: Array) -> Array:
-        """The class token and the patches, with their positions."""
+        """Returns the class token and the patches, with positions added."""
         b, d, k = image.shape[0], self.width, self.patch_size
         tokens = 1 + (self.image_size // k) ** 2
         init = nn.initializers.normal(0.02)
@@ -90,9 +90,9 @@ class Block(Module):
 
     Attributes:
         heads: Attention heads.
-        activation: Of the perceptron.
-        epsilon: Of both norms.
-        queries: How many tokens go on, the first ones; None for all.
+        activation: Activation of the perceptron.
+        epsilon: Epsilon of both norms.
+        queries: How many tokens to return, from the first; None for all.
     """
 
     heads: int
@@ -102,7 +102,7 @@ class Block(Module):
 
     @nn.compact
     def __call__(self, x: Float[Array, "b l d"]) -> Float[Array, "b m d"]:
-        """Returns the tokens that go on."""
+        """Returns the first `queries` tokens, transformed."""
         d = x.shape[-1]
         head = (self.heads, d // self.heads)
         y = LayerNorm(self.epsilon, name="ln_1")(x)

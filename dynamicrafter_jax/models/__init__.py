@@ -1,4 +1,4 @@
-"""The networks of DynamiCrafter, as Flax modules that know no file, mesh or diffusion."""
+"""The networks of DynamiCrafter, as Flax modules independent of files, meshes and diffusion."""
 
 import functools
 from collections.abc import Mapping
@@ -25,7 +25,7 @@ class Models(NamedTuple):
     projector: Projector
 
     def apply(self, name: str, params: PyTree, *inputs: Any, method: str | None = None) -> Any:
-        """Runs the network called `name` with its part of `params`."""
+        """Runs the network `name` with its part of `params`."""
         return getattr(self, name).apply({"params": params[name]}, *inputs, method=method)
 
 
@@ -35,11 +35,11 @@ def build_models(
     """Builds the five networks.
 
     Args:
-        hyperparameters: The fields of each network, by the names of `Models`.
-        common: Types and kernels of all of them; `norm_groups` is each one's own.
+        hyperparameters: The fields of each network, by the names in `Models`.
+        common: Types and kernels of all networks; `norm_groups` is set for each network.
 
     Raises:
-        TypeError: If a network has no field of some name.
+        TypeError: A network has no field with a given name.
     """
     classes: dict[str, type[Module]] = {
         "unet": UNet,
@@ -57,13 +57,13 @@ def build_models(
 
 @functools.lru_cache(maxsize=8)  # tracing a U-Net takes seconds
 def abstract_models(models: Models) -> dict[str, PyTree]:
-    """Returns the parameters of all networks as boxed shapes, computing nothing.
+    """Returns the parameters of all networks as boxed shapes, without computing anything.
 
     Args:
         models: From `build_models`.
 
     Returns:
-        For each name of `Models`, a tree whose leaves are `models.layers.Parameter`.
+        For each name in `Models`, a tree whose leaves are `models.layers.Parameter`.
     """
 
     def float_input(*shape: int) -> jax.ShapeDtypeStruct:

@@ -1,4 +1,4 @@
-"""Attention: what the kernels given to every model take, and the plain ones."""
+"""Attention: the interfaces of the kernels that models are given, and plain implementations."""
 
 import functools
 from typing import Protocol, runtime_checkable
@@ -25,9 +25,9 @@ class AttentionFn(Protocol):
 
         Args:
             query: Leading axes are clips, or clips and frames.
-            key: The same leading axes; or clips alone, whose keys all their frames read.
+            key: The same leading axes; or only clips, whose keys are shared by all of their frames.
             value: Like the keys.
-            mask: Which keys each query sees; without one, all.
+            mask: Which keys each query sees; None for all.
             names: Logical names of the query's leading axes.
         """
         ...

@@ -11,11 +11,11 @@ from jaxtyping import Array, Float
 from dynamicrafter_jax.models.layers import Conv, GroupNorm, Linear, Module, upsample_nearest
 from dynamicrafter_jax.models.partitioning import Names
 
-# The VAE sees one frame at a time, so its frames may be spread over all devices there are.
+# The VAE sees one frame at a time, so frames may be spread over all devices.
 FRAMES: Names = ("frames_everywhere",)
 
-# A fresh VAE must pass an image through some twenty layers before it can learn: so it starts with
-# layers that keep the variance, and with nothing on its residual branches.
+# A fresh VAE can learn only if images pass through its twenty or so layers, so these initially keep
+# the variance, and residual branches start at zero.
 _Conv = functools.partial(Conv, leading=FRAMES, steady=True)
 _Linear = functools.partial(Linear, steady=True)
 _GroupNorm = functools.partial(GroupNorm, 1e-6)
@@ -38,9 +38,9 @@ class Autoencoder(Module):
     Attributes:
         ch: Width of the first level.
         ch_mult: Width of each level, as a multiple of `ch`.
-        num_res_blocks: Res-blocks a level in the encoder; one more in the decoder.
+        num_res_blocks: Res-blocks per level in the encoder; one more in the decoder.
         z_channels: Channels of a latent.
-        scale_factor: What latents are multiplied by before the U-Net sees them.
+        scale_factor: Factor on latents before the U-Net sees them.
         norm_groups: Groups of channels that are normalised together.
     """
 
@@ -58,7 +58,7 @@ class Autoencoder(Module):
 
     @property
     def downsampling(self) -> int:
-        """Pixels a latent pixel, along each side."""
+        """Pixels per latent pixel, along each side."""
         return 2 ** (len(self.ch_mult) - 1)
 
     def setup(self) -> None:
@@ -74,12 +74,12 @@ class Autoencoder(Module):
         return self.quant(self.encoder(image))
 
     def encode(self, image: Float[Array, "n h w 3"]) -> Posterior:
-        """Returns the posterior over unscaled latents, float32, of an image in [-1, 1]."""
+        """Returns the posterior over an image's unscaled latents, float32; pixels in [-1, 1]."""
         mean, logvar = jnp.split(self.moments(image).astype(jnp.float32), 2, axis=-1)
         return Posterior(mean, jnp.clip(logvar, -30.0, 20.0))
 
     def decode(self, z: Float[Array, "n h w z"]) -> Float[Array, "n h2 w2 3"]:
-        """Returns the image, around [-1, 1] and unclipped, of unscaled latents."""
+        """Returns the image for unscaled latents, roughly in [-1, 1] but not clipped."""
         return self.decoder(self.post_quant(z))
 
     def __call__(self, image: Float[Array, "n h w 3"]) -> Float[Array, "n h w 3"]:

@@ -1,7 +1,7 @@
 """OpenCLIP's text and vision towers, as DynamiCrafter reads them, and the 224x224 preprocessing.
 
-Both stop short of the joint embedding: the text tower gives the states of every token after
-the second to last block, the vision tower every token of its last block (arXiv 2103.00020,
+Both stop short of the joint embedding: the text tower returns the state of every token after
+its second to last block, and the vision tower every token of its last block (arXiv 2103.00020,
 weights of OpenCLIP ViT-H/14).
 """
 
@@ -25,9 +25,9 @@ class TextEncoder(Module):
 
     Attributes:
         width: Width of a token.
-        layers: Blocks of the published tower, of which all but the last are built.
-        heads: Attention heads.
-        context_length: Tokens of a text.
+        layers: Number of blocks in the published tower; the last one is not built.
+        heads: Number of attention heads.
+        context_length: Number of tokens in a text.
         vocab_size: Number of token ids.
     """
 
@@ -39,7 +39,7 @@ class TextEncoder(Module):
 
     @nn.compact
     def __call__(self, ids: Int[Array, "b l"]) -> Float[Array, "b l d"]:
-        """Returns the states of all tokens, normalised."""
+        """Returns the normalised states of all tokens."""
         embedding = self.parameter(
             "token_embedding",
             nn.initializers.normal(0.02),
@@ -64,7 +64,7 @@ class ImageEncoder(Module):
 
     Attributes:
         width: Width of a token.
-        layers: Blocks, all of them run.
+        layers: Number of blocks, all of which run.
         head_width: Width of an attention head.
         patch_size: Side of a patch in pixels.
         image_size: Side of the square input in pixels.
@@ -78,7 +78,7 @@ class ImageEncoder(Module):
 
     @nn.compact
     def __call__(self, image: Float[Array, "b h w 3"]) -> Float[Array, "b n d"]:
-        """Returns 1 + (image_size / patch_size)^2 tokens of a picture from `preprocess`."""
+        """Returns 1 + (image_size / patch_size)^2 tokens for a picture from `preprocess`."""
         b, d = image.shape[0], self.width
         tokens = 1 + (self.image_size // self.patch_size) ** 2
         scaled_normal = nn.initializers.normal(d**-0.5)
@@ -129,10 +129,10 @@ class Block(Module):
 def preprocess(
     image: Float[Array, "b h w 3"], size: int = 224
 ) -> Float[Array, "b {size} {size} 3"]:
-    """Makes the vision tower's input of a picture of any size.
+    """Makes the vision tower's input from a picture of any size.
 
-    Blurs where it shrinks, resizes bicubically with aligned corners, and normalises. Both linear
-    steps are one matrix an axis, made on the host in float64.
+    Blurs axes that shrink, resizes bicubically with aligned corners, and normalises. Both linear
+    steps are combined in one matrix per axis, computed on the host in float64.
 
     Args:
         image: Pictures in [-1, 1].
@@ -151,7 +151,7 @@ def preprocess(
 
 @functools.cache
 def _resize_matrix(length: int, size: int, antialias: bool) -> np.ndarray:
-    """The (size, length) matrix of blur and bicubic resize along one axis."""
+    """Returns the (size, length) matrix of blur and bicubic resize along one axis."""
     matrix = _bicubic_matrix(length, size)
     if antialias:
         matrix = matrix @ _blur_matrix(length, length / size)
@@ -159,7 +159,7 @@ def _resize_matrix(length: int, size: int, antialias: bool) -> np.ndarray:
 
 
 def _bicubic_matrix(length: int, size: int) -> np.ndarray:
-    """Cubic convolution (a = -0.75) that maps corners to corners; edges are repeated."""
+    """Returns a cubic convolution (a = -0.75) that maps corners to corners and repeats edges."""
     a = -0.75
     position = np.arange(size) * (length - 1) / (size - 1)
     start = np.floor(position).astype(int)
@@ -174,7 +174,7 @@ def _bicubic_matrix(length: int, size: int) -> np.ndarray:
 
 
 def _blur_matrix(length: int, factor: float) -> np.ndarray:
-    """Gaussian blur for shrinking by `factor`, with borders reflected."""
+    """Returns a Gaussian blur for shrinking by `factor`, with borders reflected."""
     sigma = max((factor - 1) / 2, 0.001)
     taps = int(max(4 * sigma, 3))
     taps += 1 - taps % 2

@@ -28,32 +28,32 @@ from dynamicrafter_jax.models.partitioning import Names, constrain, may_split, o
 
 Initializer = Callable[[jax.Array, Sequence[int], DTypeLike], Array]
 
-# Lengths at which `init_params` draws.
+# Numbers of elements that `init_params` draws.
 _COMMON_LENGTHS = (2**12, 2**14, 2**16, 2**18, 2**20)
 
 
 class Parameter(nn.LogicallyPartitioned):
     """A parameter boxed with its logical axis names and its own initializer.
 
-    Carrying the initializer lets `init_params` draw one leaf at a time from the abstract tree,
-    each where it will live, instead of compiling one program over a thousand leaves.
+    Carrying the initializer lets `init_params` draw one leaf of the abstract tree at a time, each
+    where it will live, instead of compiling one program for a thousand leaves.
 
     Attributes:
-        initializer: What draws it.
-        adapter: Whether no release has it. It is then drawn where a release file is read, and
-            left out where one is written; converted models and training runs keep it.
+        initializer: Function that draws it.
+        adapter: Whether it is a parameter that no release has. It is then drawn when a release file
+            is read, and left out when one is written; converted models and training runs keep it.
     """
 
     initializer: Initializer | None = struct.field(default=None, pytree_node=False)
     adapter: bool = struct.field(default=False, pytree_node=False)
 
     def unbox(self, apply_constraint: bool = True) -> Any:
-        """Returns the value as it is: where parameters live is for their owner to say."""
+        """Returns the value without a sharding constraint: its owner decides where it lives."""
         return self.value
 
 
 def abstract_params(module: nn.Module, *inputs: Any, **kwargs: Any) -> PyTree:
-    """Returns the boxed tree of `module`'s parameters, as shapes, without computing anything.
+    """Returns the boxed tree of a module's parameters, as shapes, without computing anything.
 
     Args:
         module: Any model of this package.
@@ -82,7 +82,7 @@ def init_params(boxed: PyTree, key: jax.Array) -> PyTree[Array]:
         leaf_key = jax.random.fold_in(key, zlib.crc32(jax.tree_util.keystr(path).encode()))
         shape, dtype = box.value.shape, box.value.dtype
         size = math.prod(shape)
-        # Our initializers draw elements independently, so a leaf is the head of a longer draw:
+        # Our initializers draw elements independently, so a leaf is the beginning of a longer draw:
         # a few common lengths compile in a second, hundreds of shapes in a minute.
         length = next((common for common in _COMMON_LENGTHS if size <= common), size)
         assert box.initializer is not None
@@ -108,10 +108,10 @@ class Common:
     """What all layers of a network have in common.
 
     Attributes:
-        dtype: Type computed in; statistics of norms are float32 all the same.
+        dtype: Type of computations; statistics of norms are always float32.
         param_dtype: Type of the parameters.
-        attention: The attention kernel of everything but time.
-        temporal_attention: That along time.
+        attention: The kernel for all attention except along time.
+        temporal_attention: The kernel for attention along time.
         norm_groups: Groups of channels that `GroupNorm` normalises together.
     """
 
@@ -122,33 +122,33 @@ class Common:
     norm_groups: int = 32
 
 
-# What a module holds that was given nothing, so that it is told from one that was given defaults.
+# The value in modules that were given nothing, to distinguish them from those given defaults.
 _NOT_GIVEN = Common()
 
 
 class Module(nn.Module, kw_only=True):
-    """What all networks and layers are.
+    """The base class of all networks and layers.
 
     Attributes:
-        common: What the layers have in common. A layer made inside another has the other's,
+        common: What the layers have in common. A layer made inside another one inherits it,
             unless it is given its own.
     """
 
     common: Common = _NOT_GIVEN
 
     def __post_init__(self) -> None:
-        """Takes over what is common from the module that this one is made in."""
+        """Inherits `common` from the module that this one is made in."""
         super().__post_init__()
         if self.common is _NOT_GIVEN and isinstance(self.parent, Module):
             object.__setattr__(self, "common", self.parent.common)
 
     def share(self, **changes: Any) -> None:
-        """Replaces some of what this module and the layers made inside it have in common."""
+        """Replaces fields of `common`, for this module and the layers made inside it."""
         object.__setattr__(self, "common", dataclasses.replace(self.common, **changes))
 
     @property
     def dtype(self) -> DTypeLike:
-        """Type computed in."""
+        """Type of computations."""
         return self.common.dtype
 
     def parameter(
@@ -159,9 +159,9 @@ class Module(nn.Module, kw_only=True):
         names: Names,
         adapter: bool = False,
     ) -> Any:
-        """Declares a parameter with its logical axes, and returns its value as it is stored.
+        """Declares a parameter with its logical axes, and returns its value as stored.
 
-        That is an array, or the pytree that stands for it in the parameters given. An `adapter`
+        The value is an array, or the pytree that replaces it in the given parameters. An `adapter`
         is a parameter that no release has; see `Parameter`.
         """
         box = functools.partial(_boxed, initializer, names, adapter)
@@ -175,11 +175,11 @@ class Module(nn.Module, kw_only=True):
         names: Names,
         adapter: bool = False,
     ) -> Array:
-        """Declares a parameter and returns it in the type computed in, split by its names alone.
+        """Declares a parameter and returns it in the type of computations, split only by its names.
 
-        Where a parameter is stored in more parts than that, this is where they are gathered, in
-        the smaller type; and their gradient is scattered. Where it is stored otherwise than as an
-        array, such as in 8 bits and with scales, its `astype` makes the array.
+        If a parameter is stored in more parts than that, they are gathered here, in the smaller
+        type, and their gradient is scattered. If it is not stored as an array, but for example as
+        8-bit values and scales, its `astype` makes the array.
         """
         value = self.parameter(name, initializer, shape, names, adapter)
         return constrain(value.astype(self.dtype), names)
@@ -189,13 +189,13 @@ class Linear(Module):
     """A linear map of the last `num_inputs` axes to `features`.
 
     Attributes:
-        features: Output axes; several keep heads (or fused projections) apart.
+        features: Sizes of the output axes; several axes keep heads (or fused projections) apart.
         names: Logical names of the kernel's axes, inputs first.
         num_inputs: How many trailing axes of the input are contracted.
-        use_bias: Whether a bias is added.
+        use_bias: Whether to add a bias.
         zero: Whether kernel and bias start at zero.
-        steady: Whether the kernel starts so that variance is kept, and the bias at zero, rather
-            than as PyTorch's do, which keep a third of the variance.
+        steady: Whether the kernel initially keeps the variance and the bias starts at zero; by
+            default they start as in PyTorch, which keeps a third of the variance.
     """
 
     features: tuple[int, ...]
@@ -229,8 +229,8 @@ class Conv(Module):
         padding: Zeros before and after each axis; half the kernel by default.
         zero: Whether kernel and bias start at zero.
         leading: Logical names of the axes before the height.
-        steady: Whether the kernel starts so that variance is kept, and the bias at zero, rather
-            than as PyTorch's do, which keep a third of the variance.
+        steady: Whether the kernel initially keeps the variance and the bias starts at zero; by
+            default they start as in PyTorch, which keeps a third of the variance.
     """
 
     features: int
@@ -269,10 +269,10 @@ class Conv(Module):
 
 
 class TemporalConv(Module):
-    """A convolution of three frames along `t`, zero-padded: the release's (3, 1, 1) kernel.
+    """A zero-padded convolution over three frames along `t`: the release's (3, 1, 1) kernel.
 
-    It is three matrix products of shifted frames, which every backend runs at full speed, where
-    3-D convolutions with unit sides are often slow.
+    It is computed as three matrix products of shifted frames, which every backend runs at full
+    speed, while 3-D convolutions with unit sides are often slow.
     """
 
     features: int
@@ -294,9 +294,9 @@ class TemporalConv(Module):
 class GroupNorm(Module):
     """Group normalisation over the two axes before the channels.
 
-    They are height and width of a frame, or frames and pixels of a clip. Pixels are summed up
-    channel by channel, and only the sums are grouped: to cut the channels of every pixel into
-    groups is what accelerators are slow at.
+    These axes are height and width of a frame, or frames and pixels of a clip. Pixels are summed
+    channel by channel, and only the sums are grouped, since accelerators are slow at splitting the
+    channels of every pixel into groups.
 
     Attributes:
         epsilon: Added to the variance.
@@ -314,7 +314,7 @@ class GroupNorm(Module):
         return y.astype(self.dtype)
 
     def _group_mean(self, x: Float[Array, "... m n c"]) -> Float[Array, "... 1 1 c"]:
-        """Each channel's mean over its group."""
+        """Returns, for each channel, the mean over its group."""
         means = x.mean((-3, -2), keepdims=True)
         grouped = means.reshape(*means.shape[:-1], self.common.norm_groups, -1)
         return jnp.broadcast_to(grouped.mean(-1, keepdims=True), grouped.shape).reshape(means.shape)
@@ -354,7 +354,7 @@ def _boxed(
 
 
 def _fresh(fan_in: int, zero: bool, steady: bool) -> tuple[Initializer, Initializer]:
-    """Returns how a kernel and its bias start."""
+    """Returns the initializers of a kernel and its bias."""
     if zero:
         return zeros, zeros
     if steady:
@@ -367,22 +367,22 @@ def _uniform(bound: float, key: jax.Array, shape: Sequence[int], dtype: DTypeLik
 
 
 def _scale_and_bias(module: Module, width: int) -> tuple[Array, Array]:
-    """The float32 affine parameters of a norm."""
+    """Returns the float32 affine parameters of a norm."""
     scale = module.parameter("scale", ones, (width,), ("norm",))
     bias = module.parameter("bias", zeros, (width,), ("norm",))
     return scale.astype(jnp.float32), bias.astype(jnp.float32)
 
 
 def _expand(x: Array, ndim: int) -> Array:
-    """Adds leading axes up to `ndim`, since ranks are never promoted silently."""
+    """Adds leading axes up to `ndim`, since ranks are not promoted implicitly."""
     return x.reshape((1,) * (ndim - x.ndim) + x.shape)
 
 
 def _product(x: Array, kernel: Array, num_inputs: int = 1) -> Array:
     """Contracts the last axes of `x` with the first of `kernel`.
 
-    Where nothing is split, all rows are made one axis: CPUs first copy, in the kernel's gradient,
-    what is contracted over several. XLA can't merge axes that are split.
+    If nothing is split, all rows are merged into one axis: in the kernel's gradient, CPUs first
+    copy arrays that are contracted over several axes. XLA can't merge axes that are split.
     """
     if may_split():
         axes = (tuple(range(x.ndim - num_inputs, x.ndim)), tuple(range(num_inputs)))

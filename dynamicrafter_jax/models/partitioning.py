@@ -1,8 +1,8 @@
-"""How models say what of an activation may be split over devices, knowing no mesh.
+"""How models declare which axes of an activation may be split over devices, without a mesh.
 
-Axes have logical names. Rules that are put in force from outside map them to the axes of a mesh;
-without rules, nothing here does anything. An axis of one entry stays whole, and sizes that do not
-divide are padded to the next multiple.
+Axes have logical names. Rules set from outside map these to the axes of a mesh; without rules,
+nothing here has any effect. An axis with one entry stays whole, and sizes that are not divisible
+are padded to the next multiple.
 """
 
 import math
@@ -17,14 +17,14 @@ from jaxtyping import Array, PyTree
 Names = tuple[str | None, ...]
 MeshAxes = str | tuple[str, ...] | None
 
-# A clip is split over chips by frames where layers look within a frame, and by pixels where they
-# look along time. The two layouts have names of their own, so that one table can say which.
+# A clip is split over chips by frames in layers that work within a frame, and by pixels in layers
+# that work along time. The two layouts have different names, so that one table can map both.
 WITHIN_FRAMES: Names = ("batch", "frames", "within", "channels")
 ALONG_TIME: Names = ("batch", "time", "pixels", "channels")
 
 
 def may_split() -> bool:
-    """Returns whether activations may be split at all: without a mesh of several devices, never."""
+    """Returns whether activations may be split, which needs a mesh of several devices."""
     mesh = jax.sharding.get_abstract_mesh()
     return not mesh.empty and mesh.size > 1 and bool(nn.get_logical_axis_rules())
 
@@ -35,15 +35,15 @@ def split_axes(
     devices: Mapping[str, int],
     rules: Iterable[tuple[str, MeshAxes]],
 ) -> tuple[PartitionSpec, tuple[int, ...]]:
-    """Returns how the leading axes of an array are split, and in how many parts each is.
+    """Returns how the leading axes of an array are split, and into how many parts each.
 
-    This is the only way from logical names to the axes of a mesh.
+    All mapping from logical names to the axes of a mesh is done here.
 
     Args:
-        shape: Of the array.
-        names: Logical names of its axes; those without a name or a rule are whole.
-        devices: Of each axis of the mesh.
-        rules: For logical names, the axes of the mesh.
+        shape: Shape of the array.
+        names: Logical names of its axes; those without a name or a rule stay whole.
+        devices: Number of devices along each axis of the mesh.
+        rules: The axes of the mesh for each logical name.
     """
     table = dict(rules)
     spec: list[MeshAxes] = []
@@ -57,7 +57,7 @@ def split_axes(
 
 
 def constrain(x: Array, names: Names) -> Array:
-    """Names the logical axes of an array; trailing ones without a name are whole."""
+    """Splits an array by its logical axes; trailing axes without a name stay whole."""
     spec, parts = _in_force(x.shape, names)
     return x if parts is None else jax.lax.with_sharding_constraint(x, spec)
 
@@ -65,13 +65,13 @@ def constrain(x: Array, names: Names) -> Array:
 def exchange(x: Array, made: Names, wanted: Names) -> Array:
     """Moves an activation from one layout to another.
 
-    Saying both keeps XLA from adding up in the second what is a sum in the first, for which it
-    would send every summand.
+    Both are stated because XLA would otherwise compute sums in the second layout rather than the
+    first, and send every summand for that.
 
     Args:
         x: The activation.
-        made: Logical axes of the layout that it is computed in.
-        wanted: Those of the layout that goes on.
+        made: Logical axes of the layout in which it is computed.
+        wanted: Logical axes of the layout in which it is used.
     """
     return constrain(constrain(x, made), wanted)
 
@@ -81,14 +81,14 @@ def on_each_device(
 ) -> Array:
     """Runs a function on each device's own part of `x`.
 
-    XLA can't merge two axes that are both split, as a convolution must that has one batch axis
-    for clips and frames: it would gather them. Within a part there is nothing to gather.
+    XLA can't merge two axes that are both split, as a convolution with one batch axis for clips and
+    frames needs: it would gather them. Within a part, there is nothing to gather.
 
     Args:
-        function: Takes a part of `x`, then `weights`; its result has the same leading axes, and
-            no entry of them depends on another.
-        x: Split along its leading axes.
-        *weights: Whole on every device.
+        function: Takes a part of `x`, then `weights`; its result has the same leading axes, whose
+            entries don't depend on each other.
+        x: An array that is split along its leading axes.
+        *weights: Arrays that are replicated on every device.
         names: Logical names of the leading axes.
     """
     spec, parts = _in_force(x.shape, names)
@@ -109,9 +109,9 @@ def map_in_chunks(
     """Maps a function over the leading axis, a few rows at a time on each device.
 
     Args:
-        function: Takes some rows; each row of its results depends on that row alone.
-        rows: What to map over.
-        at_once: Rows on a device at a time, which decides the memory needed.
+        function: Takes some rows; each row of its results depends only on the same row.
+        rows: The rows to map over.
+        at_once: Rows that a device processes at a time, which determines the memory needed.
         names: Logical name of the leading axis.
     """
     count = len(rows)
@@ -120,7 +120,7 @@ def map_in_chunks(
     at_once = min(at_once, -(-count // devices))
     chunks = -(-count // (devices * at_once))
     padding = [(0, devices * chunks * at_once - count)] + [(0, 0)] * (rows.ndim - 1)
-    # Each device maps over neighbours, so that rows are where they were before and after.
+    # Each device maps over neighbouring rows, so that none are moved before and after.
     parted = jnp.pad(rows, padding).reshape(devices, chunks, at_once, *rows.shape[1:])
 
     def chunk(part: Array) -> PyTree[Array]:
@@ -128,7 +128,7 @@ def map_in_chunks(
         return jax.tree.map(lambda y: y.reshape(devices, at_once, *y.shape[1:]), function(part))
 
     parted = jnp.moveaxis(parted, 1, 0)
-    if chunks == 1:  # without a loop, in which CPUs convolve slower
+    if chunks == 1:  # avoids a loop, in which convolutions are slower on CPUs
         mapped = jax.tree.map(lambda y: y[None], chunk(parted[0]))
     else:
         mapped = jax.lax.map(chunk, parted)
@@ -136,7 +136,7 @@ def map_in_chunks(
 
 
 def _in_force(shape: tuple[int, ...], names: Names) -> tuple[PartitionSpec, tuple[int, ...] | None]:
-    """Returns how leading axes are split, and in how many parts; None where there is no mesh."""
+    """Returns how leading axes are split, and into how many parts (None without a mesh)."""
     if not may_split():
         return PartitionSpec(), None
     mesh, rules = jax.sharding.get_abstract_mesh(), nn.get_logical_axis_rules()

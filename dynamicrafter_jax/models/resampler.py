@@ -11,7 +11,7 @@ from dynamicrafter_jax.models.layers import LayerNorm, Linear, Module
 
 OTHER_LENGTHS = ("all", "nearest")
 """What a frame reads in a clip that is not `video_length` frames long: all tokens, as in the
-release; or the group of tokens that is nearest in proportion."""
+release; or the tokens of the frame at the nearest relative position."""
 
 
 class Projector(Module):
@@ -20,15 +20,15 @@ class Projector(Module):
     A perceiver resampler (arXiv 2204.14198) used as in DynamiCrafter, section 3.2.
 
     Attributes:
-        dim: Width inside.
-        depth: Layers of attention and feed-forward.
+        dim: Internal width.
+        depth: Number of layers of attention and feed-forward.
         dim_head: Width of a head.
-        heads: Attention heads.
-        num_queries: Queries of one frame.
-        embedding_dim: Width of the image tokens read.
-        output_dim: Width of the context tokens written.
+        heads: Number of attention heads.
+        num_queries: Number of queries per frame.
+        embedding_dim: Width of the image tokens, the input.
+        output_dim: Width of the context tokens, the output.
         ff_mult: Width of the feed-forward, as a multiple of `dim`.
-        video_length: Frames that have queries of their own.
+        video_length: Number of frames that have their own queries.
         other_lengths: One of `OTHER_LENGTHS`: what the frames of longer and shorter clips read.
     """
 
@@ -44,7 +44,7 @@ class Projector(Module):
     other_lengths: str = "all"
 
     def __post_init__(self) -> None:
-        """Refuses an unknown rule as soon as the network is described."""
+        """Refuses an unknown `other_lengths` as soon as the network is made."""
         if self.other_lengths not in OTHER_LENGTHS:
             raise ValueError(
                 f"projector.other_lengths is {self.other_lengths!r}: choose from "
@@ -60,7 +60,7 @@ class Projector(Module):
             tokens: All tokens of the vision tower.
 
         Raises:
-            ValueError: If the tokens are not `embedding_dim` wide.
+            ValueError: The tokens are not `embedding_dim` wide.
         """
         if tokens.shape[-1] != self.embedding_dim:
             raise ValueError(

@@ -18,7 +18,7 @@ from dynamicrafter_jax.models.partitioning import (
 
 
 class SelfAttention(Module):
-    """Multi-head attention of tokens to themselves, without biases on query, key and value."""
+    """Multi-head self-attention, without biases on query, key and value."""
 
     heads: int
     head_width: int
@@ -34,14 +34,14 @@ class SelfAttention(Module):
 
 
 class DualCrossAttention(Module):
-    """One query over two contexts, text and image, whose results are added.
+    """Attention of one query to two contexts, text and image, whose results are added.
 
-    This is where the image's context enters (paper, section 3.2, Eq. 3): text tokens have keys
-    and values of their own, image tokens theirs. A frame sees only its own image tokens where each
-    frame has some, and all of them where the clip has them in common.
+    This is where the image's context enters (paper, section 3.2, Eq. 3): text and image tokens have
+    separate keys and values. A frame sees only its own image tokens if each frame has some, and all
+    of them if they belong to the whole clip.
 
     Attributes:
-        learnable_image_scale: Whether the image's part is scaled by tanh(alpha) + 1, as in the
+        learnable_image_scale: Whether the image's result is scaled by tanh(alpha) + 1, as in the
             256 release.
     """
 
@@ -74,7 +74,7 @@ class FeedForward(Module):
     @nn.compact
     def __call__(self, x: Float[Array, "... d"]) -> Float[Array, "... d"]:
         width = x.shape[-1]
-        # Value and gate are an axis of their own, so that splitting "mlp" splits both alike.
+        # Value and gate have a separate axis, so that splitting "mlp" splits both alike.
         y = Linear((2, 4 * width), ("embed", None, "mlp"), name="in")(x)
         y = y[..., 0, :] * jax.nn.gelu(y[..., 1, :], approximate=False)
         return Linear((width,), ("mlp", "embed"), name="out")(y)
@@ -133,10 +133,10 @@ class TemporalTransformer(Module):
 
 
 def _heads(heads: int, width: int, name: str, axis: str = "embed") -> Linear:
-    """The projection called `name` from width `axis` to heads."""
+    """Returns the projection `name` from width `axis` to heads."""
     return Linear((heads, width), (axis, "heads", "head_width"), use_bias=False, name=name)
 
 
 def _merge_heads(width: int) -> Linear:
-    """The projection from heads back to `width`."""
+    """Returns the projection from heads back to `width`."""
     return Linear((width,), ("heads", "head_width", "embed"), num_inputs=2, name="out")

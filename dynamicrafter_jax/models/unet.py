@@ -1,4 +1,4 @@
-"""The spatio-temporal U-Net: predicts noise or velocity of a clip of latents."""
+"""The spatio-temporal U-Net, which predicts the noise or velocity of a clip's latents."""
 
 import functools
 import math
@@ -23,9 +23,9 @@ from dynamicrafter_jax.models.transformers import SpatialTransformer, TemporalTr
 
 
 def products_saveable(primitive: Any, *_: Any, **parameters: Any) -> bool:
-    """A `jax.checkpoint` policy: keeps results of linear maps and convolutions alone.
+    """A `jax.checkpoint` policy that keeps only the results of linear maps and convolutions.
 
-    Norms, activations and attention are computed again.
+    Norms, activations and attention are recomputed.
     """
     if primitive is jax.lax.conv_general_dilated_p:
         return True
@@ -35,8 +35,8 @@ def products_saveable(primitive: Any, *_: Any, **parameters: Any) -> bool:
     return not any(batch_axes)  # attention's products have batch axes
 
 
-# What of a U-Net block the forward pass keeps for the backward pass, by name: everything; the
-# results of linear maps and convolutions; nothing but the block's input.
+# What the forward pass of a U-Net block keeps for the backward pass, by name: everything; the
+# results of linear maps and convolutions; only the block's input.
 REMAT_POLICIES = {
     "none": None,
     "products": products_saveable,
@@ -45,13 +45,15 @@ REMAT_POLICIES = {
 
 
 def rematerialize(block: type[nn.Module], policy: str) -> type[nn.Module]:
-    """Returns `block` such that its backward pass recomputes what the policy does not keep.
+    """Returns a `block` whose backward pass recomputes what the policy does not keep.
 
     Raises:
-        ValueError: If there is no such policy.
+        ValueError: There is no such policy.
     """
     if policy not in REMAT_POLICIES:
-        raise ValueError(f"no remat policy {policy!r}: choose from {', '.join(REMAT_POLICIES)}")
+        raise ValueError(
+            f"there is no remat policy {policy!r}: choose from {', '.join(REMAT_POLICIES)}"
+        )
     chosen = REMAT_POLICIES[policy]
     return block if chosen is None else nn.remat(block, policy=chosen)
 
@@ -64,14 +66,14 @@ class UNet(Module):
         out_channels: Channels of the prediction.
         model_channels: Width of the first level.
         channel_mult: Width of each level, as a multiple of `model_channels`.
-        num_res_blocks: Res-blocks a level on the way down; one more on the way up.
+        num_res_blocks: Res-blocks per level on the way down; one more on the way up.
         attention_resolutions: Downsampling factors at which transformers follow res-blocks.
         num_head_channels: Width of an attention head.
         context_dim: Width of text and image tokens.
-        temporal_length: Frames of the clips it was trained on. Any other number runs.
-        dropout: Rate in res-blocks and temporal convolutions, in training.
+        temporal_length: Number of frames in the clips it was trained on; any other number works.
+        dropout: Dropout rate in res-blocks and temporal convolutions, in training.
         image_cross_attention_scale_learnable: Whether image attention has a learned scale.
-        default_fs: The `fs` condition it expects when none is chosen.
+        default_fs: The `fs` condition to use when none is chosen.
         norm_groups: Groups of channels that are normalised together.
         remat: One of `REMAT_POLICIES`: what the backward pass recomputes.
     """
@@ -117,12 +119,12 @@ class UNet(Module):
             x: Noisy latents and image latent, concatenated on channels.
             timestep: Diffusion timesteps, 0 to 999.
             text: Text tokens.
-            image: Image tokens of each frame, (b, t, n, d); or (b, n, d), which every frame sees.
+            image: Image tokens for each frame, (b, t, n, d); or for all frames, (b, n, d).
             fs: Frame stride (256) or FPS (512, 1024).
-            dropout_keys: One key a clip turns dropout on, for training.
+            dropout_keys: A key for each clip turns dropout on, for training.
 
         Raises:
-            ValueError: If channels or sides of `x` do not fit this network.
+            ValueError: Channels or sides of `x` don't fit this network.
         """
         self._check(x, text)
         block = functools.partial(
@@ -182,7 +184,7 @@ class UNet(Module):
 
 
 class Embedding(Module):
-    """Sinusoid of a scalar condition, then a two-layer perceptron to four times the width."""
+    """Sinusoidal embedding of a scalar, then a two-layer perceptron to four times the width."""
 
     width: int
     zero: bool = False
@@ -196,11 +198,11 @@ class Embedding(Module):
 
 
 def sinusoid(position: Num[Array, " b"], width: int) -> Float[Array, "b {width}"]:
-    """Sinusoidal embedding of timesteps: cosines, then sines (arXiv 1706.03762, section 3.5).
+    """Returns a sinusoidal embedding: cosines, then sines (arXiv 1706.03762, section 3.5).
 
     Args:
         position: Timesteps, frame strides or FPS.
-        width: Even width of the embedding.
+        width: Width of the embedding, an even number.
     """
     half = width // 2
     frequency = jnp.exp(-math.log(10000.0) * jnp.arange(half, dtype=jnp.float32) / half)
@@ -209,12 +211,12 @@ def sinusoid(position: Num[Array, " b"], width: int) -> Float[Array, "b {width}"
 
 
 class UNetBlock(Module):
-    """Res-block, then spatial and temporal transformers, then what the level ends with.
+    """Res-block, then optional transformers, a second res-block and upsampling.
 
     Attributes:
         channels: Width of the output.
-        attends: Whether the two transformers follow the res-block.
-        res_after: Whether a second res-block follows (the middle block).
+        attends: Whether a spatial and a temporal transformer follow the res-block.
+        res_after: Whether a second res-block follows (in the middle block).
         upsample: Whether the block ends by doubling height and width.
     """
 
@@ -301,10 +303,10 @@ class TemporalBlock(Module):
 
 
 class Dropout(Module):
-    """Zeroes elements at random and scales the rest up, by a key of each sample's own.
+    """Zeroes elements at random and scales up the rest, with a separate key for each sample.
 
-    A sample is masked alike in any batch and on any mesh. Sixteen random bits decide an element,
-    so the rate is a multiple of 2^-16.
+    A sample's mask is the same in any batch and on any mesh. Sixteen random bits decide on each
+    element, so the rate is a multiple of 2^-16.
     """
 
     rate: float
@@ -313,7 +315,7 @@ class Dropout(Module):
     def __call__(
         self, x: Float[Array, "b *shape"], keys: Key[Array, " b"] | None
     ) -> Float[Array, "b *shape"]:
-        """Returns `x` with elements dropped, or `x` itself without keys."""
+        """Returns `x` with elements dropped, or unchanged if there are no keys."""
         if keys is None or self.rate == 0:
             return x
         layer = zlib.crc32("/".join(self.path).encode())

@@ -1,1 +1,1 @@
-"""What a compiled program costs on chips that are not here: `python -m dynamicrafter_jax.plan`."""
+"""Plans runs on TPUs that are not at hand, behind `python -m dynamicrafter_jax.plan`."""

@@ -1,9 +1,9 @@
-"""TPU chips, and the topologies of them that the compiler knows; all that touches libtpu is here.
+"""TPU chips and their topologies. This is the only module that uses libtpu.
 
-Figures are those of the makers' pages, https://cloud.google.com/tpu/docs/ (v4, v5e, v5p, v6e,
-tpu7x), for a *device*, which is what JAX counts and what a program is compiled for. A device is a
-chip, but for v7x, whose chips are two devices each with half of everything. (A chip of v4 has two
-cores too, which JAX takes as one device.)
+Figures are those on the maker's pages, https://cloud.google.com/tpu/docs/ (v4, v5e, v5p, v6e,
+tpu7x), per *device*, which is what JAX counts and what a program is compiled for. A device is a
+chip, except for v7x, whose chips are two devices, each with half of everything. (A v4 chip also has
+two cores, but JAX treats it as one device.)
 """
 
 import dataclasses
@@ -22,16 +22,16 @@ from dynamicrafter_jax.errors import UserError
 
 @dataclasses.dataclass(frozen=True)
 class Chip:
-    """What one device has.
+    """A kind of chip, with the memory of one device.
 
     Attributes:
-        name: As users write it.
-        compiler_name: As the compiler does.
-        hbm: Bytes of memory.
-        usable_hbm: Those that the compiler lets a program have; the rest is the system's.
-        dimensions: Of a slice.
-        cores: Devices of a chip.
-        options: What the compiler's topology needs besides its name.
+        name: Name that users write.
+        compiler_name: Name that the compiler uses.
+        hbm: Memory of a device, in bytes.
+        usable_hbm: The part that the compiler gives to a program; the rest is reserved.
+        dimensions: Number of dimensions of a slice.
+        cores: Devices per chip.
+        options: What the compiler needs to know about a topology besides its name.
     """
 
     name: str
@@ -61,12 +61,12 @@ CHIPS = {
 
 @dataclasses.dataclass(frozen=True)
 class Topology:
-    """Slices of chips.
+    """One or more slices of chips.
 
     Attributes:
-        chip: Of what kind.
+        chip: The kind of chip.
         shape: Chips along each dimension of a slice.
-        slices: How many.
+        slices: Number of slices.
     """
 
     chip: Chip
@@ -75,68 +75,69 @@ class Topology:
 
     @property
     def name(self) -> str:
-        """As `parse_topology` reads it."""
+        """The name that `parse_topology` reads."""
         grid = "x".join(map(str, self.shape))
         several = f"{self.slices}*" if self.slices > 1 else ""
         return f"{several}{self.chip.name}:{grid}"
 
     @property
     def devices(self) -> int:
-        """JAX devices of all slices."""
+        """Number of JAX devices in all slices."""
         return math.prod(self.shape) * self.chip.cores * self.slices
 
 
 def parse_topology(name: str) -> Topology:
-    """Returns the topology of a name.
+    """Returns the topology with a name.
 
-    Names give a slice's shape in chips, "v5e:4x4" or "v5p:2x2x2"; of v5e and v6e also their number,
-    "v5e-16", for the most compact shape (of other chips such names count cores, so that they are
-    refused); and several slices with a number in front, "2*v5e:4x4".
+    A name gives a slice's shape in chips, as in "v5e:4x4" or "v5p:2x2x2". For v5e and v6e, it may
+    give the number of chips instead, as in "v5e-16", for the most compact shape; for other chips
+    such names count cores, and are refused. A number in front gives several slices, as in
+    "2*v5e:4x4".
 
     Raises:
-        UserError: If it is no such name, or the chip is not known.
+        UserError: The name has another form, or the chip is unknown.
     """
     found = re.fullmatch(
         r"(?:([1-9]\d*)\*)?(?:tpu-?)?(v?\d+\w*?)(?::([\dx]+)|-([1-9]\d*))", name.lower()
     )
     if not found:
         raise UserError(
-            f"--topology is {name!r}: write chip and shape, as v5e:4x4, or chips, as v5e-16; "
-            f"chips known: {', '.join(CHIPS)}"
+            f"--topology is {name!r}: give a chip and a shape, such as v5e:4x4, or a number of "
+            f"chips, such as v5e-16; known chips are {', '.join(CHIPS)}"
         )
     slices, kind, grid, number = found.groups()
     kind = {"7x": "v7x", "v5litepod": "v5e"}.get(kind, kind)
     if kind not in CHIPS:
-        raise UserError(f"no chip {kind!r}: those known are {', '.join(CHIPS)}")
+        raise UserError(f"there is no chip {kind!r}: choose from {', '.join(CHIPS)}")
     chip = CHIPS[kind]
     example = f"{kind}:{'x'.join('4' * chip.dimensions)}"
     if number:
         if chip.dimensions != 2:
             raise UserError(
-                f"{name!r}: give the shape in chips, as {example}; {kind}-N counts cores"
+                f"{name!r}: give the shape in chips, such as {example}; {kind}-N counts cores"
             )
         shape = _compact(int(number))
     else:
         shape = tuple(int(size) for size in grid.split("x") if size)
     if len(shape) != chip.dimensions or math.prod(shape) < 1:
-        raise UserError(f"{name!r}: {kind} has {chip.dimensions} dimensions, as {example}")
+        raise UserError(f"{name!r}: {kind} has {chip.dimensions} dimensions, as in {example}")
     return Topology(chip, shape, int(slices or 1))
 
 
 def use_compiler_only() -> None:
-    """Makes JAX compile for TPU on a machine without one; to be called before JAX is used."""
-    os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")  # else it asks a cloud's server, in vain
+    """Lets JAX compile for TPU on a machine without one; call it before using JAX."""
+    os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")  # it would ask a cloud server in vain
     os.environ.setdefault("TPU_ACCELERATOR_TYPE", "v5litepod-1")
     os.environ.setdefault("TPU_WORKER_HOSTNAMES", "localhost")
-    os.environ.setdefault("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")  # no chip, so nothing to fight over
+    os.environ.setdefault("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")  # without a chip, there is no conflict
     jax.config.update("jax_platforms", "cpu")
 
 
 def topology_devices(topology: Topology) -> list[Any]:
-    """Returns devices to compile for, which can't run anything.
+    """Returns devices to compile for; they can't run anything.
 
     Raises:
-        UserError: If libtpu is not installed, or does not know the topology.
+        UserError: libtpu is not installed, or does not know the topology.
     """
     if importlib.util.find_spec("libtpu") is None:
         raise UserError(
@@ -171,6 +172,6 @@ def compiler_version() -> str:
 
 
 def _compact(chips: int) -> tuple[int, ...]:
-    """Returns the rectangle nearest to a square, the short side first."""
+    """Returns the rectangle closest to a square, with the short side first."""
     short = max(side for side in range(1, math.isqrt(chips) + 1) if chips % side == 0)
     return short, chips // short

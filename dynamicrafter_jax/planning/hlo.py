@@ -1,8 +1,8 @@
-"""What a compiled program does on one device, counted from its optimised text.
+"""Counts what a compiled program does on one device, from its optimised text.
 
-The compiler's own count (`compiled.cost_analysis()`) takes the body of a loop once, however often
-it runs, and sees into no attention kernel: of what the 1024 model's decoder does it finds a
-quarter. Collectives it does not count at all.
+The compiler's own count (`compiled.cost_analysis()`) counts the body of a loop once, however often
+it runs, and does not look into attention kernels: it finds a quarter of what the 1024 model's
+decoder does. It does not count collectives at all.
 """
 
 import dataclasses
@@ -16,7 +16,7 @@ import numpy as np
 
 KINDS = ("all-gather", "all-reduce", "reduce-scatter", "all-to-all", "collective-permute")
 
-# Matrix products, of 2 l m d operations a head each, in jax's splash attention kernels.
+# Matrix products, each 2 l m d operations per head, in JAX's splash attention kernels.
 _SPLASH = {"fwd": 2, "dq": 3, "dkv": 4}
 
 _INSTRUCTION = re.compile(r"\s+(ROOT )?%?([^\s=]+) = (.*?) ([a-z][\w\-]*)\(([^)]*)\)(.*)")
@@ -30,11 +30,11 @@ class Collective:
 
     Attributes:
         kind: One of `KINDS`.
-        results: Shapes of what each device gets.
+        results: Shapes of the arrays that each device receives.
         trips: How often it runs.
-        bytes: What each device sends, over all trips: of s bytes that each of n devices puts in,
-            (n - 1) s to gather them, (n - 1) / n s to scatter or exchange them, twice that to
-            reduce them, s to permute them.
+        bytes: Bytes that each device sends, over all trips. If each of n devices contributes s
+            bytes, that is (n - 1) s to gather them, (n - 1) / n s to scatter or exchange them,
+            twice that to reduce them, and s to permute them.
     """
 
     kind: str
@@ -48,10 +48,11 @@ class ProgramCounts:
     """What one device does when a program runs once.
 
     Attributes:
-        flops: Floating-point operations of matrix products, convolutions and splash attention, two
-            for a multiplication and its addition; padding by which arrays were made to fit counts.
-        collectives: What is sent, one entry for each place in the program.
-        unknown_trips: Loops that count once because nothing says how often they run, by name.
+        flops: Floating-point operations of matrix products, convolutions and splash attention; a
+            multiply-add counts as two, and work on padding is included.
+        collectives: The program's collectives, one for each place in it.
+        unknown_trips: Names of loops that are counted once because it is unknown how often they
+            run.
     """
 
     flops: int
@@ -66,7 +67,7 @@ def read_program(compiled_text: str) -> ProgramCounts:
         compiled_text: `compiled.as_text()`.
 
     Raises:
-        ValueError: If it is no such text.
+        ValueError: It is not such a text.
     """
     computations: dict[str, _Computation] = {}
     entry, current = "", None
@@ -104,14 +105,14 @@ class _Shape(NamedTuple):
 
     @property
     def nbytes(self) -> int:
-        bits = re.search(r"\d+", self.dtype)  # of f8e4m3 the first
+        bits = re.search(r"\d+", self.dtype)  # the first number, as in f8e4m3
         size = 8 if self.dtype == "pred" else int(bits[0]) if bits else 0
         return math.prod(self.dims) * size // 8
 
 
 @functools.lru_cache(2**16)  # a program has few types, each many times
 def _shapes(kind: str) -> tuple[_Shape, ...]:
-    """Reads a type; nested tuples are flat."""
+    """Returns the arrays in a type; nested tuples are flattened."""
     return tuple(
         _Shape(dtype, tuple(int(size.strip("<=")) for size in dims.split(",") if size))
         for dtype, dims in _TYPE.findall(kind)
@@ -136,7 +137,7 @@ class _Instruction(NamedTuple):
         return _NAME.findall(self.inside)
 
     def attribute(self, name: str) -> str:
-        """Returns a number or the name of a computation, "" where there is none."""
+        """Returns the number or computation name of an attribute; "" if it is absent."""
         found = re.search(rf"\b{name}=%?([\w.\-]+)", self.attributes)
         return found[1] if found else ""
 
@@ -155,7 +156,7 @@ class _Computation:
         return [shape for each in read for shape in each.shapes]
 
     def source(self, name: str) -> _Instruction:
-        """Returns the instruction that a value comes from, behind its copies."""
+        """Returns the instruction that computes a value, looking through copies."""
         found = self.instructions[name]
         return self.source(found.operands[0]) if found.opcode == "copy" else found
 
@@ -171,9 +172,9 @@ class _Reader:
         """Yields operations and collectives of a computation, and loops without known trips.
 
         Args:
-            name: The computation's.
+            name: Name of the computation.
             times: How often it runs.
-            fused: Whether it does as a fusion.
+            fused: Whether it runs as a fusion.
         """
         computation = self._computations[name]
         for each in computation.instructions.values():
@@ -204,10 +205,10 @@ class _Reader:
                         yield _collective(kind, each, self._devices, times)
 
     def _trips(self, computation: _Computation, loop: _Instruction) -> int | None:
-        """Returns how often a loop runs, as the compiler states it, else by its counter.
+        """Returns how often a loop runs, as stated by the compiler or else from its counter.
 
-        The TPU compiler states nothing. There, as JAX writes loops, the body adds a constant to
-        the counter, which the condition compares with a constant; None for any other loop.
+        The TPU compiler does not state it. In loops written by JAX, the body adds a constant to the
+        counter, and the condition compares it with another. Returns None for any other loop.
         """
         if known := re.search(r'"known_trip_count":\{"n":"(\d+)"\}', loop.attributes):
             return int(known[1])
@@ -235,19 +236,19 @@ class _Reader:
 
 
 def _dot(instruction: _Instruction, operands: list[_Shape]) -> int:
-    """Counts twice the results times the length of what is summed."""
+    """Returns twice the number of results times the number of terms in each sum."""
     contracted = re.search(r"\blhs_contracting_dims=\{([\d,]+)\}", instruction.attributes)
     axes = map(int, contracted[1].split(",")) if contracted else ()
     return 2 * math.prod((*instruction.shapes[0].dims, *(operands[0].dims[axis] for axis in axes)))
 
 
 def _convolution(instruction: _Instruction, operands: list[_Shape]) -> int:
-    """Counts twice the results times the taps and input features of each.
+    """Returns twice the number of results times the taps and input features of each.
 
-    A tap of a border, of fewer rows than the window has, counts, as it does in a count from shapes
-    alone; zeros between the rows of a dilated operand do not, nor does padding as wide as the
-    window: the TPU compiler writes a product's batch and row axes as windows of that kind, of
-    which a single tap falls on the operand.
+    Taps on a border narrower than the window count, as they do in a count from shapes alone. Zeros
+    between the rows of a dilated operand don't, nor does padding as wide as the window: the TPU
+    compiler writes the batch and row axes of a product as such windows, in which a single tap falls
+    on the operand.
     """
     labels = re.search(r"\bdim_labels=(\w+)_(\w+)->(\w+)", instruction.attributes)
     assert labels is not None, f"a convolution without labels: {instruction.name}"
@@ -273,7 +274,7 @@ def _convolution(instruction: _Instruction, operands: list[_Shape]) -> int:
 def _taps(
     rows: int, results: int, low: int, high: int, size: int, stride: int, spread: int, dilation: int
 ) -> int:
-    """Counts the taps of all results along an axis."""
+    """Returns the number of taps along an axis, over all results."""
     if spread == 1 and max(low, 0) + max(high, 0) < max(size, 2) * dilation:
         return results * size
     first = np.arange(results)[:, None] * stride - low
@@ -282,16 +283,16 @@ def _taps(
 
 
 def _splash(instruction: _Instruction, operands: list[_Shape]) -> int:
-    """Counts jax's splash attention by query (..., l, d) and key (..., m, d), and nothing else.
+    """Counts JAX's splash attention from query (..., l, d) and key (..., m, d); 0 if it is not.
 
-    Lengths are as they are padded: 4 l m d a head forward, and backward 6 for the query and 8 for
-    key and value.
+    With padded lengths, a head takes 4 l m d operations forward; backward, it takes 6 l m d for the
+    query and 8 l m d for key and value.
     """
     found = re.match(r"splash_m[hq]a_(fwd|dq|dkv)", instruction.name)
     if not found:
         return 0
     query, key, *_ = (shape.dims for shape in operands if shape.dtype[0] in "bf")
-    # Tokens may be the last axis of what it reads, but never of what it makes.
+    # Tokens may be the last axis of its inputs, but never of its outputs.
     made = (shape.dims for shape in instruction.shapes)
     tokens = next(dims[-2] for dims in made if dims[:-2] == query[:-2])
     return 2 * _SPLASH[found[1]] * math.prod(query if found[1] == "dkv" else key) * tokens
@@ -299,7 +300,7 @@ def _splash(instruction: _Instruction, operands: list[_Shape]) -> int:
 
 def _collective(kind: str, instruction: _Instruction, devices: int, trips: int) -> Collective:
     results = instruction.shapes
-    if instruction.opcode == "all-gather-start":  # makes (operands, results)
+    if instruction.opcode == "all-gather-start":  # its result is (operands, results)
         results = results[len(results) // 2 :]
     elif instruction.opcode == "collective-permute-start":  # (operand, result, contexts)
         results = results[1:2]
@@ -307,17 +308,17 @@ def _collective(kind: str, instruction: _Instruction, devices: int, trips: int) 
     if kind == "collective-permute":
         sent = size
     elif kind == "reduce-scatter" and instruction.opcode != "all-reduce":
-        sent = (n - 1) * size  # of which each device gets a part
+        sent = (n - 1) * size  # each device gets a part
     else:
         sent = (2 if kind == "all-reduce" else 1) * (n - 1) * size // n
     return Collective(kind, tuple(shape.dims for shape in results), trips, sent * trips)
 
 
 def _group_size(attributes: str, devices: int) -> int:
-    """Returns the devices of a group, in any of the forms that XLA writes.
+    """Returns the number of devices in a group, which XLA writes in several forms.
 
     They are lists, `{{0,1},{2,3}}`; a reshaped count, `[4,2]<=[8]`; axes of a mesh,
-    `mesh['a'=2,'b'=4] {'b'}`, of which parts can be taken, `'b':(1)2`; or everyone, `{}`.
+    `mesh['a'=2,'b'=4] {'b'}`, or parts of axes, `'b':(1)2`; or all devices, `{}`.
     """
     if listed := re.search(r"\breplica_groups=\{\{([\d,]+)\}", attributes):
         return len(listed[1].split(","))
@@ -333,10 +334,10 @@ def _group_size(attributes: str, devices: int) -> int:
 
 
 def _continues(computation: _Computation, collective: _Instruction) -> bool:
-    """Whether a fusion only continues a collective that another one started.
+    """Returns whether a fusion only continues a collective that another fusion started.
 
     To overlap a collective with products, the TPU compiler writes it three times: in the fusion
-    that starts it, in that with the products, and in that which waits for it.
+    that starts it, the fusion with the products, and the fusion that waits for it.
     """
     return "chain_id=" in collective.attributes and not any(
         "AsyncCollectiveStart" in user.attributes and collective.name in user.operands

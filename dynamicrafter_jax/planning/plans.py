@@ -1,4 +1,4 @@
-"""A plan: the programs of a run, compiled for chips, against what the chips have."""
+"""Plans: the programs of a run compiled for chips, and whether they fit the chips' memory."""
 
 import re
 from collections.abc import Sequence
@@ -39,24 +39,25 @@ def make_plan(
     """Returns a plan, as plain JSON types.
 
     Args:
-        config: As in `configs/`; its `mesh` says which devices are used.
+        config: A config, as in `configs/`; its `mesh` says how devices are used.
         topology: The chips.
-        devices: Theirs, to compile for; or others as many, to see what those would be told.
+        devices: The topology's devices, to compile for; or equally many others, to compile for
+            those instead.
         mode: "train" or "sample".
-        batch: Clips at once.
+        batch: Clips per batch.
         cached: Whether training reads a cache.
         effort: One of `EFFORTS`.
-        cache: Folder that results are kept in.
-        save_executable: Folder for the executables.
+        cache: Folder where results are kept.
+        save_executable: Folder for the executables; None saves none.
 
     Raises:
-        UserError: If the config, the mesh or the topology is refused.
+        UserError: The config, the mesh or the topology is invalid.
     """
     mesh = sharding.mesh_of(config, devices)
     if mesh.size != topology.devices:
         raise UserError(
             f"the mesh has {mesh.size} devices, but {topology.name} has {topology.devices}: "
-            "set one axis of config.mesh to -1, as --config.mesh.data=-1"
+            "set one axis of config.mesh to -1, such as --config.mesh.data=-1"
         )
     forward = forward_flops(config, nn.meta.unbox(abstract_params(config)))
     if mode == "train":
@@ -96,15 +97,15 @@ def make_plan(
 def training_summary(
     programs: Sequence[dict[str, Any]], forward: ForwardFlops, config: ConfigDict
 ) -> dict[str, Any]:
-    """Returns the step's arithmetic beside three forward passes of the U-Net a clip.
+    """Compares a training step's arithmetic with three forward passes of the U-Net per clip.
 
-    What VAE and towers take is that of the program with them alone; the projector, which trains
-    too, is taken at three of its forward passes.
+    The part of the VAE and the towers is that of the program with nothing else; the projector,
+    which trains too, counts as three of its forward passes.
 
     Args:
         programs: Reports of the step and, without a cache, of the frozen networks.
-        forward: Of one clip.
-        config: As in `configs/`, with the batch size that was planned.
+        forward: Operations of one clip's forward passes.
+        config: A config, as in `configs/`, with the planned batch size.
     """
     step, *rest = programs
     clips, parts = config.train.batch_size, config.train.accumulation
@@ -120,13 +121,13 @@ def training_summary(
 def sampling_summary(
     denoise: dict[str, Any], forward: ForwardFlops, *, clips: int, passes: int
 ) -> dict[str, Any]:
-    """Returns a denoising step's arithmetic beside the passes of the U-Net that it needs.
+    """Compares a denoising step's arithmetic with the passes of the U-Net that it needs.
 
     Args:
         denoise: Report of the step.
-        forward: Of one clip.
-        clips: Asked for; those that fill up a mesh do not count as needed.
-        passes: Of the U-Net a step.
+        forward: Operations of one clip's forward passes.
+        clips: Clips requested; those that pad a batch to the mesh don't count as needed.
+        passes: Passes of the U-Net per step.
     """
     analytic = clips * passes * forward.unet
     summary = {"clips": clips, "analytic_flops": analytic}
@@ -139,7 +140,7 @@ def sampling_summary(
 
 
 def advice(programs: Sequence[dict[str, Any]], config: ConfigDict, mode: str) -> str:
-    """Returns one line: which program does not fit, and what to change; "" if all fit."""
+    """Returns one line that says which program does not fit and what to change; "" if all fit."""
     over = [program for program in programs if not program["fits"]]
     if not over:
         return ""
@@ -153,7 +154,7 @@ def advice(programs: Sequence[dict[str, Any]], config: ConfigDict, mode: str) ->
 
 
 def _changes(program: dict[str, Any], config: ConfigDict, mode: str) -> list[str]:
-    """Returns settings that make a program smaller, what helps most first."""
+    """Returns settings that make a program smaller, the most helpful first."""
     sizes = program.get("memory_bytes", {})
     held = program.get("held_bytes", sizes)
     stored = sum(held.get(name, 0) for name in ("parameters", "optimizer", "averages"))
@@ -190,7 +191,7 @@ def _needed(refusal: str) -> float:
 
 
 def _shorten(refusal: str) -> str:
-    """Returns the compiler's own line on memory."""
+    """Returns what the compiler says about memory."""
     found = re.search(
         r"(?:total memory required[^.]*?\([\d.]+[KMGT]?\) exceeds available HBM \([\d.]+[KMGT]?\)"
         r"|Used [\d.]+[KMGT]? of [\d.]+[KMGT]? hbm)",
@@ -200,7 +201,7 @@ def _shorten(refusal: str) -> str:
 
 
 def as_text(plan: dict[str, Any]) -> str:
-    """Returns a plan for reading."""
+    """Returns a plan as text for people."""
     lines = [
         f"{plan['config']}, {plan['mode']}, {plan['topology']}: {plan['devices']} devices, mesh "
         + " x ".join(f"{name} {size}" for name, size in plan["mesh"].items() if size > 1),

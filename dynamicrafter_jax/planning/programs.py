@@ -1,4 +1,4 @@
-"""The programs of `train.py` and of sampling, lowered from shapes alone, and what they need."""
+"""The programs of `train.py` and of sampling, lowered from shapes, without any arrays."""
 
 import contextlib
 import functools
@@ -37,10 +37,10 @@ class PlannedProgram(NamedTuple):
     """A program, ready to be compiled.
 
     Attributes:
-        name: What it does.
-        lowered: What the compiler is given.
-        held: Bytes that its arguments take on a device, by what they are, unpadded.
-        beside: Bytes of parameters that it does not read, and that lie beside it.
+        name: Name of the program.
+        lowered: The lowered program, as the compiler takes it.
+        held: Bytes of its arguments on a device, without padding, by kind.
+        beside: Bytes of parameters that are in memory while it runs although it doesn't read them.
     """
 
     name: str
@@ -57,14 +57,14 @@ def training_programs(
     Args:
         config: As in `configs/`.
         mesh: Devices, of a topology or here.
-        cached: Whether batches come from a cache with text and vision, so that VAE and towers do
-            not run.
+        cached: Whether batches come from a cache with text and vision, so that VAE and towers don't
+            run.
 
     Raises:
-        UserError: If a setting is refused.
+        UserError: A setting is refused.
     """
     settings = settings_of(TrainSettings, "train", config.train)
-    sharding.local_rows(mesh, settings.batch_size // settings.accumulation)  # may refuse
+    sharding.local_rows(mesh, settings.batch_size // settings.accumulation)  # may raise
     models = networks_of(config, choose_attention(mesh))
     models = models._replace(unet=models.unet.clone(remat=settings.remat))
     optimizer = make_optimizer(settings)
@@ -98,7 +98,7 @@ def training_programs(
 
 
 def _frozen_networks(models: Models, vae_frames: int, params: PyTree, batch: Batch) -> PyTree:
-    """What VAE and towers do for one part of a batch."""
+    """Runs the VAE and the towers on one part of a batch."""
     assert batch.ids is not None
     return (
         inputs.posteriors(models, params, batch, vae_frames),
@@ -110,10 +110,10 @@ def _frozen_networks(models: Models, vae_frames: int, params: PyTree, batch: Bat
 def sampling_programs(
     config: ConfigDict, mesh: Mesh, *, batch_size: int = 1
 ) -> Iterator[PlannedProgram]:
-    """Yields what a sample runs: "encode", "denoise" and "decode".
+    """Yields the programs of sampling: "encode", "denoise" and "decode".
 
-    The number of steps is an argument of the second, so its loop counts as one step. What goes from
-    one program to the next is taken to be split as a batch is.
+    The number of steps is an argument of the second, so its loop counts as one step. Arrays passed
+    from one program to the next are assumed to be split as a batch is.
 
     Args:
         config: As in `configs/`.
@@ -121,7 +121,7 @@ def sampling_programs(
         batch_size: Clips, padded as `Sampler` does.
 
     Raises:
-        UserError: If a setting is refused.
+        UserError: A setting is refused.
     """
     settings = SamplingSettings.from_config(config.sampling)
     models = networks_of(config, choose_attention(mesh))
@@ -167,7 +167,7 @@ def sampling_programs(
         "denoise",
         denoise,
         made(rows, encode, params, *arguments),
-        # As long as the schedule, so that every number of steps is the same program.
+        # As long as the schedule, so that the program is the same for any number of steps.
         jax.tree.map(lambda rows: of(whole, rows.dtype, len(schedule.alpha_bar)), table),
         GuidanceScales(*[of(rows, jnp.float32, b)] * 3),
         made(rows, functools.partial(stages.start, solver, shape=shape), draws),
@@ -182,7 +182,7 @@ def sampling_programs(
 
 
 def padded_batch(settings: SamplingSettings, mesh: Mesh, batch_size: int) -> int:
-    """Returns the clips that are sampled at once, with those that fill up the mesh."""
+    """Returns the number of clips in a batch, with those that pad it to the mesh."""
     passes = 1 if settings.sequential_guidance else settings.num_passes
     multiple = sharding.batch_multiple(mesh, passes)
     return math.ceil(batch_size / multiple) * multiple
@@ -191,15 +191,15 @@ def padded_batch(settings: SamplingSettings, mesh: Mesh, batch_size: int) -> int
 def abstract_batch(
     config: ConfigDict, models: Models, mesh: Mesh, batch_size: int, *, cached: bool = False
 ) -> Batch:
-    """Returns a batch as shapes, as it comes from videos or from a cache with text and vision."""
+    """Returns the shapes of a batch from videos, or from a cache with text and vision."""
     settings = SamplingSettings.from_config(config.sampling)
     where = sharding.batch_sharding(mesh)
-    stored = DTYPES[config.precision.dtype]  # in which `data.cache` stores if not told otherwise
+    stored = DTYPES[config.precision.dtype]  # the default type of `data.cache`
 
     def of(dtype: Any, *shape: int) -> Any:
         return jax.ShapeDtypeStruct((batch_size, *shape), dtype, sharding=where)
 
-    some = config.data.get("frames")  # models converted before there were such have no field
+    some = config.data.get("frames")  # the configs of older models lack it
     size = some or settings.num_frames, settings.height, settings.width
     f = models.vae.downsampling
     length, image = models.text_encoder.context_length, models.image_encoder
@@ -224,9 +224,9 @@ def abstract_batch(
 class ForwardFlops(NamedTuple):
     """Floating-point operations of one forward pass, without guidance, for one clip.
 
-    Products and convolutions count, a multiplication and its addition as two, with plain attention
-    and nothing split: 4.84, 12.54 and 52.28 TFLOP for the U-Net of the three releases. The release
-    itself takes 0.06 more, as it makes keys and values of the text for every frame anew.
+    Products and convolutions count, with two operations per multiply-add, plain attention and
+    nothing split: 4.84, 12.54 and 52.28 TFLOP for the U-Nets of the three releases. The original
+    implementation takes 0.06 more, since it computes the text's keys and values for every frame.
 
     Attributes:
         unet: One pass.
@@ -269,7 +269,7 @@ def forward_flops(config: ConfigDict, params: PyTree) -> ForwardFlops:
 
 
 def held_bytes(tree: PyTree) -> int:
-    """Returns the bytes of arrays, given as shapes with shardings, on one device."""
+    """Returns the bytes on one device of arrays given as shapes with shardings."""
     return sum(
         math.prod(leaf.sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize
         for leaf in jax.tree.leaves(tree)
@@ -283,7 +283,7 @@ def _lower(config: ConfigDict, mesh: Mesh, jitted: Any, *arguments: Any) -> jax.
 
 @contextlib.contextmanager
 def _in_force(config: ConfigDict, mesh: Mesh) -> Iterator[None]:
-    """As `train.py` and `Sampler` trace."""
+    """Puts the same settings in force as `train.py` and `Sampler` do for tracing."""
     with matmul_precision(config), sharding.use_mesh(mesh):
         yield
 

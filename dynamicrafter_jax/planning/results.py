@@ -1,7 +1,7 @@
-"""Compiling a program once: what the compiler made of it is kept, and counted when it is asked for.
+"""Compiles each program once: the result is kept, and counted each time it is needed.
 
-What is kept is keyed by a hash of the program, the topology, the effort and the versions of jax
-and libtpu, so that asking again costs only tracing and lowering.
+Results are keyed by a hash of the program, the topology, the effort and the versions of JAX and
+libtpu, so that planning again only costs tracing and lowering.
 """
 
 import contextlib
@@ -23,11 +23,11 @@ from dynamicrafter_jax.planning.programs import PlannedProgram
 from dynamicrafter_jax.runtime import files
 
 EFFORTS = {"low": -1.0, "default": 0.0}
-"""What `--effort` sets of the compiler: how long it looks for a faster program, and a smaller."""
+"""The compiler settings for `--effort`: how hard it tries to make programs faster and smaller."""
 
 
 def default_cache() -> epath.Path:
-    """Where results are kept."""
+    """Returns the folder where results are kept by default."""
     return epath.Path("~/.cache/dynamicrafter_jax/plans").expanduser()
 
 
@@ -39,18 +39,18 @@ def program_report(
     cache: epath.Path,
     save_executable: epath.Path | None = None,
 ) -> dict[str, Any]:
-    """Compiles a program, or finds what was made of it before.
+    """Compiles a program, or finds the result of an earlier compilation.
 
     Args:
-        program: To compile.
-        topology: What for; all of its devices run the program together.
+        program: The program to compile.
+        topology: The chips to compile for; all of their devices run the program together.
         effort: One of `EFFORTS`.
-        cache: Folder of results, as `default_cache()`.
-        save_executable: Folder for the executable, which is then compiled anew.
+        cache: Folder of results, such as `default_cache()`.
+        save_executable: Folder for the executable, in which case the program is compiled again.
 
     Returns:
-        What one device needs, as plain JSON types; of a program that the compiler refuses for its
-        size, its words.
+        What one device needs, as plain JSON types; if the compiler refuses the program because of
+        its size, the compiler's message.
     """
     text = program.lowered.as_text()
     versions = [topology.name, effort, jax.__version__, compiler_version()]
@@ -100,7 +100,7 @@ def _collectives(counts: ProgramCounts) -> dict[str, dict[str, int]]:
 def _compile(
     program: PlannedProgram, effort: str, save_executable: epath.Path | None
 ) -> tuple[dict[str, Any], str]:
-    """Returns what is kept of a program, and its optimised text."""
+    """Returns the facts to keep about a program, and its optimised text."""
     started = time.perf_counter()
     with _compiler_settings(effort):
         try:
@@ -118,7 +118,7 @@ def _compile(
     assert stats is not None and text is not None, "this compiler does not tell what it made"
     memory = {
         "arguments": stats.argument_size_in_bytes,
-        # Without what takes the place of an argument.
+        # Without results that reuse the memory of an argument.
         "results": stats.output_size_in_bytes - stats.alias_size_in_bytes,
         "temporaries": stats.temp_size_in_bytes,
         "code": stats.generated_code_size_in_bytes,

@@ -4,8 +4,8 @@ r"""The table of docs/scaling.md: plans of the recipes on TPUs, one row each.
     python -m dynamicrafter_jax.planning.table --row=sample_1024_on_4 --row=train_512
     python -m dynamicrafter_jax.planning.table
 
-The first lists the rows with their commands; the second plans some again, and keeps each plan as
-JSON; all but the first write the table of the plans that are kept.
+The first command lists the rows with their commands. The second plans some rows again, and saves
+each plan as JSON. The second and third write the table of all saved plans.
 """
 
 import json
@@ -26,9 +26,9 @@ from dynamicrafter_jax.errors import UserError
 from dynamicrafter_jax.runtime import files
 
 ROW = flags.DEFINE_multi_string("row", [], "Rows to plan again; 'all' for every one.")
-LIST = flags.DEFINE_bool("list", False, "List the rows and their commands, and do nothing.")
-DOCUMENT = flags.DEFINE_string("document", "docs/scaling.md", "Where the table is written.")
-PLANS = flags.DEFINE_string("plans", "docs/plans", "Folder that plans are kept in.")
+LIST = flags.DEFINE_bool("list", False, "Only list the rows and their commands.")
+DOCUMENT = flags.DEFINE_string("document", "docs/scaling.md", "Where to write the table.")
+PLANS = flags.DEFINE_string("plans", "docs/plans", "Folder where plans are saved.")
 
 START, END = "<!-- plans -->", "<!-- end of plans -->"
 
@@ -66,18 +66,20 @@ ROWS |= {
     for name, arguments in ROWS.items()
     if name.startswith("train")
 }
-"""What is planned, by name: the flags of `dynamicrafter_jax.plan`."""
+"""The flags of `dynamicrafter_jax.plan` for each row, by the row's name."""
 
 
 def main(_: Sequence[str]) -> None:
-    """Plans the rows that were asked for, and writes the table of all that are known."""
+    """Plans the requested rows, and writes the table of all saved plans."""
     if LIST.value:
         for name in ROWS:
             print(f"{name}: {command(name)}")
         return
     chosen = list(ROWS) if "all" in ROW.value else ROW.value
     if unknown := set(chosen) - set(ROWS):
-        raise UserError(f"no row {', '.join(sorted(unknown))}: choose from {', '.join(ROWS)}")
+        raise UserError(
+            f"there is no row {', '.join(sorted(unknown))}: choose from {', '.join(ROWS)}"
+        )
     folder, document = epath.Path(PLANS.value), epath.Path(DOCUMENT.value)
     files.check_writable(document)
     for name in chosen:
@@ -106,10 +108,10 @@ def table(plans: dict[str, dict[str, Any]]) -> str:
 
 
 def rewritten(document: str, table: str) -> str:
-    """Returns a document with another table between the marks.
+    """Returns a document with the table between its marks replaced.
 
     Raises:
-        UserError: If it has no marks.
+        UserError: The document has no marks.
     """
     if START not in document or END not in document:
         raise UserError(f"the document has no lines {START!r} and {END!r} to put the table between")
@@ -134,12 +136,12 @@ def _row(name: str, plan: dict[str, Any]) -> str:
 
 
 def _plan(name: str) -> dict[str, Any]:
-    """Plans a row in a process of its own, whose memory is free again afterwards."""
+    """Plans a row in a separate process, which frees its memory when it ends."""
     words = [sys.executable, "-m", "dynamicrafter_jax.plan", *ROWS[name], "--json"]
     done = subprocess.run(words, stdout=subprocess.PIPE, text=True, env=dict(os.environ))
     found = re.search(r"^\{.*\}$", done.stdout, re.M)
-    if done.returncode not in (0, 1) or not found:  # 1: it does not fit, which is a plan too
-        raise UserError(f"the plan of {name} failed: {command(name)}")
+    if done.returncode not in (0, 1) or not found:  # 1: it does not fit, which is still a plan
+        raise UserError(f"planning {name} failed: to see why, run {command(name)}")
     return json.loads(found.group())
 
 

@@ -1,1 +1,1 @@
-"""Parameters on their way in and out: release files, converted models, hubs."""
+"""Reading and writing of parameters: release files, converted models, model hubs."""

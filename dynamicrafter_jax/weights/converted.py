@@ -1,10 +1,10 @@
 """The directories of converted models.
 
-A converted model is a directory of
+A converted model is a directory with
 
-- `config.json`: its config, and where it comes from;
-- `params/SECTION/`: a stored tree of each network's parameters;
-- `carried.safetensors`: what a release file holds besides, for an export; may be absent.
+- `config.json`: its config, and which files it was made from;
+- `params/SECTION/`: the parameters of each network, as a stored tree;
+- `carried.safetensors`: further tensors of the release file, for an export; may be absent.
 """
 
 import contextlib
@@ -38,15 +38,15 @@ PARAMS_FOLDER = "params"
 CARRIED_FILE = "carried.safetensors"
 FORMAT_VERSION = 1
 
-# What people take for converted models is told apart, and this is said.
-_RELEASE = "give a file of the release's own names, as model.ckpt of Doubiiu/DynamiCrafter_512"
+# The advice for folders that are mistaken for converted models.
+_RELEASE = "give a file with the release's names, such as model.ckpt of Doubiiu/DynamiCrafter_512"
 
 
 def save_tree(directory: epath.PathLike, tree: PyTree[Array]) -> None:
-    """Writes a tree of arrays as an Orbax checkpoint, and returns when it is there.
+    """Writes a tree of arrays as an Orbax checkpoint, and returns when it is complete.
 
     Args:
-        directory: Where to; it must not exist.
+        directory: Where to write it; must not exist yet.
         tree: Nested dicts of `jax.Array`.
     """
     as_path(directory).parent.mkdir(parents=True, exist_ok=True)
@@ -60,16 +60,16 @@ def restore_tree(
     dtype: DTypeLike | None = None,
     shardings: Mapping[str, PyTree] | None = None,
 ) -> dict[str, PyTree[Array]]:
-    """Reads a checkpoint of `save_tree`, complete or not at all.
+    """Reads a checkpoint written by `save_tree`, complete or not at all.
 
     Args:
         directory: The checkpoint.
-        abstract: The same tree with `jax.ShapeDtypeStruct` for leaves.
+        abstract: The same tree, with `jax.ShapeDtypeStruct` as leaves.
         dtype: Type of the result; by default that of `abstract`.
-        shardings: The same tree of `jax.sharding.Sharding`; by default all goes to one device.
+        shardings: The same tree of `jax.sharding.Sharding`; by default, one device gets everything.
 
     Raises:
-        UserError: If the checkpoint is absent or broken, or its leaves are not those of
+        UserError: The checkpoint is absent or broken, or its leaves are not those of
             `abstract`; the message lists them.
     """
     path = _utf8(directory)
@@ -81,8 +81,8 @@ def open_tree(
 ) -> Callable[[tuple[str, ...]], Array]:
     """Returns a function that reads one leaf of a checkpoint onto one device, by its path.
 
-    It reads the child of the tree that the leaf is in, and keeps it until a leaf of another is
-    asked for; so neighbours should be read one after another.
+    The function reads the tree's child that contains the leaf, and keeps it until a leaf of another
+    child is requested, so read neighbouring leaves one after another.
 
     Args:
         directory: The checkpoint.
@@ -116,12 +116,12 @@ def load_converted(
 
     Args:
         directory: The converted model.
-        abstract: The sections wanted, as trees of `jax.ShapeDtypeStruct`.
+        abstract: The sections to read, as trees of `jax.ShapeDtypeStruct`.
         dtype: Type of the result; by default that of `abstract`.
-        shardings: Where each parameter goes; by default all to one device.
+        shardings: Where each parameter goes; by default, one device gets everything.
 
     Raises:
-        UserError: If a section is absent or broken, or does not fit.
+        UserError: A section is absent or broken, or does not fit.
     """
     return {
         section: restore_tree(
@@ -156,16 +156,16 @@ def section_path(directory: epath.PathLike, section: str) -> epath.Path:
 
 
 def read_description(directory: epath.PathLike) -> dict[str, Any]:
-    """Returns what `config.json` of a converted model says.
+    """Returns the contents of a converted model's `config.json`.
 
-    That is `format_version`, `package_version`, `dtype` of the parameters, `sources` (a list of
-    `name` and `sha256` of the files it was made from; of a training run also `step` and
+    They are `format_version`, `package_version`, `dtype` of the parameters, `sources` (a list of
+    `name` and `sha256` of the files it was made from; a training run also has `step` and
     `parameters`, "averaged" or "last", and its SHA-256 is that of the parameters), `files` (their
     sizes by name) and `config`.
 
     Raises:
-        UserError: If the directory is not a converted model or of a newer format, or if a file
-            of it is missing or cut short.
+        UserError: The directory is not a converted model or has a newer format, or one of its files
+            is missing or truncated.
     """
     path = as_path(directory)
     if not path.is_dir():
@@ -182,7 +182,7 @@ def read_description(directory: epath.PathLike) -> dict[str, Any]:
         raise UserError(f"{path / CONFIG_FILE} is damaged: convert the model again") from error
     if version > FORMAT_VERSION:
         raise UserError(
-            f"{directory} has format version {version}, newer than this package reads "
+            f"{directory} has format version {version}, newer than this package can read "
             f"({FORMAT_VERSION}): upgrade dynamicrafter-jax"
         )
     if not {"dtype", "sources", "files", "config"} <= set(description):
@@ -191,19 +191,19 @@ def read_description(directory: epath.PathLike) -> dict[str, Any]:
         file = path / name
         if not file.exists() or file.stat().length != size:
             refuse_placeholder(file, file)
-            state = "cut short or changed" if file.exists() else "missing"
+            state = "truncated or changed" if file.exists() else "missing"
             raise UserError(f"{file} is {state}: copy {directory} or convert the model again")
     return description
 
 
 def read_config(directory: epath.PathLike) -> ConfigDict:
-    """Returns the config of a converted model; raises as `read_description`."""
+    """Returns the config of a converted model; raises the errors of `read_description`."""
     return config_from_json(read_description(directory)["config"])
 
 
 @contextlib.contextmanager
 def open_carried(directory: epath.PathLike) -> Iterator[dict[str, StoredTensor]]:
-    """Opens the tensors that a converted model carries for an export; there may be none."""
+    """Opens the tensors that a converted model keeps for an export; there may be none."""
     path = as_path(directory) / CARRIED_FILE
     if not path.exists():
         yield {}
@@ -213,29 +213,31 @@ def open_carried(directory: epath.PathLike) -> Iterator[dict[str, StoredTensor]]
 
 
 def _describe_foreign(folder: epath.Path) -> str:
-    """Says what a folder is that is no converted model; nothing if it may be a damaged one."""
+    """Describes a folder that is not a converted model; "" if it may be a damaged one."""
     described = _read_json(folder / CONFIG_FILE)
     if (folder / "checkpoints").is_dir():
         return (
-            f"{folder} is a training run: make a model of it by python -m "
+            f"{folder} is a training run: convert it to a model with python -m "
             f"dynamicrafter_jax.convert --input={folder} --output=DIRECTORY"
         )
     if "train" in described:
-        return f"{folder} is a training run that has no checkpoint yet: let it train on"
+        return f"{folder} is a training run that has no checkpoint yet: let it train longer"
     if (folder / "model_index.json").exists() or "_diffusers_version" in described:
-        return f"{folder} is a diffusers folder, which names its tensors in another way: {_RELEASE}"
+        return f"{folder} is a diffusers folder, whose tensors have other names: {_RELEASE}"
     if "model_type" in described or "architectures" in described:
         return f"{folder} is a transformers folder, which holds other networks: {_RELEASE}"
     if (folder / CONFIG_FILE).exists():
         return ""
     files = sorted(file.name for file in folder.iterdir() if file.name.endswith(EXTENSIONS))
     if files:
-        return f"{folder} is no converted model: give the path of a file in it, as {files[0]}"
-    return f"{folder} is no converted model: it has no {CONFIG_FILE}"
+        return (
+            f"{folder} is not a converted model: give the path of a file in it, such as {files[0]}"
+        )
+    return f"{folder} is not a converted model: it has no {CONFIG_FILE}"
 
 
 def _read_json(file: epath.Path) -> dict[str, Any]:
-    """Returns what a JSON file says; nothing where there is none, or something else in it."""
+    """Returns the object in a JSON file; empty if the file is missing or holds something else."""
     try:
         values = json.loads(file.read_text())
     except (OSError, ValueError):
@@ -251,7 +253,7 @@ def _package_version() -> str:
 
 
 def _utf8(path: epath.PathLike) -> epath.Path:
-    """Returns a path that Orbax takes: absolute, and in UTF-8."""
+    """Returns a path that Orbax accepts: absolute, and in UTF-8."""
     return utf8_path(stored.absolute(path))
 
 
@@ -261,7 +263,7 @@ def _find_tree(
     dtype: DTypeLike | None,
     shardings: Mapping[str, PyTree] | None,
 ) -> dict[str, PyTree]:
-    """Makes sure that a checkpoint has the leaves of `abstract`; returns them as asked for."""
+    """Checks that a checkpoint has the leaves of `abstract`; returns those to read."""
     one_device = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
     wanted: dict[str, PyTree] = jax.tree.map(
         lambda leaf, sharding: jax.ShapeDtypeStruct(
@@ -273,7 +275,7 @@ def _find_tree(
     try:
         here = stored.shapes_of(stored.described(path))
     except stored.Damaged as error:
-        raise UserError(f"{path} is no whole checkpoint ({error})") from error
+        raise UserError(f"{path} is not a complete checkpoint ({error})") from error
     shapes = stored.shapes_of(stored.leaves_of(wanted))
     if mismatch := describe_mismatch(shapes, here):
         details = describe_mismatch(shapes, here, most=None)

@@ -1,7 +1,7 @@
 """Models in repositories of the Hugging Face Hub, downloaded into its cache.
 
-What comes from there is data: nothing in a repository is executed, nor read before `tensors` or
-`checkpoint` do. This is the only room that imports `huggingface_hub`.
+Downloads are treated as data: nothing in a repository is executed, and only `tensors` and
+`converted` read its files. This is the only module that imports `huggingface_hub`.
 """
 
 import contextlib
@@ -27,7 +27,7 @@ _RELEASE_FILE = "model.ckpt"
 _CONVERTED = (CONFIG_FILE, CARRIED_FILE, f"{PARAMS_FOLDER}/*")
 
 _ID = re.compile(r"(\w[\w.-]*/\w[\w.-]*)(?:@(\w[\w./-]*))?")
-_TIMEOUT = 10  # seconds without an answer until the cache has to do
+_TIMEOUT = 10  # seconds without an answer, after which the cache is used
 _NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
@@ -36,7 +36,7 @@ class Repository:
     """A repository, or a revision of one.
 
     Attributes:
-        id: Its owner and name, as "Doubiiu/DynamiCrafter_512".
+        id: Its owner and name, such as "Doubiiu/DynamiCrafter_512".
         revision: A branch, a tag or a commit; None for the newest.
     """
 
@@ -45,9 +45,9 @@ class Repository:
 
     @classmethod
     def parse(cls, text: str) -> "Repository | None":
-        """Reads "owner/name" or "owner/name@revision"; None where it is neither.
+        """Reads "owner/name" or "owner/name@revision"; returns None for any other text.
 
-        A name with the extension of a file of tensors is taken for a path.
+        A name with the extension of a tensor file is taken to be a path.
         """
         found = _ID.fullmatch(text)
         if found is None or _is_of_tensors(found[1]):
@@ -56,18 +56,18 @@ class Repository:
 
     @property
     def config(self) -> str | None:
-        """The name of its model's config, where it is one of `RELEASES`."""
+        """The name of its model's config, if it is one of `RELEASES`; otherwise None."""
         return RELEASES.get(self.id)
 
     def download(self) -> Path:
-        """Returns where its model is in the cache of this machine, downloaded if it is not there.
+        """Returns the path of its model in this machine's cache, downloading it if necessary.
 
-        That is `model.ckpt` of one of `RELEASES`; of others the folder of a converted model, or
-        the one file of tensors that there is. Without a network, what the cache has is taken.
+        For one of `RELEASES`, that is `model.ckpt`; for others, the folder of a converted model or
+        the only file of tensors. Without a network, the cached version is used.
 
         Raises:
-            UserError: If it can't be had; the message says what to download, and what to do with
-                it.
+            UserError: The model can't be downloaded; the message says which file to get instead,
+                and what to do with it.
         """
         import huggingface_hub
         from huggingface_hub import errors
@@ -79,7 +79,7 @@ class Repository:
                 )
             except (errors.RepositoryNotFoundError, errors.RevisionNotFoundError):
                 raise
-            except Exception:  # of whatever kind its HTTP client has for a network that fails
+            except Exception:  # whatever its HTTP client raises when the network fails
                 names = self._cached_files()
                 if not any(map(_is_of_model, names)):
                     raise
@@ -87,7 +87,7 @@ class Repository:
             return self._pick([file.rfilename for file in info.siblings or ()], cached=False)
 
     def _cached_files(self) -> list[str]:
-        """Lists the files of the repository that the cache has."""
+        """Lists the files of the repository that are in the cache."""
         import huggingface_hub
         from huggingface_hub import errors
 
@@ -101,7 +101,7 @@ class Repository:
         return [file.relative_to(folder).as_posix() for file in folder.rglob("*") if file.is_file()]
 
     def _pick(self, names: Sequence[str], *, cached: bool) -> Path:
-        """Returns the model among the files of the repository, taken from the cache or the Hub."""
+        """Picks the model from the repository's files, and gets it from the cache or the Hub."""
         import huggingface_hub
 
         if CONFIG_FILE in names and any(map(_is_converted, names)):
@@ -113,7 +113,7 @@ class Repository:
             )
             return Path(folder)
         name = _RELEASE_FILE if self.config else self._only_file(names)
-        check_readable(name)  # before 10 GB are downloaded in vain
+        check_readable(name)  # rather than download 10 GB for nothing
         file = huggingface_hub.hf_hub_download(
             self.id, name, revision=self.revision, local_files_only=cached
         )
@@ -129,7 +129,7 @@ class Repository:
         if len(files) > 1:
             some = ", ".join(files[:5]) + (", ..." if len(files) > 5 else "")
             raise UserError(
-                f"{self._address} holds several files ({some}): download the one that is meant, "
+                f"{self._address} holds several files ({some}): download the one you want, "
                 "and give its path"
             )
         return files[0]
@@ -143,7 +143,7 @@ class Repository:
 
     @contextlib.contextmanager
     def _explained(self) -> Iterator[None]:
-        """Says in one line why a model can't be had, and what to do."""
+        """Turns download errors into one line that says what went wrong and what to do."""
         from huggingface_hub import constants, errors
 
         try:
@@ -152,7 +152,7 @@ class Repository:
             raise
         except errors.GatedRepoError as error:
             raise UserError(
-                f"{self._address} is for those who accepted its terms: do so there, and set "
+                f"{self._address} requires you to accept its terms: do so there, and set "
                 "HF_TOKEN to your access token"
             ) from error
         except errors.RepositoryNotFoundError as error:
@@ -170,7 +170,7 @@ class Repository:
         except Exception as error:  # of the disk, the network, or the cache
             if isinstance(error, OSError) and error.errno in _NO_ROOM:
                 raise UserError(
-                    f"there is no room for {self.id} in {constants.HF_HUB_CACHE}: make some, or "
+                    f"there is no space for {self.id} in {constants.HF_HUB_CACHE}: free some, or "
                     "set HF_HUB_CACHE to a folder on another disk"
                 ) from error
             raise UserError(self._by_hand(_reason(error))) from error
@@ -181,7 +181,7 @@ class Repository:
             what, then = _RELEASE_FILE, f"its path with the config {self.config}"
         return (
             f"there is no file or folder {self.id} here, and it can't be downloaded ({reason}): "
-            f"on a machine that can, get {what} from {self._address}, copy it to this machine, and "
+            f"download {what} from {self._address} on another machine, copy it to this one, and "
             f"give {then}"
         )
 
@@ -199,12 +199,12 @@ def _is_of_model(name: str) -> bool:
 
 
 def _reason(error: BaseException) -> str:
-    """Says in a few words what was in the way."""
+    """Returns the cause of a failed download in a few words."""
     from huggingface_hub import constants
 
     if constants.HF_HUB_OFFLINE:
         return "HF_HUB_OFFLINE is set, and it is not in the cache"
-    while error.__cause__ is not None:  # the library wraps what happened in advice of its own
+    while error.__cause__ is not None:  # the library wraps the cause in its own advice
         error = error.__cause__
     words = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
     first = next(iter(words.splitlines()), "")

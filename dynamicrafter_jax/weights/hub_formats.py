@@ -1,8 +1,8 @@
-"""CLIP towers and VAEs in the formats in which model hubs keep them.
+"""CLIP towers and VAEs in the formats used on model hubs.
 
-A format is known by the names of its tensors. Each is told as a table of names, of the kind that
-`release` has; where a format keeps query, key and value apart, one name such as
-`self_attn.{q,k,v}_proj.weight` stands for the three.
+A format is recognised by its tensors' names. Each is described by a table of names, as in
+`release`; if a format stores query, key and value separately, one name such as
+`self_attn.{q,k,v}_proj.weight` stands for all three.
 """
 
 import contextlib
@@ -27,12 +27,12 @@ class HubFormat(NamedTuple):
     """A kind of file.
 
     Attributes:
-        name: What it is called.
+        name: Name of the format, for messages.
         naming: How it names our parameters.
-        marks: For each network that may be in it, what some names start with if it is.
-        unused: Regular expression of names that are known to be there and that we do not use.
-        scope: What names start with that matter; others are of networks not asked for.
-        aliases: Older names, as regular expressions, and today's.
+        marks: For each network that it may contain, a prefix of names that shows that it does.
+        unused: Regular expression for names that are expected and not used here.
+        scope: Prefix of the names that matter; others belong to other networks.
+        aliases: Older names, as regular expressions, and their replacements.
     """
 
     name: str
@@ -44,7 +44,7 @@ class HubFormat(NamedTuple):
 
 
 def clip_formats(config: ConfigDict) -> tuple[HubFormat, ...]:
-    """Returns the formats of CLIP towers: of open_clip, and of transformers.
+    """Returns the formats of CLIP towers: those of open_clip and of transformers.
 
     The text tower's last block is not run, so it is not read and may be absent.
     """
@@ -67,9 +67,9 @@ def clip_formats(config: ConfigDict) -> tuple[HubFormat, ...]:
 
 
 def vae_formats(config: ConfigDict) -> tuple[HubFormat, ...]:
-    """Returns the formats of VAEs: of diffusers, and of latent diffusion (LDM), alone or whole.
+    """Returns the formats of VAEs: diffusers, and latent diffusion (LDM), alone or whole models.
 
-    A file of LDM may hold the losses and the averages of its training besides.
+    An LDM file may also hold the losses and averaged weights of its training.
     """
     return (
         HubFormat(
@@ -101,17 +101,17 @@ def open_hub_file(
     config: ConfigDict,
     stack: contextlib.ExitStack,
 ) -> tuple[Release, str]:
-    """Opens the networks in a file of one of the formats, and returns the format's name too.
+    """Opens the networks in a file; returns them and the name of the file's format.
 
     Args:
         path: A file that `tensors.open_tensors` reads.
-        formats: Those that it may have.
+        formats: The formats that it may have.
         boxed: Abstract parameters of all networks.
         config: The config of the model; parameters become `precision.param_dtype`.
-        stack: Closes the file.
+        stack: The stack that will close the file.
 
     Raises:
-        UserError: If it has none of the formats, or a tensor is missing, unexpected or misshapen.
+        UserError: It has none of the formats, or a tensor is missing, unexpected or misshapen.
     """
     tensors = stack.enter_context(open_tensors(path))
     for found in formats:
@@ -124,7 +124,7 @@ def open_hub_file(
             return _open_format(path, tensors, found, present, config), found.name
     known = " or ".join(f"{found.name} ({'*, '.join(found.marks.values())}*)" for found in formats)
     first = min(tensors)
-    raise UserError(f"{path} has names of no known format, as {first}: give a file of {known}")
+    raise UserError(f"{path} has names of no known format, such as {first}: give a file of {known}")
 
 
 def _open_format(
@@ -153,7 +153,7 @@ def _open_format(
 
 
 def _parts(place: ReleaseTensor) -> dict[str, tuple[int, ...]]:
-    """Names and shapes of the tensors that a parameter is stored in, in order."""
+    """Returns names and shapes of the tensors that a parameter is stored as, in order."""
     before, brace, rest = place.name.partition("{")
     if not brace:
         return {place.name: place.shape}
@@ -173,7 +173,7 @@ def _join_parts(place: ReleaseTensor, tensors: Tensors) -> StoredTensor:
 
 
 def _as_convolution(tensor: StoredTensor, shape: tuple[int, ...] | None) -> StoredTensor:
-    """Takes a matrix for the 1x1 convolution that it is the same as, where that is wanted."""
+    """Reshapes a matrix to the equivalent 1x1 convolution, if `shape` is that of one."""
     if shape != (*tensor.shape, 1, 1):
         return tensor
     return dataclasses.replace(tensor, shape=shape, read=lambda: tensor.read().reshape(shape))
@@ -200,11 +200,11 @@ _TRANSFORMERS: Mapping[str, Table] = {
         **_CLIP_TOWER,
         "class_embedding": ("embeddings.class_embedding", {}),
         "patch_embed": ("embeddings.patch_embedding", {}),
-        "ln_pre": ("pre_layrnorm", {}),  # spelt so
+        "ln_pre": ("pre_layrnorm", {}),  # sic
     },
 }
 
-# Older files name the parts of attention otherwise.
+# Older files have other names for the parts of attention.
 _DIFFUSERS_ALIASES = (
     (r"(attentions\.0)\.query\.", r"\1.to_q."),
     (r"(attentions\.0)\.key\.", r"\1.to_k."),
@@ -222,7 +222,10 @@ _DIFFUSERS_ATTENTION: Table = {
 
 
 def _diffusers_table(levels: int) -> Table:
-    """Its decoder numbers levels in the order in which they run, ours as the encoder does."""
+    """Returns the table of diffusers, whose decoder numbers levels in the order they run.
+
+    Our decoder numbers them as the encoder does.
+    """
     ups = {}
     for level in range(levels):
         block = f"up_blocks.{levels - 1 - level}"

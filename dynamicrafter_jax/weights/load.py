@@ -1,4 +1,4 @@
-"""Parameters out of release files, complete or not at all, and of converted models."""
+"""Reads parameters from release files, complete or not at all, and from converted models."""
 
 import contextlib
 import dataclasses
@@ -50,13 +50,13 @@ Leaves = Mapping[tuple[str, ...], Leaf]
 
 @dataclasses.dataclass(frozen=True)
 class Release:
-    """Networks in a file or a converted model, found complete, and still to be read.
+    """Networks in a file or a converted model, checked to be complete and not yet read.
 
     Attributes:
-        leaves: For each network, a function for each path in its tree that reads the parameter
-            there. They work while the file is open.
-        carried: The tensors that the model does not use and an export needs.
-        sources: The file, and what the towers come from if they are not in it.
+        leaves: For each network, functions that read its parameters, by path in its tree. They work
+            while the file is open.
+        carried: Tensors that the model does not use but an export needs.
+        sources: The file, and the source of the towers if they are not in it.
     """
 
     leaves: Mapping[str, Leaves]
@@ -65,11 +65,11 @@ class Release:
 
     @property
     def readers(self) -> dict[str, Callable[[], PyTree[Array]]]:
-        """For each network, a function that reads all its parameters onto one device."""
+        """For each network, a function that reads all of its parameters onto one device."""
         return {section: partial(_read_tree, leaves) for section, leaves in self.leaves.items()}
 
     def join(self, other: "Release") -> "Release":
-        """Returns both, `other` winning where both have a network, `self` where both carry."""
+        """Merges two; `other` wins if both have a network, `self` if both carry a tensor."""
         return Release(
             {**self.leaves, **other.leaves},
             {**other.carried, **self.carried},
@@ -87,13 +87,13 @@ def load_pretrained(
 
     Args:
         source: A directory that `convert` made, a file that `tensors.open_tensors` reads, or the
-            name of a model (`pretrained`).
-        config: The config; for a directory or a name, in place of its own.
-        towers: See `load_release`; a name too.
+            name of a model (see `names`).
+        config: The config; for a directory or a name, it replaces the model's own.
+        towers: See `load_release`; may be a name too.
 
     Raises:
-        UserError: If the source is missing, broken or does not fit the config, or is a file
-            and comes without a config; or as `pretrained.find_model`.
+        UserError: The source is missing, broken or does not fit the config, or it is a file and no
+            config is given; or as in `names.find_model`.
     """
     place = find_model(source)
     if place.is_dir():
@@ -104,7 +104,7 @@ def load_pretrained(
         elif config.name != stored.name and not same_networks(config, stored):
             raise UserError(
                 f"{source} is not {article(config.name)} {config.name} model: it was made with "
-                f"the config {stored.name}, which it knows by itself, so give none"
+                f"the config {stored.name}, which is stored with it, so give no config"
             )
         elif config.diffusion.to_dict() != stored.diffusion.to_dict():  # one may be locked
             warnings.warn(f"{source} was made for another noise schedule", stacklevel=2)
@@ -118,7 +118,7 @@ def load_pretrained(
         if not place.exists():
             raise UserError(f"{place} does not exist: check the path")
         raise UserError(
-            f"{source} needs a config, as config='i2v_1024': the 512, 1024 and interpolation "
+            f"{source} needs a config, such as config='i2v_1024': the 512, 1024 and interpolation "
             "releases hold the same tensors, so a file does not say which it is"
         )
     towers = None if towers is None else find_model(towers)
@@ -134,18 +134,18 @@ def load_release(
 ) -> dict[str, PyTree[Array]]:
     """Returns the parameters in a release file, by network.
 
-    Those that no release has, adapters, are drawn with key 0.
+    Adapters, which no release has, are drawn with key 0.
 
     Args:
         path: A file that `tensors.open_tensors` reads.
         config: The config of the model in it; parameters become `precision.param_dtype`.
-        towers: Where the frozen networks (VAE, text and vision tower) that the file leaves out
-            come from: another release file, or a converted model.
+        towers: The source of frozen networks (VAE, text and vision tower) that the file leaves out:
+            another release file, or a converted model.
         progress: Whether to show a progress bar, if stderr is a terminal.
 
     Raises:
-        UserError: If a tensor is missing, unexpected, misshapen or not finite, if the file was
-            made for another noise schedule, or if it can't be read.
+        UserError: A tensor is missing, unexpected, misshapen or not finite; the file was made for
+            another noise schedule; or it can't be read.
     """
     with open_release(path, config, towers=towers, progress=progress) as release:
         return {section: read() for section, read in release.readers.items()}
@@ -159,7 +159,7 @@ def open_release(
     towers: epath.PathLike | None = None,
     progress: bool = False,
 ) -> Iterator[Release]:
-    """Opens a release file and makes sure that it is complete; see `load_release`."""
+    """Opens a release file and checks that it is complete; see `load_release`."""
     boxed = abstract_params(config)
     with contextlib.ExitStack() as stack:
         tensors = open_canonical(path, stack)
@@ -170,8 +170,8 @@ def open_release(
         if lacked:
             if towers is None:
                 raise UserError(
-                    f"{path} has no {' and no '.join(lacked)}: say with towers which release "
-                    "file or converted model to take from"
+                    f"{path} has no {' and no '.join(lacked)}: set towers to a release file or "
+                    "converted model that does"
                 )
             found = found.join(open_towers(towers, lacked, config, stack))
         elif towers is not None:
@@ -181,7 +181,7 @@ def open_release(
 
 
 def origin(path: epath.PathLike) -> list[dict[str, Any]]:
-    """Returns name and SHA-256 of a file, or the `sources` of a converted model."""
+    """Returns the name and SHA-256 of a file, or the `sources` of a converted model."""
     file = as_path(path)
     if file.is_dir():
         return converted.read_description(file)["sources"]
@@ -192,13 +192,13 @@ def abstract_params(config: ConfigDict) -> dict[str, PyTree]:
     """Returns the parameters that a config describes, as `models.abstract_models` does.
 
     Raises:
-        UserError: If the config does not fit the networks.
+        UserError: The config does not fit the networks.
     """
     return abstract_models(networks_of(config))
 
 
 def open_canonical(path: epath.PathLike, stack: contextlib.ExitStack) -> dict[str, StoredTensor]:
-    """Opens a release file until `stack` closes, older names replaced by today's."""
+    """Opens a release file until `stack` closes, with older names replaced by current ones."""
 
     def today(name: str) -> str:
         for old, new in ALIASES:
@@ -221,15 +221,15 @@ def pick_networks(
 
     Args:
         path: The file, for messages.
-        tensors: What is in it, by today's names. Those of networks not in `boxed` are ignored.
-        boxed: Abstract parameters of the networks wanted.
+        tensors: Its tensors, by current names. Those of networks not in `boxed` are ignored.
+        boxed: Abstract parameters of the networks to read.
         config: The config of the model.
-        may_lack: Networks that may be absent, and are then absent from the result.
-        may_start_fresh: Regular expressions of names. Parameters that match one may be absent,
-            but only all of them together; they are then absent from the result.
+        may_lack: Networks that may be missing, from the file and thus from the result.
+        may_start_fresh: Regular expressions for names. The parameters that match one may be
+            missing, but only all of them together; they are then missing from the result.
 
     Raises:
-        UserError: If a tensor is missing, unexpected, misshapen or of integers.
+        UserError: A tensor is missing, unexpected, misshapen or of integers.
     """
     sections = _sections(boxed)
     absent = {
@@ -268,7 +268,7 @@ def open_towers(
     """Opens the networks of `boxed`, and no others, in a release file or a converted model.
 
     Raises:
-        UserError: If one is not there, broken or not complete.
+        UserError: One is missing, broken or incomplete.
     """
     if as_path(towers).is_dir():
         return open_converted(towers, boxed, config, stack)
@@ -289,7 +289,7 @@ def open_converted(
     """Opens the networks of `boxed` in a converted model.
 
     Raises:
-        UserError: If the model is broken, or a network of it does not fit.
+        UserError: The model is broken, or one of its networks does not fit.
     """
     converted.read_description(directory)
     leaves: dict[str, Leaves] = {}
@@ -309,7 +309,7 @@ def open_converted(
 def as_release(
     path: epath.PathLike, tensors: Tensors, sections: Sections, config: ConfigDict
 ) -> Release:
-    """Returns the networks of `sections` out of an open file, and what it carries."""
+    """Returns the networks of `sections` in an open file, with the tensors it carries."""
     unused = unused_tensors(config.text_encoder.layers)
     read = partial(_read_leaf, path, DTYPES[config.precision.param_dtype])
     leaves = {
@@ -325,12 +325,12 @@ def as_release(
 def fill(
     leaves: Mapping[str, Leaves], boxed: Mapping[str, PyTree], key: jax.Array
 ) -> dict[str, Leaves]:
-    """Returns functions for all parameters of `boxed`; those that `leaves` lacks are drawn.
+    """Returns functions for all parameters of `boxed`; those missing in `leaves` are drawn.
 
     Args:
         leaves: Functions that read parameters, as in `Release`.
         boxed: Abstract parameters by network.
-        key: A typed PRNG key, with which `models.layers.init_params` would draw the same.
+        key: A typed PRNG key; `models.layers.init_params` draws the same values with it.
     """
     filled: dict[str, Leaves] = {}
     for network, tree in boxed.items():
@@ -343,13 +343,13 @@ def fill(
 
 
 def _draw(path: tuple[str, ...], box: Any, key: jax.Array) -> Array:
-    """Draws a leaf alone, as it would be drawn among all others."""
+    """Draws one leaf, with the value that it has when all are drawn."""
     (value,) = jax.tree.leaves(init_params(traverse_util.unflatten_dict({path: box}), key))
     return value
 
 
 def _with_bar(release: Release, stack: contextlib.ExitStack) -> Release:
-    """Shows a progress bar of what is read, if stderr is a terminal."""
+    """Shows a progress bar of the tensors read, if stderr is a terminal."""
     total = sum(map(len, release.leaves.values()))
     bar = stack.enter_context(tqdm(total=total, unit=" tensors", leave=False, disable=None))
 

@@ -1,13 +1,13 @@
-"""What a model is called: the demo of the package, a repository of the Hub, or a path.
+"""Names of models: the package's demo, a repository on the Hub, or a path.
 
-A text is looked up in this order:
+Text is interpreted by the first rule that applies:
 
-1. "demo" is the model of the package, if it has one; a folder of that name is "./demo".
+1. "demo" is the package's own model, if it is installed; for a folder of that name, write "./demo".
 2. What exists on this machine is a path.
-3. "owner/name" and "owner/name@revision" are repositories of the Hub.
-4. All else is a path.
+3. "owner/name" and "owner/name@revision" are repositories on the Hub.
+4. Anything else is a path.
 
-A `Path` is a path.
+A `Path` is always a path.
 """
 
 from importlib import resources
@@ -28,13 +28,13 @@ _DEMO_FILE = "demo.safetensors"
 
 
 def find_model(source: epath.PathLike) -> epath.Path:
-    """Returns the file or folder of a model, downloaded if need be.
+    """Returns the file or folder of a model, downloading it if necessary.
 
     Args:
         source: Its name or path; a path need not exist.
 
     Raises:
-        UserError: If it is the name of a config, or this installation has no demo model; or as
+        UserError: It is the name of a config, or this installation has no demo model; or as in
             `hub.Repository.download`.
     """
     if source == DEMO:
@@ -49,7 +49,7 @@ def find_model(source: epath.PathLike) -> epath.Path:
 
 
 def known_config(source: epath.PathLike) -> str | None:
-    """Returns the name of the config that belongs to a model, where its name is enough to tell."""
+    """Returns the name of a model's config, if the model's name determines it; otherwise None."""
     if source == DEMO:
         return DEMO
     repository = _repository(source)
@@ -57,11 +57,11 @@ def known_config(source: epath.PathLike) -> str | None:
 
 
 def config_for(source: epath.PathLike, given: ConfigDict | None) -> ConfigDict:
-    """Returns the config that is given, else that of the model `source`.
+    """Returns the given config or, without one, that of the model `source`.
 
     Raises:
-        UserError: If `source` does not exist, or is a file, which does not say which model it is;
-            or as `find_model` and `checkpoint.read_description`.
+        UserError: `source` does not exist, or is a file, which does not say which model it is; or
+            as in `find_model` and `converted.read_description`.
     """
     if given is not None:
         return given
@@ -71,7 +71,9 @@ def config_for(source: epath.PathLike, given: ConfigDict | None) -> ConfigDict:
     if not place.exists():
         raise UserError(f"{place} does not exist: check the path")
     if not place.is_dir():
-        raise UserError("no --config: a file does not say which model it is, as i2v_1024")
+        raise UserError(
+            "no --config: a file does not say which model it is; give its config, such as i2v_1024"
+        )
     return read_config(place)
 
 
@@ -81,16 +83,16 @@ def _repository(source: epath.PathLike) -> Repository | None:
 
 
 def _where_weights_are(config: str) -> str:
-    """Says what to give in place of the name of a config."""
+    """Says what to give instead of the name of a config."""
     for repository, known in RELEASES.items():
         if known == config:
             return (
                 f"{config} is the name of a config, and its weights are in {repository}: give "
-                f"that name, as --checkpoint={repository} or from_pretrained({repository!r}), or "
-                f"the path of its model.ckpt with the config"
+                f"that name, as in --checkpoint={repository} or from_pretrained({repository!r}), "
+                f"or the path of its model.ckpt with the config"
             )
     return (
-        f"{config} is the name of a config, which has no weights: train a model by python "
+        f"{config} is the name of a config, which has no weights: train a model with python "
         f"train.py --config={config} --workdir=DIRECTORY, or give a path"
     )
 
@@ -100,6 +102,6 @@ def _demo_file() -> epath.Path:
     if not file.exists():
         raise UserError(
             f"this installation has no demo model ({file} is missing): docs/training.md "
-            "says how it is trained; a folder of that name is ./demo"
+            "says how to train it; for a folder of that name, write ./demo"
         )
     return file

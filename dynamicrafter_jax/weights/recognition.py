@@ -1,4 +1,4 @@
-"""Whether a file holds the model that was asked for, and which it looks like if not."""
+"""Checks that a file holds the expected model; if not, says which model it looks like."""
 
 from collections.abc import Mapping
 
@@ -15,32 +15,32 @@ from dynamicrafter_jax.weights.release import PREFIXES, schedule_buffers
 from dynamicrafter_jax.weights.tensors import StoredTensor, describe_mismatch
 
 MODELS = ("demo", *RELEASES.values())
-"""The names of configs of models; a recipe has the networks of one of them."""
+"""The names of the models' configs; a training recipe has the networks of one of them."""
 
 Shapes = Mapping[str, tuple[int, ...]]
 
 _UNET = PREFIXES["unet"]
 
-# Buffers of a release file that tell which config it was trained with, and how far a file in
-# half precision may be from the exact values.
+# Buffers of a release file that depend on the config it was trained with, and how much those of a
+# file in half precision may differ from the exact values.
 _TELLING_BUFFERS = ("alphas_cumprod", "scale_arr")
 _BUFFER_TOLERANCE = 5e-3
 
 
 def models_like(shapes: Shapes) -> list[str]:
-    """Returns those of `MODELS` that a release file may be; some have the same tensors.
+    """Returns the names in `MODELS` that a release file may be; some have the same tensors.
 
     Args:
-        shapes: Of the file's tensors, by name.
+        shapes: Shapes of the file's tensors, by name.
     """
     return [name for name in MODELS if is_like(shapes, load_config(name))]
 
 
 def is_like(shapes: Shapes, config: ConfigDict) -> bool:
-    """Returns whether a release file may be of a config.
+    """Returns whether a release file may belong to a config.
 
-    A few tensors tell, so that no network need be traced. Those of networks that the file leaves
-    out are not asked for.
+    Only a few telling tensors are compared, so that no network has to be traced. Networks that the
+    file leaves out are not required.
     """
     has_scales = any(name.endswith(".attn2.alpha") for name in shapes)
     return (
@@ -58,17 +58,17 @@ def check_complete(
     *,
     release: bool = False,
 ) -> None:
-    """Makes sure that a file has exactly the tensors wanted, given as shapes by name.
+    """Checks that a file has exactly the expected tensors.
 
     Args:
         path: The file, for messages.
         config: The config of the model.
-        wanted: Shapes by name.
-        found: What is in the file, and matters.
-        release: Whether it is a release file, of which can be said which model it looks like.
+        wanted: Shapes of the expected tensors, by name.
+        found: The file's tensors, without those that don't matter.
+        release: Whether it is a release file, for which messages can say which model it looks like.
 
     Raises:
-        UserError: If one is missing, unexpected, misshapen or of integers.
+        UserError: One is missing, unexpected, misshapen or of integers.
     """
     shapes = {name: tensor.shape for name, tensor in found.items()}
     if mismatch := describe_mismatch(wanted, shapes):
@@ -81,13 +81,13 @@ def check_complete(
         raise UserError(f"{path} {meaning}: {mismatch}{more}", details)
     for name, tensor in found.items():
         if not jnp.issubdtype(tensor.dtype, jnp.floating):
-            raise UserError(f"{path} is no model: {name} holds {tensor.dtype}, not weights")
+            raise UserError(f"{path} is not a model: {name} holds {tensor.dtype}, not weights")
 
 
 def describe_schedule(
     path: epath.PathLike, config: ConfigDict, found: Mapping[str, StoredTensor]
 ) -> str:
-    """Says if a file was made for another noise schedule, by its buffers; nothing if not."""
+    """Returns a message if a file's buffers show another noise schedule; otherwise ""."""
     differing = _differing_buffer(config, found)
     if not differing:
         return ""
@@ -103,7 +103,7 @@ def describe_schedule(
 
 
 def _differing_buffer(config: ConfigDict, found: Mapping[str, StoredTensor]) -> str | None:
-    """Names a buffer of a file that is not that of a config."""
+    """Returns the name of a buffer in a file that differs from the config's, if any."""
     buffers = schedule_buffers(config.diffusion.to_dict())
     for name in _TELLING_BUFFERS:
         if name not in found:
@@ -121,18 +121,18 @@ def in_words(names: list[str]) -> str:
 
 
 def article(name: str) -> str:
-    """Returns "an" or "a", as stands before a config's name."""
+    """Returns "an" or "a", whichever a config's name needs."""
     return "an" if name[:1] in "aeiou" else "a"
 
 
 def same_networks(one: ConfigDict, other: ConfigDict) -> bool:
-    """Returns whether two configs are of the same networks, as far as a few tensors tell."""
+    """Returns whether two configs have the same networks, judging by a few tensors."""
     scales = {of.unet.image_cross_attention_scale_learnable for of in (one, other)}
     return len(scales) == 1 and _telling(one) == _telling(other)
 
 
 def _telling(config: ConfigDict) -> Shapes:
-    """Shapes of tensors that differ from model to model, by name."""
+    """Returns the shapes of tensors that differ between models, by name."""
     unet, vae, text, image = config.unet, config.vae, config.text_encoder, config.image_encoder
     return {
         f"{_UNET}.input_blocks.0.0.weight": (unet.model_channels, unet.in_channels, 3, 3),

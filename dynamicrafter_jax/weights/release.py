@@ -1,7 +1,7 @@
-"""How the PyTorch release names and lays out every tensor, and which it holds unused.
+"""How the PyTorch release names and lays out every tensor, and which tensors we don't use.
 
-`release_tensors` walks our parameters and gives each its name, shape and layout in the release;
-the converter uses that one table in both directions.
+`release_tensors` walks our parameters and returns the name, shape and layout of each in the
+release; the converter uses this table in both directions.
 """
 
 import dataclasses
@@ -29,9 +29,9 @@ PREFIXES = {
 # Sections that the release freezes, and that some published files leave out.
 FROZEN_SECTIONS = ("vae", "text_encoder", "image_encoder")
 
-# The tensors in release files that are not parameters of ours. `carried` ones are kept as they
-# are, so that an export is again a complete release file; `rebuilt` ones follow from the config;
-# `dropped` ones are constants that only some files hold. LAST is the text tower's last block.
+# The tensors in release files that are not our parameters. `carried` ones are kept as they are, so
+# that an export is a complete release file again; `rebuilt` ones follow from the config; `dropped`
+# ones are constants that only some files hold. LAST is the text tower's last block.
 UNUSED_TENSORS: Mapping[str, tuple[str, ...]] = {
     "carried": (
         "cond_stage_model.model.transformer.resblocks.LAST.ln_1.weight",
@@ -79,7 +79,7 @@ UNUSED_TENSORS: Mapping[str, tuple[str, ...]] = {
     ),
 }
 
-# The 256 release's older name for the `fs` embedding, and today's.
+# The 256 release's older name for the `fs` embedding, and the current one.
 ALIASES = (("model.diffusion_model.framestride_embed.", "model.diffusion_model.fps_embedding."),)
 
 # Our module names -> the release's, level by level. Keys are regular expressions; the first that
@@ -189,7 +189,7 @@ class Naming(NamedTuple):
     """How files of one kind name the parameters of some networks.
 
     Attributes:
-        prefixes: What the names of each network start with, without the dot; may be empty.
+        prefixes: Prefix of each network's names, without the dot; may be empty.
         tables: The table of each network.
     """
 
@@ -208,7 +208,7 @@ class ReleaseTensor:
         name: Its name in the release.
         shape: Its shape in the release, (out, in, *kernel) for kernels.
         path: Its path in our tree, section first.
-        our_shape: Its shape with us, (*kernel, *in, *out).
+        our_shape: Its shape in our tree, (*kernel, *in, *out).
     """
 
     name: str
@@ -227,7 +227,7 @@ class ReleaseTensor:
         return tensor.reshape(self.our_shape)
 
     def to_release(self, array: np.ndarray) -> np.ndarray:
-        """Returns a parameter of ours in the release's layout (a view where possible)."""
+        """Returns one of our parameters in the release's layout (a view where possible)."""
         if not self._is_kernel:
             return array.reshape(self.shape)
         out, inputs, *kernel = self.shape
@@ -237,11 +237,11 @@ class ReleaseTensor:
 
 
 def release_tensors(boxed: PyTree, naming: Naming = RELEASE) -> dict[str, ReleaseTensor]:
-    """Returns every parameter's place in the release, by release name, but for `adapters`.
+    """Returns every parameter's place in the release, by release name, without `adapters`.
 
     Args:
-        boxed: Abstract parameters by section, leaves boxed as `models.layers.Parameter`.
-        naming: The names of another kind of file that lays out its tensors alike.
+        boxed: Abstract parameters by section, with leaves boxed as `models.layers.Parameter`.
+        naming: The names in the release, or in another kind of file with the same layouts.
     """
     found = {}
     in_release = {path: box for path, box in _by_path(boxed).items() if not box.adapter}
@@ -253,7 +253,7 @@ def release_tensors(boxed: PyTree, naming: Naming = RELEASE) -> dict[str, Releas
 
 
 def adapters(boxed: PyTree) -> list[str]:
-    """Returns the paths of the parameters that no release has, as "unet/out/kernel".
+    """Returns the paths of the parameters that no release has, such as "unet/out/kernel".
 
     Args:
         boxed: As in `release_tensors`.
@@ -262,10 +262,10 @@ def adapters(boxed: PyTree) -> list[str]:
 
 
 def unused_tensors(text_layers: int) -> dict[str, str]:
-    """Returns `carried`, `rebuilt` or `dropped` for each tensor that we do not use, by name.
+    """Returns `carried`, `rebuilt` or `dropped` for each tensor that we don't use, by name.
 
     Args:
-        text_layers: Blocks of the text tower, whose last is carried.
+        text_layers: Number of blocks of the text tower; the last one is carried.
     """
     last = str(text_layers - 1)
     return {
@@ -274,17 +274,17 @@ def unused_tensors(text_layers: int) -> dict[str, str]:
 
 
 def schedule_buffers(diffusion: Mapping[str, Any]) -> dict[str, Float32[np.ndarray, " _"]]:
-    """Returns the buffers that a release file holds of its noise schedule, by name.
+    """Returns a release file's buffers for its noise schedule, by name.
 
     They are alpha_bar, functions of it, and the coefficients of the posterior q(x_{t-1} | x_t, x0)
-    (arXiv 2006.11239, Eq. 6 and 7). `scale_arr` goes on for `timesteps` after its ramp, of which
-    only the first `timesteps` entries are ever read.
+    (arXiv 2006.11239, Eq. 6 and 7). `scale_arr` has `timesteps` more entries after its ramp, but
+    only the first `timesteps` are ever read.
 
     Args:
         diffusion: The config section of that name.
 
     Raises:
-        UserError: If the section is refused by `make_schedule`.
+        UserError: `make_schedule` refuses the section.
     """
     schedule = make_schedule(**diffusion)
     alpha_bar = schedule.alpha_bar
@@ -343,7 +343,7 @@ def _translate(key: str, table: Table) -> tuple[str, Table]:
 
 
 def _release_shape(path: tuple[str, ...], box: Parameter) -> tuple[int, ...]:
-    """The release's shape of a leaf: (out, in, *kernel) from our (*kernel, *in, *out)."""
+    """Returns a leaf's shape in the release: (out, in, *kernel) for our (*kernel, *in, *out)."""
     shape, names = box.value.shape, box.names
     if path == ("latents",):
         return (1, *shape)

@@ -1,9 +1,9 @@
-"""Trees of arrays on disk: what converted models and the checkpoints of runs are made of.
+"""Trees of arrays on disk, of which converted models and training checkpoints consist.
 
-A stored tree is an Orbax checkpoint of nested dicts, named by the paths of the tree's leaves. So it
-is read by names and shapes alone, whatever optimizer's tuples the tree was made of, and onto any
-mesh. In a run's checkpoint `files.json` lists its files; those of a converted model are listed in
-its `config.json`.
+A stored tree is an Orbax checkpoint of nested dicts, whose keys are the paths of the tree's leaves.
+So reading it needs only names and shapes, not the optimizer's tuples that the tree contained, and
+works on any mesh. In a training checkpoint, `files.json` lists the files; those of a converted
+model are listed in its `config.json`.
 """
 
 import contextlib
@@ -27,17 +27,17 @@ from dynamicrafter_jax.weights.tensors import describe_mismatch, list_names
 
 FILES = "files.json"
 
-# Orbax holds what it reads twice for a while, so trees are read in parts of at least this size.
+# Orbax briefly holds what it reads twice, so trees are read in parts of at least this size.
 _PART_BYTES = 2**28
 _MOST_PARTS = 16
 
-# The slowest disk that a lab would use must not fail a run.
+# Long enough that no run fails because of a slow disk.
 _TIMEOUT_SECONDS = 3600
 
-# Between attempts to remove a folder that something still writes into.
+# Seconds between attempts to remove a folder that is still being written to.
 _PAUSES = (0.1, 0.3, 1.0, 3.0)
 
-# Orbax writes into this once more when all is done; nothing is read of it.
+# Orbax writes to this file again at the very end; it is never read.
 _LAST = ("_CHECKPOINT_METADATA",)
 
 Leaves = dict[str, Any]
@@ -48,40 +48,40 @@ class Damaged(Exception):
 
 
 def drop_duplicate_logs() -> None:
-    """Makes Orbax not log, over hundreds of lines, what it raises too; for good."""
+    """Permanently stops Orbax from logging, over hundreds of lines, the errors that it raises."""
     for name in ("absl", "asyncio"):
         logging.getLogger(name).addFilter(_is_no_duplicate)
 
 
 def leaves_of(tree: PyTree) -> Leaves:
-    """Returns the leaves of any tree by their paths, as "a/b/c", in order."""
+    """Returns the leaves of any tree by their paths, such as "a/b/c", in order."""
     leaves = jax.tree_util.tree_leaves_with_path(tree)
     return {jax.tree_util.keystr(path, simple=True, separator="/"): leaf for path, leaf in leaves}
 
 
 def shapes_of(leaves: Leaves) -> dict[str, tuple[int, ...]]:
-    """Returns the shapes of leaves, or of what is stored of them, by their paths."""
+    """Returns the shapes of leaves, or of their descriptions, by their paths."""
     return {name: tuple(getattr(leaf, "shape", ())) for name, leaf in leaves.items()}
 
 
 def make_handler() -> ocp.PyTreeCheckpointHandler:
-    """Returns what reads and writes a tree."""
-    # Compression would save 7% of trained float32 weights, take a third more time, and hold a
+    """Returns the Orbax handler that reads and writes trees."""
+    # Compression would make trained float32 weights 7% smaller, take a third more time, and hold a
     # second copy of everything until the end.
     return ocp.PyTreeCheckpointHandler(use_compression=False)
 
 
 def make_writer(before_whole: Callable[[], None], *items: str) -> ocp.AsyncCheckpointer:
-    """Returns a writer of a stored tree, or of a folder of those that `items` names.
+    """Returns a writer for a stored tree, or for a folder of the stored trees in `items`.
 
     Args:
-        before_whole: Called in one process, as the last act but one of each save.
-        *items: Names in the folder.
+        before_whole: Called in one process, just before each save is made final.
+        *items: Names of the trees in the folder.
     """
     options = ocp.options.AsyncOptions(
         _TIMEOUT_SECONDS,
         post_finalization_callback=before_whole,
-        # Else a folder that can't be made is waited for, for minutes.
+        # Otherwise Orbax would wait for minutes for a folder that can't be made.
         create_directories_asynchronously=False,
     )
     handlers: dict[str, Any] = {name: make_handler() for name in items}
@@ -91,40 +91,40 @@ def make_writer(before_whole: Callable[[], None], *items: str) -> ocp.AsyncCheck
 
 
 def to_save(tree: PyTree[Array]) -> ocp.args.PyTreeSave:
-    """Returns a tree as an argument of a writer."""
+    """Returns a tree as an argument for a writer."""
     return ocp.args.PyTreeSave(_nest(leaves_of(tree)))
 
 
 def save(path: epath.Path, tree: PyTree[Array]) -> None:
-    """Writes a tree, and returns when it is there."""
+    """Writes a tree, and returns when it is complete."""
     with ocp.Checkpointer(make_handler()) as writer:
         writer.save(path, args=to_save(tree))
 
 
 def list_files(path: epath.Path) -> None:
-    """Writes `files.json`, when all other files of a stored tree are there."""
+    """Writes `files.json`; call it when all other files of a stored tree are there."""
     sizes = sizes_in(path)
     files.write_json(path / FILES, {name: sizes[name] for name in sizes if name not in _LAST})
 
 
 def described(path: epath.Path) -> Leaves:
-    """Returns what a stored tree says of its leaves: objects with `shape` and `dtype`.
+    """Returns a stored tree's description of its leaves: objects with `shape` and `dtype`.
 
     Raises:
-        Damaged: If there is no whole one.
+        Damaged: There is no complete tree.
     """
     try:
         with contextlib.closing(make_handler()) as handler:
             return leaves_of(handler.metadata(path).tree)
-    except Exception as error:  # Orbax raises what its parsers do
+    except Exception as error:  # Orbax raises whatever its parsers raise
         raise Damaged(f"{path.name}: {reason(error)}") from error
 
 
 def misfit(path: epath.Path, abstract: PyTree) -> str:
-    """Says in what the leaves stored at `path` differ from those of `abstract`; "" if in nothing.
+    """Says how the leaves stored at `path` differ from those of `abstract`; "" if they don't.
 
     Raises:
-        Damaged: If files are missing or cut short.
+        Damaged: Files are missing or truncated.
     """
     _check_files(path)
     wanted, stored = leaves_of(abstract), described(path)
@@ -140,14 +140,14 @@ def misfit(path: epath.Path, abstract: PyTree) -> str:
 
 
 def read(path: epath.Path, abstract: PyTree) -> Any:
-    """Reads a stored tree that has the leaves of `abstract`, a part of it after the other.
+    """Reads a stored tree that has the leaves of `abstract`, one part after another.
 
     Args:
         path: The stored tree.
         abstract: The tree of `jax.ShapeDtypeStruct`, with shardings.
 
     Raises:
-        Damaged: If arrays can't be read.
+        Damaged: Arrays can't be read.
     """
     found: Leaves = {}
     wanted = leaves_of(abstract)
@@ -161,7 +161,7 @@ def read(path: epath.Path, abstract: PyTree) -> Any:
             )
             try:
                 found |= leaves_of(reader.restore(path, args=arguments))
-            except jax.errors.JaxRuntimeError:  # such as a device without room
+            except jax.errors.JaxRuntimeError:  # such as a device that is out of memory
                 raise
             except Exception as error:  # which Orbax raises for unreadable arrays
                 raise Damaged(f"{path.name}: {reason(error)}") from error
@@ -180,22 +180,22 @@ def sizes_in(directory: epath.Path, prefix: str = "") -> dict[str, int]:
 
 
 def is_whole(path: epath.Path) -> bool:
-    """Whether what is at `path` was finished: a stored tree, or a folder of some."""
+    """Returns whether the stored tree, or folder of trees, at `path` was finished."""
     return ocp.path.step.is_path_finalized(path)
 
 
 def final_name(path: epath.Path) -> str:
-    """Returns the name that what is written at `path` has when it is whole."""
+    """Returns the name that an unfinished folder at `path` will get when it is complete."""
     return path.name.partition(ocp.path.step.TMP_DIR_SUFFIX)[0]
 
 
 def unfinished_path(path: epath.Path) -> epath.Path:
-    """Returns where Orbax writes what will be whole at `path`."""
+    """Returns where Orbax writes a folder before it is complete and moves to `path`."""
     return path if _is_remote(path) else path.with_name(path.name + ocp.path.step.TMP_DIR_SUFFIX)
 
 
 def remove(path: epath.Path) -> None:
-    """Removes what is whole; if that is cut short, what is left is not."""
+    """Removes a complete folder; if that is interrupted, the rest counts as unfinished."""
     if _is_remote(path):
         (path / ocp.path.atomicity.COMMIT_SUCCESS_FILE).unlink(missing_ok=True)
     else:
@@ -204,10 +204,10 @@ def remove(path: epath.Path) -> None:
 
 
 def remove_unfinished(path: epath.Path) -> None:
-    """Removes what was never finished, though a save that failed may still be writing into it.
+    """Removes an unfinished folder, even if a failed save is still writing to it.
 
     Raises:
-        OSError: If it can't be removed, or is written into for seconds.
+        OSError: It can't be removed, or something keeps writing to it for seconds.
     """
     for seconds in _PAUSES:
         with contextlib.suppress(OSError):
@@ -217,10 +217,10 @@ def remove_unfinished(path: epath.Path) -> None:
 
 
 def scan(directory: epath.Path) -> tuple[list[int], list[epath.Path]]:
-    """Returns the whole steps in a folder of them, in order, and the folders of unfinished ones.
+    """Returns the complete steps in a folder, in order, and the folders of unfinished ones.
 
     Raises:
-        UserError: If the folder can't be read.
+        UserError: The folder can't be read.
     """
     steps, unfinished = [], []
     try:
@@ -237,13 +237,13 @@ def scan(directory: epath.Path) -> tuple[list[int], list[epath.Path]]:
 
 
 def absolute(path: epath.PathLike) -> epath.Path:
-    """Returns a path that Orbax takes: not a relative one."""
+    """Returns an absolute path, which Orbax needs."""
     place = files.as_path(path)
     return place if _is_remote(place) else epath.Path(os.path.abspath(place))
 
 
 def reason(error: BaseException) -> str:
-    """One line: the system's own words if there are any, else how the message begins."""
+    """Returns an error as one line: the system's words if any, else the message's beginning."""
     words = " ".join(str(error).split())
     if match := re.search(r"os_error_code='(\d+)'", words):
         return os.strerror(int(match[1]))
@@ -253,20 +253,20 @@ def reason(error: BaseException) -> str:
 
 
 def _check_files(path: epath.Path) -> None:
-    """Raises `Damaged` unless all files are there that `files.json` lists."""
-    # TensorStore would notice too, but only while it reads, and with pages of complaints.
+    """Raises `Damaged` unless all files listed in `files.json` are there."""
+    # TensorStore would notice too, but only while reading, and with pages of messages.
     try:
         listed, here = json.loads(files.read_bytes(path / FILES)), sizes_in(path)
     except (UserError, ValueError, OSError) as error:
         raise Damaged(f"{path.name}/{FILES} is missing or broken") from error
     for name, size in listed.items():
         if here.get(name) != size:
-            state = "cut short or changed" if name in here else "missing"
+            state = "truncated or changed" if name in here else "missing"
             raise Damaged(f"{path.name}/{name} is {state}")
 
 
 def _is_no_duplicate(record: logging.LogRecord) -> bool:
-    if record.name == "asyncio":  # one write fails, and the others are given up
+    if record.name == "asyncio":  # if one write fails, the others are abandoned
         return "OCDBT" not in record.getMessage()
     return not (record.exc_info and f"{os.sep}orbax{os.sep}" in record.pathname)
 

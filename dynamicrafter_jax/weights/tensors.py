@@ -1,6 +1,6 @@
 """Named tensors in files: `.safetensors` and PyTorch checkpoints, read one tensor at a time.
 
-The files may come from anyone, so nothing in them is executed. This is the only room that
+The files may come from anyone, so nothing in them is executed. This is the only module that
 imports PyTorch.
 """
 
@@ -43,9 +43,9 @@ _BY_NAME = {dtype.name: dtype for dtype in _CODES}
 
 _TORCH_EXTENSIONS = (".ckpt", ".pt", ".pth", ".bin", ".pth.tar")
 EXTENSIONS = (".safetensors", *_TORCH_EXTENSIONS)
-"""Of the files that `open_tensors` reads."""
+"""Extensions of the files that `open_tensors` reads."""
 
-# Before it, a file can break out of the restricted loader (CVE-2025-32434, CVE-2026-24747).
+# In older versions, a file can break out of the restricted loader (CVE-2025-32434, CVE-2026-24747).
 _SAFE_TORCH = (2, 10)
 _DEEPSPEED_PREFIX = "_forward_module."
 
@@ -57,7 +57,7 @@ class StoredTensor:
     Attributes:
         shape: Its shape.
         dtype: Its type in the file.
-        read: Reads it; the file must still be open.
+        read: Function that reads it; the file must still be open.
     """
 
     shape: tuple[int, ...]
@@ -71,11 +71,13 @@ Layout = dict[str, tuple[np.dtype, tuple[int, ...]]]
 
 @contextlib.contextmanager
 def open_tensors(path: epath.PathLike) -> Iterator[dict[str, StoredTensor]]:
-    """Opens a file of named tensors, reading none of them yet.
+    """Opens a file of named tensors without reading any of them.
 
-    - `.safetensors` files, memory-mapped.
-    - `.ckpt`, `.pt`, `.pth`, `.bin` and `.pth.tar` files of PyTorch, memory-mapped (those in the
-      format used before PyTorch 1.6 are read whole). The tensors are those of the entry
+    The file may be
+
+    - a `.safetensors` file, memory-mapped;
+    - a PyTorch file: `.ckpt`, `.pt`, `.pth`, `.bin` or `.pth.tar`, memory-mapped (one in the
+      format used before PyTorch 1.6 is read whole). The tensors are those of the entry
       `state_dict` (Lightning), of `module` (DeepSpeed, without its prefix `_forward_module.`), or
       of the file itself; whatever else is in it is ignored.
 
@@ -86,8 +88,8 @@ def open_tensors(path: epath.PathLike) -> Iterator[dict[str, StoredTensor]]:
         The tensors by name, valid inside the block.
 
     Raises:
-        UserError: If the file is missing, broken or of another kind, holds no tensors or ones
-            of an unknown type, or would run code; or if PyTorch is needed and not installed.
+        UserError: The file is missing, broken or of another kind, holds no tensors or some of an
+            unknown type, or would run code; or PyTorch is needed and not installed.
     """
     file = _local_file(path)
     with contextlib.ExitStack() as stack:
@@ -97,17 +99,17 @@ def open_tensors(path: epath.PathLike) -> Iterator[dict[str, StoredTensor]]:
             tensors = _open_torch(file)
         else:
             known = ", ".join(EXTENSIONS)
-            raise UserError(f"{path} can't be read: its extension is none of {known}")
+            raise UserError(f"{path} can't be read: its extension is not one of {known}")
         if not tensors:
             raise UserError(f"{path} holds no tensors")
         yield tensors
 
 
 def check_readable(name: str) -> None:
-    """Makes sure, before a download, that `open_tensors` could read a file of this name here.
+    """Checks, before a download, that `open_tensors` can read a file of this name here.
 
     Raises:
-        UserError: If it takes PyTorch, and that is not installed, or too old.
+        UserError: The file needs PyTorch, which is not installed or too old.
     """
     if name.endswith(_TORCH_EXTENSIONS):
         _import_torch(name)
@@ -119,7 +121,7 @@ def rename_tensors(
     """Returns `tensors` with each name passed through `rename`.
 
     Raises:
-        UserError: If two of them, from the file at `path`, end up with one name.
+        UserError: Two of the tensors, from the file at `path`, would get the same name.
     """
     renamed: dict[str, StoredTensor] = {}
     for name, tensor in tensors.items():
@@ -130,7 +132,7 @@ def rename_tensors(
 
 
 def layout_of(tensors: Mapping[str, StoredTensor]) -> Layout:
-    """Returns the layout of a file of these tensors, wider types first."""
+    """Returns the layout of a file with these tensors, wider types first."""
     ordered = sorted(tensors.items(), key=lambda item: -item[1].dtype.itemsize)
     return {name: (tensor.dtype, tensor.shape) for name, tensor in ordered}
 
@@ -140,19 +142,19 @@ def write_tensors(
     layout: Layout,
     tensors: Iterable[tuple[str, Shaped[np.ndarray, "..."]]],
 ) -> None:
-    """Writes a `.safetensors` file while its tensors come in, holding one at a time.
+    """Writes a `.safetensors` file from a stream of tensors, holding one at a time.
 
-    The format: the length of the header (8 bytes, little-endian), the header (JSON), the bytes
-    of the tensors. Readers want every tensor aligned to its own type, so types of wider
-    elements should come first.
+    The format is the length of the header (8 bytes, little-endian), the header (JSON), and the
+    bytes of the tensors. Readers want every tensor aligned to its own type, so wider types should
+    come first.
 
     Args:
-        file: Open for writing.
-        layout: Type and shape of every tensor by name, in the order in which they come.
+        file: The file, open for writing.
+        layout: Type and shape of every tensor by name, in the order of `tensors`.
         tensors: Names and values.
 
     Raises:
-        ValueError: If the tensors are not those of the layout.
+        ValueError: The tensors are not those of the layout.
     """
     header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
     end = 0
@@ -179,12 +181,13 @@ def describe_mismatch(
     *,
     most: int | None = 10,
 ) -> str:
-    """Says how many names are missing, unexpected or misshapen, and which; nothing if none is.
+    """Says how many names are missing, unexpected or misshapen, and which; "" if none are.
 
     Args:
         expected: Shapes by name.
         found: Shapes by name.
-        most: Names that are listed one by one; of more, about three are. None lists all.
+        most: The largest number of names to list in full; of more, about three are listed. None
+            lists all.
     """
     missing = [name for name in expected if name not in found]
     unexpected = [f"{name} {found[name]}" for name in found if name not in expected]
@@ -223,7 +226,7 @@ def _local_file(path: epath.PathLike) -> Path:
         raise UserError(f"{path} does not exist: check the path") from None
     except OSError as error:
         raise UserError(f"{path} can't be read: {error.strerror}") from error
-    # Before anything else is said of it, as that PyTorch is needed.
+    # Comes before other complaints, such as that PyTorch is needed.
     refuse_placeholder(path, start)
     return file
 
@@ -233,7 +236,7 @@ def _open_safetensors(file: Path, stack: contextlib.ExitStack) -> dict[str, Stor
         opened = stack.enter_context(safe_open(file, framework="numpy"))
     except SafetensorError as error:
         raise UserError(
-            f"{file} is truncated or no .safetensors file ({error}): copy or download it again"
+            f"{file} is truncated or not a .safetensors file ({error}): copy or download it again"
         ) from error
     tensors = {}
     for name in opened.offset_keys():
@@ -252,18 +255,18 @@ def _open_torch(file: Path) -> dict[str, StoredTensor]:
     zipped = zipfile.is_zipfile(file)
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # it warns of what it then refuses
+            warnings.simplefilter("ignore")  # PyTorch warns about what it then refuses
             place = os.fspath(utf8_path(file))
             content = torch.load(place, map_location="cpu", weights_only=True, mmap=zipped)
     except Exception as error:  # a broken file can break the reader anywhere
         if wanted := re.search(r"GLOBAL ([\w.]+)", str(error)):
             raise UserError(
-                f"{file} was not read: it asks for {wanted[1]}, which could run code; take a "
-                ".safetensors version of it, or save its state_dict alone where you trust it"
+                f"{file} was not read: it asks for {wanted[1]}, which could run code; use a "
+                ".safetensors version of it or, if you trust it, save only its state_dict"
             ) from error
         raise UserError(
-            f"{file} is truncated, or no PyTorch checkpoint that holds tensors alone: "
-            "copy or download it again, or take a .safetensors version of it"
+            f"{file} is truncated, or not a PyTorch checkpoint that holds only tensors: "
+            "copy or download it again, or use a .safetensors version of it"
         ) from error
     tensors = {
         name: _stored(value, file, name)
@@ -274,7 +277,7 @@ def _open_torch(file: Path) -> dict[str, StoredTensor]:
 
 
 def _state_dict(content: Any) -> Mapping:
-    """Returns the part of a checkpoint that holds the tensors of the model."""
+    """Returns the part of a checkpoint that holds the model's tensors."""
     if not isinstance(content, Mapping):
         return {}
     for key in ("state_dict", "module"):
@@ -289,13 +292,13 @@ def _import_torch(file: Path | str) -> Any:
     except ImportError:
         raise UserError(
             f"{file} is a PyTorch file: to read it, pip install dynamicrafter-jax[convert], "
-            "or take a .safetensors version of it"
+            "or use a .safetensors version of it"
         ) from None
     if tuple(map(int, torch.__version__.split(".")[:2])) < _SAFE_TORCH:
         oldest = ".".join(map(str, _SAFE_TORCH))
         raise UserError(
             f"PyTorch {torch.__version__} can be made to run code by a checkpoint: "
-            f"install {oldest} or newer to read {file}, or take a .safetensors version of it"
+            f"install {oldest} or newer to read {file}, or use a .safetensors version of it"
         )
     return torch
 
@@ -307,11 +310,11 @@ def _stored(tensor: Any, file: Path, name: str) -> StoredTensor:
     type_name = str(tensor.dtype).removeprefix("torch.")
     dtype = _known(_BY_NAME.get(type_name), file, name, type_name)
     if tensor.layout is not torch.strided or tensor.device.type != "cpu":
-        raise UserError(f"{file} can't be read: tensor {name} is sparse or without values")
+        raise UserError(f"{file} can't be read: tensor {name} is sparse or has no values")
 
     def read() -> np.ndarray:
         values = tensor.detach()
-        if tensor.dtype == torch.bfloat16:  # which PyTorch can't hand to NumPy
+        if tensor.dtype == torch.bfloat16:  # which PyTorch can't convert to NumPy
             values = values.contiguous().view(torch.int16)
         return values.numpy(force=True).view(dtype)
 
@@ -320,5 +323,7 @@ def _stored(tensor: Any, file: Path, name: str) -> StoredTensor:
 
 def _known(dtype: np.dtype | None, file: Path, name: str, type_name: str) -> np.dtype:
     if dtype is None:
-        raise UserError(f"{file} can't be read: tensor {name} has the type {type_name}")
+        raise UserError(
+            f"{file} can't be read: tensor {name} has the type {type_name}, which is not supported"
+        )
     return dtype

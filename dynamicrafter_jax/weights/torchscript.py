@@ -1,8 +1,8 @@
 """Named tensors in TorchScript archives, read as data.
 
-An archive is a zip file of code, of the tensors' bytes, and of a pickle that says what module
-holds which. The pickle is read by an interpreter that knows a handful of harmless names, and the
-code not at all, so nothing of a file is executed. PyTorch is not needed.
+An archive is a zip file with code, the tensors' bytes, and a pickle that says which module holds
+which tensor. The pickle is read by an interpreter that knows only a handful of harmless names, and
+the code is never read, so nothing in a file is executed. PyTorch is not needed.
 """
 
 import contextlib
@@ -46,22 +46,22 @@ def is_torchscript(path: epath.PathLike) -> bool:
 
 @contextlib.contextmanager
 def open_torchscript(path: epath.PathLike) -> Iterator[dict[str, StoredTensor]]:
-    """Opens a TorchScript archive, reading no tensor yet.
+    """Opens a TorchScript archive without reading any tensor.
 
     Args:
-        path: A file on this machine that `is_torchscript`.
+        path: A file on this machine for which `is_torchscript` is true.
 
     Yields:
         Parameters and buffers by name, in the order of the modules; valid inside the block.
 
     Raises:
-        UserError: If the archive is broken, holds no named tensors, as frozen modules do not, or
+        UserError: The archive is broken, holds no named tensors because its module was frozen, or
             asks for anything but modules and tensors.
     """
     with zipfile.ZipFile(os.fspath(path)) as archive:
         root = _root(archive)
         if root is None:
-            raise UserError(f"{path} is no TorchScript archive")
+            raise UserError(f"{path} is not a TorchScript archive")
         try:
             with archive.open(f"{root}/data.pkl") as file:
                 module = _Unpickler(file).load()
@@ -75,18 +75,18 @@ def open_torchscript(path: epath.PathLike) -> Iterator[dict[str, StoredTensor]]:
             }
         except _RefusedError as error:
             raise UserError(
-                f"{path} was not read: it asks for {error}, which is no module or tensor; "
-                "save its state_dict alone where you trust it"
+                f"{path} was not read: it asks for {error}, which is neither a module nor a "
+                "tensor; if you trust it, save only its state_dict"
             ) from error
         except Exception as error:  # a broken pickle can break its reader anywhere
             raise UserError(f"{path} is broken: copy or download it again") from error
         if not tensors:
-            raise UserError(f"{path} holds no tensors by name: take one that was not frozen")
+            raise UserError(f"{path} holds no tensors by name: use one that was not frozen")
         yield tensors
 
 
 class _Storage(NamedTuple):
-    """Bytes of tensors, in the archive under a key."""
+    """The bytes of tensors, stored in the archive under a key."""
 
     dtype: np.dtype
     key: str
@@ -94,7 +94,7 @@ class _Storage(NamedTuple):
 
 
 class _Tensor(NamedTuple):
-    """What part of its storage a tensor is, in elements."""
+    """A tensor as a part of its storage; offset and strides are in elements."""
 
     storage: _Storage
     offset: int
@@ -116,7 +116,7 @@ class _RefusedError(Exception):
 
 
 class _Unpickler(pickle.Unpickler):
-    """Makes modules of classes, and of tensors what is known of them."""
+    """Reads any class as a `_Module`, and any tensor as a `_Tensor`."""
 
     def find_class(self, module: str, name: str) -> Any:
         if module == "__torch__" or module.startswith("__torch__."):
@@ -152,7 +152,7 @@ def _keep(value: Any, *_: Any) -> Any:
 
 
 def _walk(module: _Module, seen: set[int], prefix: str = "") -> Iterator[tuple[str, _Tensor]]:
-    """Yields the tensors of a module and of those below, each module once."""
+    """Yields the tensors of a module and its submodules, each module once."""
     seen.add(id(module))
     for name, value in module.attributes.items():
         if isinstance(value, _Tensor):
@@ -172,13 +172,15 @@ def _read(
         raise UserError(f"{path} is broken at tensor {name}: copy or download it again") from error
     last = offset + sum((size - 1) * step for size, step in zip(shape, strides, strict=True))
     if min((offset, *shape, *strides)) < 0 or (math.prod(shape) and last >= len(values)):
-        raise UserError(f"{path} is broken: tensor {name} reaches past its values")
+        raise UserError(
+            f"{path} is broken: tensor {name} reaches past its data; copy or download it again"
+        )
     steps = [step * storage.dtype.itemsize for step in strides]
     return np.lib.stride_tricks.as_strided(values[offset:], shape, steps).copy()
 
 
 def _root(archive: zipfile.ZipFile) -> str | None:
-    """Returns the archive's one folder, if it is TorchScript: what else has no constants."""
+    """Returns the archive's only folder if it is TorchScript; other archives have no constants."""
     names = set(archive.namelist())
     roots = {name.split("/")[0] for name in names}
     found = [root for root in roots if {f"{root}/data.pkl", f"{root}/constants.pkl"} <= names]

@@ -1,4 +1,4 @@
-"""What training starts from: weights of several origins, and fresh ones for the rest."""
+"""The parameters that training starts from: weights from several sources, and fresh ones."""
 
 import contextlib
 import os
@@ -34,7 +34,7 @@ from dynamicrafter_jax.weights.recognition import describe_schedule
 from dynamicrafter_jax.weights.release import FROZEN_SECTIONS, PREFIXES
 from dynamicrafter_jax.weights.tensors import StoredTensor, list_names
 
-# Layers that a text-to-video model lacks; each group is absent from it, or there as a whole.
+# Layers that a text-to-video model may lack; each group is either complete or entirely missing.
 FRESH_IN_TEXT_TO_VIDEO = (
     r"model\.diffusion_model\..*\.attn2\.to_[kv]_ip\.weight",  # keys and values of the image
     r"model\.diffusion_model\..*\.attn2\.alpha",  # the image attention's scale (256)
@@ -49,7 +49,7 @@ class Source:
     """Where a network comes from.
 
     Attributes:
-        path: The file or directory; `weights.origin` tells its name and SHA-256.
+        path: The file or directory; `load.origin` returns its name and SHA-256.
         kind: Its format, in a word or two.
     """
 
@@ -59,11 +59,11 @@ class Source:
 
 @dataclass(frozen=True)
 class Start:
-    """The parameters that training starts from, all found, and none read yet.
+    """The parameters that training starts from, all found and none read yet.
 
     Attributes:
-        sources: Where each network comes from; networks without a source are wholly fresh.
-        fresh: Paths of the parameters that are drawn anew, as "unet/input_0/kernel".
+        sources: Where each network comes from; networks without a source are entirely fresh.
+        fresh: Paths of the parameters that are drawn at random, such as "unet/input_0/kernel".
     """
 
     sources: Mapping[str, Source]
@@ -71,18 +71,18 @@ class Start:
     _leaves: Mapping[str, Leaf]
 
     def leaf(self, path: str) -> Array | np.ndarray:
-        """Reads or draws one parameter, by its path, as "unet/input_0/kernel".
+        """Reads or draws one parameter by its path, such as "unet/input_0/kernel".
 
-        Neighbours should be read one after another. Fresh parameters are those that
-        `models.layers.init_params` draws of the whole model.
+        Read neighbouring parameters one after another. Fresh parameters have the values that
+        `models.layers.init_params` draws for the whole model.
 
         Raises:
-            UserError: If its values are not finite, or its file is damaged.
+            UserError: Its values are not finite, or its file is damaged.
         """
         return self._leaves[path]()
 
     def summary(self) -> list[str]:
-        """Returns lines for a log: what each network is from, and what of it is fresh."""
+        """Returns lines for a log: each network's source, and which parameters are fresh."""
         lines = []
         for network, source in self.sources.items():
             fresh = [path for path in self.fresh if path.startswith(f"{network}/")]
@@ -100,39 +100,40 @@ def open_start(
     *,
     random_towers: bool = False,
 ) -> Iterator[Start]:
-    """Finds everything that training starts from, and makes sure that it is complete.
+    """Finds everything that training starts from, and checks that it is complete.
 
-    The fields of `init`, the config's section, are paths or unset; with all unset everything is
-    fresh. `checkpoint` and `towers` may be names of models as well (`pretrained`).
+    The fields of `init`, the config's section, are paths or unset; if all are unset, everything is
+    fresh. `checkpoint` and `towers` may also be names of models (see `names`).
 
     - `checkpoint`: a release file or a converted model. It has the U-Net and the projector, and
       may leave out the frozen networks.
-    - `videocrafter`: instead, a VideoCrafter text-to-video checkpoint. Its U-Net takes the noisy
-      latent alone, and gets input channels of zeros for the concatenated one. The projector and
-      the layers in `FRESH_IN_TEXT_TO_VIDEO` that it lacks start fresh.
-    - `clip`: text and vision tower, or one of them, of OpenCLIP ViT-H/14: a file of open_clip or
-      of transformers. It goes before all others.
-    - `vae`: Stable Diffusion's VAE, in a file of diffusers or of LDM. It goes before all others.
-    - `towers`: a release file or a converted model, for frozen networks that nothing else gives.
+    - `videocrafter`: instead, a VideoCrafter text-to-video checkpoint. Its U-Net takes only the
+      noisy latent, and gets zero-valued weights for the channels of the concatenated one. The
+      projector and the layers in `FRESH_IN_TEXT_TO_VIDEO` that it lacks start fresh.
+    - `clip`: text and vision tower of OpenCLIP ViT-H/14, or one of them, in a file of open_clip or
+      transformers. It takes precedence over all others.
+    - `vae`: Stable Diffusion's VAE, in a file of diffusers or LDM. It takes precedence over all
+      others.
+    - `towers`: a release file or a converted model, for frozen networks that no other source has.
 
     Args:
         config: The config of the model; parameters become `precision.param_dtype`.
         init: See above.
         key: A typed PRNG key, for fresh parameters.
-        random_towers: Whether frozen networks may be fresh although a path is given.
+        random_towers: Whether frozen networks may be fresh even if a path is given.
 
     Yields:
         The start, valid inside the block.
 
     Raises:
-        UserError: If a file is missing, broken or of an unknown format, does not fit the config,
-            or if nothing gives a frozen network. The message names every tensor concerned.
+        UserError: A file is missing, broken or of an unknown format, or does not fit the config; or
+            no source has a frozen network. The message names every tensor concerned.
     """
     given = {name: init.get(name) or None for name in _FIELDS}
     if given["checkpoint"] and given["videocrafter"]:
         raise UserError(
             "init.checkpoint and init.videocrafter exclude each other: "
-            "both have the U-Net, so give one"
+            "both have the U-Net, so give only one"
         )
     for name in ("checkpoint", "towers"):
         if (source := given[name]) is not None:
@@ -155,7 +156,7 @@ def _open_all(
     config: ConfigDict,
     stack: contextlib.ExitStack,
 ) -> tuple[dict[str, Leaves], dict[str, Source]]:
-    """Returns the leaves of each network that something gives, and where they are from."""
+    """Returns the leaves of each network that has a source, and the sources."""
     found: dict[str, Leaves] = {}
     sources: dict[str, Source] = {}
 
@@ -178,7 +179,7 @@ def _open_all(
             take(open_towers(given["towers"], lacked, config, stack), kind)
         else:
             warnings.warn(
-                f"init.towers ({given['towers']}) is not read: no frozen network is lacking",
+                f"init.towers ({given['towers']}) is not read: no frozen network is missing",
                 stacklevel=2,
             )
     return found, sources
@@ -192,7 +193,7 @@ def _open_checkpoint(
 ) -> tuple[Release, str]:
     """Opens the networks of `boxed` in a release file or converted model."""
     if as_path(path).is_dir():
-        # As plain dicts, since a config that flags have locked equals no other.
+        # As plain dicts, since a config locked by flags is equal to no other.
         if converted.read_config(path).diffusion.to_dict() != config.diffusion.to_dict():
             warnings.warn(f"{path} was made for another noise schedule", stacklevel=2)
         return open_converted(path, boxed, config, stack), "converted model"
@@ -213,7 +214,7 @@ def _open_text_to_video(
     if any(name.endswith(_RELATIVE_POSITIONS) for name in tensors):
         raise UserError(
             f"{path} has relative positions along time, as VideoCrafter1's text-to-video models "
-            "do, and this network has none: take VideoCrafter2's"
+            "do, and this network has none: use VideoCrafter2's"
         )
     return pick_networks(
         path,
@@ -226,7 +227,7 @@ def _open_text_to_video(
 
 
 def _grow_input(path: epath.PathLike, tensors: Tensors, config: ConfigDict) -> Tensors:
-    """Gives the input convolution channels of zeros, behind those of the noisy latent."""
+    """Appends zeros to the input convolution, for the channels after the noisy latent's."""
     kernel = tensors.get(_INPUT_KERNEL)
     noisy, all_channels = config.vae.z_channels, config.unet.in_channels
     if kernel is None or len(kernel.shape) != 4:
@@ -234,8 +235,8 @@ def _grow_input(path: epath.PathLike, tensors: Tensors, config: ConfigDict) -> T
     out, channels, *sides = kernel.shape
     if channels == all_channels != noisy:
         raise UserError(
-            f"{path} is no text-to-video model: its U-Net takes {channels} channels, the "
-            "concatenated latent among them; give it as init.checkpoint"
+            f"{path} is not a text-to-video model: its U-Net takes {channels} channels, including "
+            "the concatenated latent; give it as init.checkpoint"
         )
     if channels != noisy:
         return tensors
@@ -252,7 +253,7 @@ def _check_frozen(found: Mapping[str, Leaves]) -> None:
     if lacked:
         fields = sorted({f"init.{_FROZEN_FIELDS[name]}" for name in lacked})
         raise UserError(
-            f"nothing gives the {' and the '.join(lacked)}, which would stay frozen at random "
+            f"no source has the {' and the '.join(lacked)}, which would stay frozen at random "
             f"values: give {' and '.join(fields)}, or init.towers"
         )
 

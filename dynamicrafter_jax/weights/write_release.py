@@ -1,4 +1,4 @@
-"""Writing a converted model as a release file again, for PyTorch and what is built on it."""
+"""Writes a converted model as a release file again, for use with PyTorch."""
 
 import dataclasses
 import math
@@ -40,10 +40,10 @@ class Summary:
     """What was converted or exported.
 
     Attributes:
-        tensors: Tensors that hold parameters.
-        parameters: Numbers in them.
-        carried: Further tensors, kept so that an export is a complete release file.
-        taken: Of a training run, which parameters these are, in words; else empty.
+        tensors: Number of tensors that hold parameters.
+        parameters: Number of parameters in them.
+        carried: Number of further tensors, kept so that an export is a complete release file.
+        taken: For a training run, which of its parameters these are, in words; otherwise empty.
     """
 
     tensors: int
@@ -60,27 +60,27 @@ def export(
     overwrite: bool = False,
     progress: bool = False,
 ) -> Summary:
-    """Writes a converted model as a release file, complete if its tensors were all carried.
+    """Writes a converted model as a release file, complete if it carries all further tensors.
 
-    Parameters that no release has, adapters, are left out with a warning.
+    Adapters, which no release has, are left out with a warning.
 
     Args:
         directory: The converted model.
         path: The `.safetensors` file to write.
-        dtype: One of `EXPORT_DTYPES`, for all but the buffers of the schedule, which stay
+        dtype: One of `EXPORT_DTYPES`, for everything but the schedule's buffers, which stay
             float32; by default each tensor keeps its type.
-        overwrite: Whether a file there is replaced.
+        overwrite: Whether to replace an existing file.
         progress: Whether to show a progress bar, if stderr is a terminal.
 
     Raises:
-        UserError: If the directory is not a whole converted model, a value does not fit
+        UserError: The directory is not a complete converted model, a value does not fit
             `dtype`, or the file can't be written.
     """
     place = as_path(path)
     if place.suffix != ".safetensors":
-        raise UserError(f"{path} can't be written: an export is a .safetensors file")
+        raise UserError(f"{path} can't be written: give a name that ends in .safetensors")
     if place.exists() and not overwrite:
-        raise UserError(f"{path} exists: give another path, or say to overwrite it")
+        raise UserError(f"{path} exists: give another path, or set overwrite")
     check_writable(place)
     description = converted.read_description(directory)
     config = config_from_json(description["config"])
@@ -112,11 +112,11 @@ def release_layout(
     stored_dtype: np.dtype,
     dtype: str | None = None,
 ) -> Layout:
-    """Returns type and shape of every tensor of a release file, in the order of an export.
+    """Returns the type and shape of every tensor in a release file, in the order of an export.
 
     Args:
         config: The config of the model.
-        boxed: Its parameters, as `weights.abstract_params` gives them.
+        boxed: Its parameters, as returned by `load.abstract_params`.
         carried: Type and shape of the carried tensors.
         stored_dtype: Type of the parameters in the converted model.
         dtype: As in `export`.
@@ -127,8 +127,8 @@ def release_layout(
     for name, (kept, shape) in carried.items():
         layout[name] = (chosen or kept if jnp.issubdtype(kept, jnp.floating) else kept, shape)
     layout |= layout_of(_buffers(config))
-    # Readers want each tensor aligned to its type; the order is otherwise kept, and so is that
-    # of the parameters, which are all of one type.
+    # Readers want each tensor aligned to its type. Otherwise the order is kept, so that of the
+    # parameters does not change: they are all of one type.
     return dict(sorted(layout.items(), key=lambda item: -item[1][0].itemsize))
 
 
@@ -146,7 +146,7 @@ def _report_lacking(config: ConfigDict, carried: Mapping, directory: epath.PathL
     if lacking:
         names = list_names(lacking, most=len(lacking))
         warnings.warn(
-            f"{directory} carries no {names}: without them the export is no complete release",
+            f"{directory} carries no {names}: without them, the export is not a complete release",
             stacklevel=3,
         )
 

@@ -47,7 +47,7 @@ def test_two_folders_and_again(tmp_path):
     assert len((tmp_path / "out/clips.jsonl").read_text().splitlines()) == 10
     # FVD is wanted unless it is said otherwise, and its weights are asked for.
     _, errors = start(*flags, status=2)
-    assert errors.startswith("error: no --i3d: FVD and KVD need the weights of I3D, as i3d_torch")
+    assert errors.startswith("error: no --i3d: FVD and KVD need the weights of I3D, such as i3d")
     assert len(errors.splitlines()) == 1
 
 
@@ -55,7 +55,10 @@ def test_two_folders_and_again(tmp_path):
     ("flags", "message"),
     [
         (["--videos=a"], "give --reference"),
-        (["--reference=a", "--videos=b", "--protocol=ucf101"], "compares with its own, --data"),
+        (
+            ["--reference=a", "--videos=b", "--protocol=ucf101"],
+            "the protocol ucf101 needs --data, its own data set",
+        ),
     ],
 )
 def test_flags_that_do_not_fit(flags, message):

@@ -106,7 +106,7 @@ def test_senseless_intervals_are_refused():
     x, y = draw(0)
     with pytest.raises(UserError, match="9 clips are too few"):
         bootstrap(kernel_of_resamples, x[:9], y)
-    with pytest.raises(UserError, match=r"level of 1\.5 by 100"):
+    with pytest.raises(UserError, match=r"level 1\.5 from 100"):
         bootstrap(kernel_of_resamples, x, y, level=1.5)
-    with pytest.raises(UserError, match="by 1 resamples"):
+    with pytest.raises(UserError, match="from 1 resamples"):
         bootstrap(kernel_of_resamples, x, y, resamples=1)

@@ -150,9 +150,9 @@ def test_incomplete_adapters_are_refused(tmp_path):
     ("changed", "message"),
     [
         ({"r": 8}, r"lora_A\.weight \(16, 48\) instead of \(8, 48\)"),
-        ({"use_rslora": True}, "it sets use_rslora, which we can't merge"),
-        ({"r": 0}, "no config of a LoRA adapter"),
-        ({"lora_alpha": None}, "no config of a LoRA adapter"),
+        ({"use_rslora": True}, "merging is not supported for its settings use_rslora"),
+        ({"r": 0}, "not the config of a LoRA adapter"),
+        ({"lora_alpha": None}, "not the config of a LoRA adapter"),
     ],
 )
 def test_adapters_of_another_kind_are_refused(tmp_path, changed, message):
@@ -165,7 +165,7 @@ def test_adapters_of_another_kind_are_refused(tmp_path, changed, message):
 
 def test_other_networks_are_refused(tmp_path):
     folder = write(tmp_path)
-    with pytest.raises(UserError, match="no kind dinov2: take one of ensemble, dino_vitb16"):
+    with pytest.raises(UserError, match="no kind dinov2: give one of ensemble, dino_vitb16"):
         load_dreamsim(folder, "dinov2")
     with pytest.raises(UserError, match=r"pretrain\.pth does not fit DreamSim: .* misshapen"):
         load_dreamsim(folder)

@@ -94,7 +94,7 @@ def test_features_are_merged():
 def test_different_settings_are_not_merged():
     with pytest.raises(UserError, match="weights_sha256 is 00 and ff; with is None and 1"):
         merge_features([features(["1"]), features(["2"], weights_sha256="ff", **{"with": 1})])
-    with pytest.raises(UserError, match="one clip twice: 2"):
+    with pytest.raises(UserError, match="two features for the same clip: 2"):
         merge_features([features(["1", "2"]), features(["2"])])
     with pytest.raises(UserError, match="no features to merge"):
         merge_features([])
@@ -109,5 +109,5 @@ def test_files_of_another_kind_are_refused(tmp_path):
     with pytest.raises(UserError, match="does not hold features and about"):
         Features.load(path)
     np.savez(path, features=np.asarray([object()]), about=np.asarray("{}"), allow_pickle=True)
-    with pytest.raises(UserError, match=r"no whole \.npz file"):
+    with pytest.raises(UserError, match=r"not a complete \.npz file"):
         Features.load(path)

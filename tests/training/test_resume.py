@@ -73,7 +73,7 @@ def test_a_run_that_is_asked_to_stop_loses_no_step(tmp_path, videos, uninterrupt
     process.send_signal(signal.SIGTERM)
     said = runs.finish(process, status=143)
     last = max(runs.losses(tmp_path))
-    assert f"stopped after step {last}, which is saved" in said
+    assert f"stopped after step {last}, which is saved: run the same command to resume" in said
     assert (tmp_path / "checkpoints" / str(last)).is_dir()
     said = runs.finish(runs.start(tmp_path, videos, *flags))
     assert f"step {last + 1}/{STEPS}" in said and f"step {last}/{STEPS}" not in said

@@ -116,9 +116,9 @@ def test_other_leaves_are_listed(saved):
 
 
 def test_no_checkpoint(tmp_path):
-    assert "no whole checkpoint" in refusal(tmp_path / "absent", some_tree())
+    assert "not a complete checkpoint" in refusal(tmp_path / "absent", some_tree())
     (tmp_path / "empty").mkdir()
-    assert "no whole checkpoint" in refusal(tmp_path / "empty", some_tree())
+    assert "not a complete checkpoint" in refusal(tmp_path / "empty", some_tree())
 
 
 def test_a_damaged_checkpoint(saved):
@@ -198,6 +198,6 @@ def test_a_half_copied_model(converted_model):
     files = (file for file in (converted_model / "params").rglob("*") if file.is_file())
     largest = max(files, key=lambda file: file.stat().st_size)
     largest.write_bytes(largest.read_bytes()[:-1])
-    assert f"{largest} is cut short" in refused_directory(converted_model)
+    assert f"{largest} is truncated" in refused_directory(converted_model)
     largest.unlink()
     assert f"{largest} is missing" in refused_directory(converted_model)

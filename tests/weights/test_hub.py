@@ -130,7 +130,7 @@ def test_no_code_is_asked_for(online, server: tuple[str, list[str]]):
         ("lab/file", ["/lab/file has no revision main", "give one of its branches"]),
         ("lab/several", ["/lab/several holds several files (a.safetensors, b.ckpt): download"]),
         ("lab/none", ["/lab/none holds no model", ".safetensors, .ckpt"]),
-        ("lab/closed", ["/lab/closed is for those who accepted its terms", "HF_TOKEN"]),
+        ("lab/closed", ["/lab/closed requires you to accept its terms", "HF_TOKEN"]),
         ("lab/nowhere", ["no file or folder lab/nowhere", "no repository http://", "HF_TOKEN"]),
     ],
 )
@@ -146,14 +146,14 @@ def offline_error(name: str, reason: str, address: str) -> str:
     return {
         "Doubiiu/DynamiCrafter_1024": (
             f"there is no file or folder Doubiiu/DynamiCrafter_1024 here, and it can't be "
-            f"downloaded ({reason}): on a machine that can, get model.ckpt from "
-            f"{address}/Doubiiu/DynamiCrafter_1024, copy it to this machine, and give its path "
-            "with the config i2v_1024"
+            f"downloaded ({reason}): download model.ckpt from "
+            f"{address}/Doubiiu/DynamiCrafter_1024 on another machine, copy it to this one, and "
+            "give its path with the config i2v_1024"
         ),
         "lab/surf@v2": (
-            f"there is no file or folder lab/surf here, and it can't be downloaded ({reason}): on "
-            f"a machine that can, get the model from {address}/lab/surf/tree/v2, copy it to this "
-            "machine, and give its path"
+            f"there is no file or folder lab/surf here, and it can't be downloaded ({reason}): "
+            f"download the model from {address}/lab/surf/tree/v2 on another machine, copy it to "
+            "this one, and give its path"
         ),
     }[name]
 
@@ -223,12 +223,12 @@ def refuse(monkeypatch: pytest.MonkeyPatch, error: Exception) -> str:
 
 def test_a_full_disk_is_named(monkeypatch: pytest.MonkeyPatch):
     said = refuse(monkeypatch, OSError(errno.ENOSPC, "No space left on device"))
-    assert "no room for Doubiiu/DynamiCrafter_512 in" in said and "HF_HUB_CACHE" in said
+    assert "no space for Doubiiu/DynamiCrafter_512 in" in said and "HF_HUB_CACHE" in said
 
 
 def test_a_download_that_breaks_off_says_why(monkeypatch: pytest.MonkeyPatch):
     said = refuse(monkeypatch, RuntimeError("peer closed the connection\nand more advice"))
-    assert "can't be downloaded (peer closed the connection): on a machine that can, get" in said
+    assert "can't be downloaded (peer closed the connection): download" in said
 
 
 def test_what_could_not_be_read_is_not_downloaded(monkeypatch: pytest.MonkeyPatch):

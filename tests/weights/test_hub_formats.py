@@ -227,7 +227,9 @@ def test_clip_must_be_whole(tmp_path):
     deeper = {"text_model.encoder.layers.3.mlp.fc1.bias": np.ones(64, np.float32)}
     assert "1 unexpected: text_model.encoder.layers.3" in refused(theirs | deeper)
     message = refused({"vit.embeddings.cls_token": np.ones((1, 1, 16), np.float32)})
-    assert "has names of no known format, as vit.embeddings.cls_token: give a file of" in message
+    assert (
+        "has names of no known format, such as vit.embeddings.cls_token: give a file of" in message
+    )
     assert "open_clip (transformer.resblocks.*, visual.*) or transformers" in message
 
 
@@ -309,4 +311,4 @@ def test_hub_files_go_before_a_checkpoint(tmp_path):
     }
     assert_same(ours, expected("vae", *TOWERS))
     assert_same(ours, {name: 2 * v for name, v in expected("unet", "projector").items()})
-    assert "nothing gives the text_encoder" in refusal(checkpoint=path, vae=vae)
+    assert "no source has the text_encoder" in refusal(checkpoint=path, vae=vae)

@@ -180,9 +180,9 @@ def test_the_schedule_tells_releases_apart(tmp_path, golden):
 def test_it_must_be_said_where_towers_come_from(tmp_path):
     path = write(tmp_path / "unet.safetensors", micro_tensors(without=FROZEN))
     message = refusal(path)
-    assert f"{path} has no vae and no text_encoder and no image_encoder: say with towers" in message
+    assert f"{path} has no vae and no text_encoder and no image_encoder: set towers to" in message
     path = write(tmp_path / "no_vae.safetensors", micro_tensors(without=FROZEN[:1]))
-    assert f"{path} has no vae: say with towers" in refusal(path)
+    assert f"{path} has no vae: set towers to" in refusal(path)
 
 
 @pytest.mark.parametrize("absent", [FROZEN, FROZEN[:1], FROZEN[1:]], ids=len)
@@ -278,7 +278,7 @@ def test_a_model_that_is_not_there_is_missed_before_its_config(tmp_path):
 
 
 def test_a_file_needs_a_config(release_file):
-    with pytest.raises(UserError, match="needs a config, as config='i2v_1024'"):
+    with pytest.raises(UserError, match="needs a config, such as config='i2v_1024'"):
         load.load_pretrained(release_file)
     config, params = load.load_pretrained(release_file, config=micro())
     assert config == micro()

@@ -77,7 +77,7 @@ def test_models_of_the_hub_are_read_like_those_at_a_path(hub, converted):
     theirs = load.load_pretrained(converted)[1]
     assert config.name == "micro"
     assert jax.tree.all(jax.tree.map(np.array_equal, params, theirs))
-    with pytest.raises(UserError, match="lab/file needs a config, as config='i2v_1024'"):
+    with pytest.raises(UserError, match="lab/file needs a config, such as config='i2v_1024'"):
         load.load_pretrained("lab/file")
     params = load.load_pretrained("lab/file", config=release_files.micro())[1]
     assert jax.tree.all(jax.tree.map(np.array_equal, params, theirs))

@@ -54,12 +54,12 @@ def test_a_directory_of_another_model_is_said_to_be_one(tmp_path):
     "files, said",
     [
         ({"model_index.json": "{}"}, "is a diffusers folder"),
-        ({"config.json": '{"_diffusers_version": "0.3"}'}, "give a file of the release's own na"),
+        ({"config.json": '{"_diffusers_version": "0.3"}'}, "give a file with the release's na"),
         ({"config.json": '{"model_type": "clip"}'}, "is a transformers folder"),
-        ({"checkpoints/5/x": ""}, "is a training run: make a model of it by python -m dynamicr"),
+        ({"checkpoints/5/x": ""}, "is a training run: convert it to a model with python -m dyn"),
         ({"config.json": '{"train": {}}'}, "is a training run that has no checkpoint yet"),
-        ({"model.ckpt": "", "README.md": ""}, "give the path of a file in it, as model.ckpt"),
-        ({"README.md": ""}, "is no converted model: it has no config.json"),
+        ({"model.ckpt": "", "README.md": ""}, "give the path of a file in it, such as model.ckpt"),
+        ({"README.md": ""}, "is not a converted model: it has no config.json"),
         ({"config.json": "{"}, "config.json is damaged"),
     ],
 )
@@ -85,7 +85,7 @@ def test_a_converted_directory_is_converted_already(tmp_path):
     assert "train" in json.loads((tmp_path / "config.json").read_text())["config"]
     given = dict.fromkeys(("config", "dtype", "towers", "step", "averaged", "export_dtype"))
     flags = {"input": str(tmp_path), "output": str(tmp_path / "o"), "export": False}
-    with pytest.raises(UserError, match="is a directory: --export makes a file of it"):
+    with pytest.raises(UserError, match="is a converted model: to make it a file, give --export"):
         convert.run({**given, **flags, "overwrite": False})
 
 

@@ -268,9 +268,9 @@ def test_truncated_checkpoints(torch, tmp_path, zipped, kept):
 def test_files_of_another_kind(torch, tmp_path):
     with zipfile.ZipFile(tmp_path / "model.pt", "w") as archive:
         archive.writestr("readme.txt", "no model")
-    assert "no PyTorch checkpoint" in refusal(tmp_path / "model.pt")
+    assert "not a PyTorch checkpoint" in refusal(tmp_path / "model.pt")
     (tmp_path / "model.safetensors").write_bytes(b"no tensors" * 100)
-    assert "no .safetensors file" in refusal(tmp_path / "model.safetensors")
+    assert "not a .safetensors file" in refusal(tmp_path / "model.safetensors")
 
 
 def test_no_tensors(torch, tmp_path):

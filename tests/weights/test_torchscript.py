@@ -134,4 +134,4 @@ def test_other_files_are_no_torchscript(tmp_path):
     (tmp_path / "text.pt").write_text("no archive")
     for name in ("state.pt", "text.pt", "nowhere.pt"):
         assert not is_torchscript(tmp_path / name)
-    assert "no TorchScript archive" in refusal(tmp_path / "state.pt")
+    assert "not a TorchScript archive" in refusal(tmp_path / "state.pt")

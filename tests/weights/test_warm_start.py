@@ -178,7 +178,7 @@ def test_models_that_are_no_text_to_video_are_refused(tmp_path, release_file):
 def test_frozen_networks_are_never_random_unasked(tmp_path, release_file):
     path = write(tmp_path / "t2v.safetensors", text_to_video())
     assert refusal(videocrafter=path) == (
-        "nothing gives the image_encoder, which would stay frozen at random values: "
+        "no source has the image_encoder, which would stay frozen at random values: "
         "give init.clip, or init.towers"
     )
     part = {name: v for name, v in release().items() if not name.startswith(FROZEN)}
@@ -208,7 +208,7 @@ def test_towers_give_what_nothing_else_gives(tmp_path, release_file, converted, 
 
 
 def test_towers_that_are_not_needed_are_not_read(tmp_path, release_file):
-    with pytest.warns(UserWarning, match="is not read: no frozen network is lacking"):
+    with pytest.warns(UserWarning, match="is not read: no frozen network is missing"):
         begin(checkpoint=release_file, towers=tmp_path / "absent.safetensors")
 
 

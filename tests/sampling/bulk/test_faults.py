@@ -97,7 +97,7 @@ def test_a_job_that_is_asked_to_stop_goes_on_later(tmp_path, folder, checkpoint,
     wait_for(tmp_path, 4, process)
     process.send_signal(signal.SIGTERM)
     _, errors = bulk_jobs.finish(process, status=143)
-    assert "stopped as asked" in errors
+    assert "stopped as requested: run the same command to resume" in errors
     made = len(bulk_jobs.videos(tmp_path))
     assert 4 <= made < 42
     said, _ = bulk_jobs.finish(bulk_jobs.start(*job), status=1)
