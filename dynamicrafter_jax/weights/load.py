@@ -47,7 +47,6 @@ Leaf = Callable[[], Array | np.ndarray]
 Leaves = Mapping[tuple[str, ...], Leaf]
 
 
-
 @dataclasses.dataclass(frozen=True)
 class Release:
     """Networks in a file or a converted model, checked to be complete and not yet read.
