@@ -1,4 +1,4 @@
-"""The checkpoints of a run: each whole or absent, and written while training goes on.
+"""The checkpoints of a run: each whole or absent, and written while training continues.
 
     WORKDIR/checkpoints/STEP/{params,opt_state,ema}    the state after STEP steps; ema may be absent
     WORKDIR/frozen                                     the parameters that do not train, once
@@ -105,7 +105,7 @@ class Checkpoints:
         """Saves all of `state` but its frozen parameters.
 
         Returns as soon as the state is copied to host memory, so that its buffers may be donated;
-        the rest goes on in the background. An earlier save is waited for. The step that this
+        the rest happens in the background. An earlier save is waited for. The step that this
         object saved or restored last is not saved again.
 
         Args:
@@ -127,7 +127,7 @@ class Checkpoints:
         if latest is not None and step <= latest:
             raise UserError(
                 f"{self._directory} holds step {latest} already, so step {step} can't be saved: "
-                f"go on from step {latest}, or delete the folders of the steps from {step} on"
+                f"resume from step {latest}, or delete the folders of the steps from {step} on"
             )
         trees = {name: getattr(state, name) for name in _ITEMS}
         items = {
@@ -214,7 +214,7 @@ class Checkpoints:
             }
         except stored.Damaged as error:
             earlier = [other for other in self._steps if other < step]
-            way = f"to go on from step {earlier[-1]}" if earlier else "to start from the beginning"
+            way = f"to resume from step {earlier[-1]}" if earlier else "to start from the beginning"
             raise UserError(
                 f"{path} is damaged ({error}): copy it again, or delete that folder {way}"
             ) from error
@@ -233,7 +233,7 @@ class Checkpoints:
         if self._steps:
             raise UserError(
                 f"{self._frozen} belongs to the checkpoints in {self._directory}: "
-                "go on from them, or give a new workdir"
+                "resume from them, or give a new workdir"
             )
         if not jax.tree.leaves(frozen):
             return
@@ -296,7 +296,7 @@ class Checkpoints:
         start = "the beginning" if latest is None else f"step {latest}"
         return UserError(
             f"{self._path(step)} could not be saved ({stored.reason(error)}): "
-            f"mend that and start again, to go on from {start}"
+            f"fix that and start again, to resume from {start}"
         )
 
 

@@ -66,7 +66,7 @@ class LogFile:
             if not self._failing:
                 reason = " ".join(str(error).split()) or type(error).__name__
                 warnings.warn(
-                    f"{self.path} can't be written ({reason}): training goes on, and what is "
+                    f"{self.path} can't be written ({reason}): training continues, and what is "
                     "missing is written when it can be",
                     stacklevel=2,
                 )

@@ -187,7 +187,7 @@ def _event(wall_time: float, step: int, **content: Any) -> bytes:
 def _next_event_file(workdir: epath.Path) -> epath.Path:
     """Returns a path that sorts behind all others, since TensorBoard reads files by their names.
 
-    The clock alone does not see to that: a run may go on within the second, or on another machine.
+    The clock alone does not see to that: a run may resume within the second, or on another machine.
     """
     names = [path.name for path in workdir.iterdir()] if workdir.exists() else []
     last = max((int(match[1]) for name in names if (match := _EVENTS.fullmatch(name))), default=0)

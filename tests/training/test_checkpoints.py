@@ -181,7 +181,7 @@ def test_a_run_does_not_overwrite_its_future(checkpoints: Checkpoints, tmp_path:
         restored = again.restore(abstract(make_state(1)), step=1)
         assert not again.save(restored)
         text = refusal(lambda: again.save(make_state(2)))
-        assert "holds step 3 already, so step 2 can't be saved: go on from step 3, or del" in text
+        assert "holds step 3 already, so step 2 can't be saved: resume from step 3, or del" in text
     assert_same(checkpoints.restore(abstract(make_state(2)), step=2), make_state(2))
 
 
@@ -284,7 +284,7 @@ def test_a_damaged_step_is_refused_whichever_file_it_is(checkpoints: Checkpoints
                 path.write_bytes(part)
             text = refusal(lambda: checkpoints.restore(abstract(states[1])))
             assert f"{folder} is damaged ({path.relative_to(folder).parts[0]}/" in text
-            assert text.endswith("or delete that folder to go on from step 1")
+            assert text.endswith("or delete that folder to resume from step 1")
         path.write_bytes(whole)
     assert_same(checkpoints.restore(abstract(states[1])), states[1])
     files[0].write_bytes(b"")

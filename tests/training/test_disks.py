@@ -46,8 +46,8 @@ def test_a_disk_that_fills_keeps_the_last_good_step(
 
         with full_disk(limit):
             text = refusal(fill)
-        assert "checkpoints/2 could not be saved (File too large): mend that and st" in text
-        assert text.endswith("to go on from step 1")
+        assert "checkpoints/2 could not be saved (File too large): fix that and st" in text
+        assert text.endswith("to resume from step 1")
         assert opened.latest_step() == 1
         gc.collect()
         assert "ERROR:" not in capfd.readouterr().err, "one line is enough"

@@ -40,9 +40,9 @@ def boxed():
     micro_tensors()  # those of the release are known before there are others
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(transformers, "Linear", Adapted)
-        load._abstract_models.cache_clear()
+        load.abstract_models.cache_clear()
         yield load.abstract_params(micro())
-    load._abstract_models.cache_clear()
+    load.abstract_models.cache_clear()
 
 
 @pytest.fixture
