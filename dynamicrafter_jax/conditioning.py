@@ -106,9 +106,9 @@ def frame_context(
     image, projector = condition.image, models.projector
     if condition.queries is not None:
         return jax.vmap(lambda clip, chosen: clip[chosen])(image, condition.queries)
-    if num_frames == projector.video_length:
-        return image
-    if projector.other_lengths == "nearest":
+    if num_frames == projector.video_length or projector.other_lengths == "nearest":
+        # Taken by index although it may be all of them in order: each device then takes those of
+        # its own frames, where XLA would else split the projector by frames and gather inside it.
         return image[:, nearest_queries(num_frames, projector.video_length)]
     b, q, m, d = image.shape
     return image.reshape(b, q * m, d)
