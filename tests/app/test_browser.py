@@ -170,7 +170,7 @@ def test_modes_and_examples(person):
     person.page.click("#mode label:has-text('Interpolation')")
     person.page.wait_for_selector("#end_image")
     person.generate()
-    person.wait_for_words("body", "interpolation needs a picture to end at")
+    person.wait_for_words("body", "interpolation also needs a picture to end at")
     person.upload(ASSETS / "coffee.jpg", "#end_image")
     person.page.wait_for_selector("#end_image img")
     person.generate()
