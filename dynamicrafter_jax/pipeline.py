@@ -44,14 +44,10 @@ class ImageToVideo:
         Raises:
             UserError: The config is invalid.
         """
-        sampler = Sampler(config, sharding.mesh_of(config))
-        self._bind(sampler, sampler.place(params))
-
-    def _bind(self, sampler: Sampler, params: PyTree) -> None:
-        self.config = sampler.config
-        self.sampler = sampler
-        self.models = sampler.models
-        self.params = params
+        self.config = config
+        self.sampler = Sampler(config, sharding.mesh_of(config))
+        self.models = self.sampler.models
+        self.params = self.sampler.place(params)
 
     @classmethod
     def from_pretrained(
@@ -79,9 +75,8 @@ class ImageToVideo:
                 downloaded.
         """
         loaded = None if config is None else load_config(config)
-        animate = cls.__new__(cls)
-        animate._bind(*load_sampler(source, config=loaded, towers=towers))
-        return animate
+        sampler, params = load_sampler(source, config=loaded, towers=towers)
+        return cls(sampler.config, params)
 
     @classmethod
     def from_random(cls, config: ConfigDict | str, seed: int = 0) -> "ImageToVideo":

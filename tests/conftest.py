@@ -36,7 +36,7 @@ install_import_hook("dynamicrafter_jax", "beartype.beartype")
 
 @pytest.fixture(autouse=True, scope="module")
 def programs_are_forgotten() -> Iterator[None]:
-    """Drops what a module compiled, or a worker would come to hold gigabytes."""
+    """Drops what a module compiled, so that a worker does not hold it to the end."""
     yield
     import jax
 

@@ -1,4 +1,4 @@
-"""Flags of XLA under which tests run: most of their time goes into compiling small programs."""
+"""Flags of XLA under which tests run: programs that run once need no expensive optimisation."""
 
 
 def xla_flags(devices: int) -> str:

@@ -28,6 +28,7 @@ from dynamicrafter_jax.media import Window, fit_images
 from dynamicrafter_jax.media.pictures import ImageInput
 from dynamicrafter_jax.runtime.files import as_path, read_bytes
 from dynamicrafter_jax.sampling.noise import KeyedNoise
+from dynamicrafter_jax.sampling.pairing import pair
 from dynamicrafter_jax.tokenizer import tokenize
 from dynamicrafter_jax.weights.tensors import open_tensors
 
@@ -175,7 +176,7 @@ class Artifact:
             UserError: An input or a setting can't be used; the message says why.
         """
         chosen = self._choose(settings)
-        rows, window = self._read(_as_list(image), prompt, end_image, loop, chosen["fit"])
+        rows, window = self._read(image, prompt, end_image, loop, chosen["fit"])
         count = len(rows["image"])
         rows |= {
             name: np.full(count, chosen[name] or 0.0, np.float32)
@@ -246,7 +247,7 @@ class Artifact:
 
     def _read(
         self,
-        images: list[ImageInput],
+        image: ImageInput | Sequence[ImageInput],
         prompt: str | Sequence[str],
         end_image: ImageInput | Sequence[ImageInput] | None,
         loop: bool,
@@ -262,20 +263,9 @@ class Artifact:
                 if self.description["interpolation"]
                 else "this model was not exported for interpolation: it takes no end_image or loop"
             )
-        if loop and end_image is not None:
-            raise UserError("an end image and a loop exclude each other: a loop ends as it began")
-        prompts = [prompt] * len(images) if isinstance(prompt, str) else list(prompt)
-        ends = None if end_image is None else _as_list(end_image)
-        for name, values in (
-            ("prompts", prompts),
-            ("end images", images if ends is None else ends),
-        ):
-            if len(values) != len(images):
-                raise UserError(f"{len(images)} images but {len(values)} {name}")
-        if not images:
-            raise UserError("no image to animate")
+        images, prompts, ends = pair(image, prompt, end_image, loop=loop)
         _, height, width, _ = self.description["inputs"]["image"]["shape"]
-        pictures, window = fit_images(images + (ends or []), height, width, fit)
+        pictures, window = fit_images(images + ends, height, width, fit)
         rows = {"image": pictures[: len(images)], "token_ids": self._tokenize(prompts)}
         if self.description["interpolation"]:
             rows["end_image"] = rows["image"] if loop else pictures[len(images) :]
@@ -294,10 +284,6 @@ def _check_number(name: str, value: Any) -> None:
         )
     if not (low <= value <= high and math.isfinite(value)):
         raise UserError(f"{name} is {value}: choose a finite number from {low} to {high}")
-
-
-def _as_list(value: Any) -> list:
-    return list(value) if isinstance(value, (list, tuple)) else [value]
 
 
 def _read_arrays(path: epath.Path) -> dict[str, Array]:

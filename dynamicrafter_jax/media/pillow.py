@@ -84,7 +84,7 @@ def rgb_of(picture: Image.Image) -> UInt8[np.ndarray, "h w 3"]:
             return _to_rgb(picture, name)
         except _CERTAIN:
             raise
-        except Exception:
+        except Exception:  # as in `_decode`
             # Its pixels may be whole, and can be read if its file is still open.
             if not isinstance(picture, ImageFile.ImageFile) or not picture.fp:
                 raise
@@ -146,7 +146,7 @@ def _decode(data: bytes, name: str, use: Callable[[Image.Image], T]) -> T:
             return use(Image.open(io.BytesIO(data)))
         except _CERTAIN:
             raise
-        except Exception:
+        except Exception:  # Pillow's readers raise what their parsers do
             bare = without_metadata(data)
             if bare == data:
                 raise

@@ -154,7 +154,7 @@ class Extractor:
                 if running is not None:
                     yield _fetch(*running)
                 running = names, made
-        except Exception:
+        except Exception:  # of whatever reads the clips; it is raised again
             if running is not None:  # yield the batch before an error
                 yield _fetch(*running)
             raise

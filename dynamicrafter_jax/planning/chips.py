@@ -158,6 +158,7 @@ def topology_devices(topology: Topology) -> list[Any]:
             **options,
             **bounds,
         ).devices
+    # JAX raises the second for what a compiler says it does not implement.
     except (jax.errors.JaxRuntimeError, NotImplementedError) as error:
         reason = " ".join(str(error).split())
         raise UserError(f"the compiler has no topology {topology.name}: {reason}") from error

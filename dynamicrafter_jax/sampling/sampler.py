@@ -29,6 +29,7 @@ from dynamicrafter_jax.models import Models, abstract_models
 from dynamicrafter_jax.runtime.program import Program
 from dynamicrafter_jax.sampling import stages
 from dynamicrafter_jax.sampling.noise import Noise
+from dynamicrafter_jax.sampling.pairing import pair
 from dynamicrafter_jax.sampling.settings import GuidanceScales, SamplingSettings
 from dynamicrafter_jax.tokenizer import tokenize
 
@@ -189,30 +190,15 @@ class Sampler:
         Raises:
             UserError: An input can't be used; the message says why.
         """
-        if end_image is not None and loop:
-            raise UserError("an end image and a loop exclude each other: a loop ends as it began")
+        images, prompts, ends = pair(image, prompt, end_image, loop=loop)
         if (end_image is not None or loop) and settings.num_frames < 2:
             raise UserError("interpolation and looping need sampling.num_frames of at least 2")
         if num_samples < 1:
             raise UserError(f"num_samples is {num_samples}: give at least 1")
-        images = _as_list(image)
-        prompts = [prompt] * len(images) if isinstance(prompt, str) else list(prompt)
-        ends = None if end_image is None else _as_list(end_image)
-        for name, values in (
-            ("prompts", prompts),
-            ("end images", images if ends is None else ends),
-        ):
-            if len(values) != len(images):
-                raise UserError(f"{len(images)} images but {len(values)} {name}")
-        if not images:
-            raise UserError("no image to animate")
-
         # Together, because the end of a clip must show the same part of the frame.
-        pictures, window = fit_images(
-            images + (ends or []), settings.height, settings.width, settings.fit
-        )
+        pictures, window = fit_images(images + ends, settings.height, settings.width, settings.fit)
         first = np.repeat(pictures[: len(images)], num_samples, axis=0)
-        last = None if ends is None else np.repeat(pictures[len(images) :], num_samples, axis=0)
+        last = np.repeat(pictures[len(images) :], num_samples, axis=0) if ends else None
         ids = tokenize(prompts, self.models.text_encoder.context_length)
         ids = np.repeat(ids, num_samples, axis=0)
         return Inputs(first, first if loop else last, ids, window, loop)
@@ -378,10 +364,6 @@ def _identity(rows: Array) -> Array:
 
 def _start(draws: Noise, *, solver: Solver, shape: tuple[int, int, int, int]) -> LoopState:
     return stages.start(solver, draws, shape=shape)
-
-
-def _as_list(value: Any) -> list:
-    return list(value) if isinstance(value, (list, tuple)) else [value]
 
 
 def _pad_batch(rows: Any, multiple: int) -> Any:

@@ -173,6 +173,7 @@ class EncodedVideos(tfds.core.DatasetBuilder, skip_registration=True):
             return video, b"", str(error)
 
     def _as_dataset(self, *_: object, **__: object) -> NoReturn:
+        # TFDS demands this method; the data set is for `as_data_source`, which it makes itself.
         raise NotImplementedError("encoded videos are read by as_data_source, without TensorFlow")
 
 

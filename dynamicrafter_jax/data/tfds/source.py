@@ -71,7 +71,7 @@ def open_tfds(
         raise UserError(
             f"the TFDS data set {name} needs {error.name or 'more packages'}: {_EXTRA}"
         ) from error
-    except NotImplementedError:
+    except NotImplementedError:  # what TFDS raises without random access
         raise UserError(
             f"{folder} has no random access: prepare it again in another --data_dir, "
             f"with tfds build --file_format=array_record"
