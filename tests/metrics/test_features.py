@@ -52,6 +52,18 @@ def test_batches_keep_clips_in_order(count, devices, clips_per_device):
     assert np.array_equal(np.concatenate([v for _, v in found]), expected(names_of(count)))
 
 
+def test_finished_batches_come_before_the_error_of_a_later_clip():
+    def clips():
+        yield from ((name, clip(name)) for name in names_of(3))
+        raise UserError("3 can't be read")
+
+    found = []
+    with pytest.raises(UserError, match="3 can't be read"):
+        for names, _ in extractor(1)(clips()):
+            found.append(names)
+    assert found == [("0",), ("1",), ("2",)]
+
+
 def test_statistics_do_not_depend_on_the_devices():
     names = names_of(37)
     one, eight = (
