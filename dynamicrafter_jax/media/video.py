@@ -197,16 +197,14 @@ def _encode_mp4(
     except FFmpegError as error:
         raise UserError(
             f"{codec} can't encode {w} x {h} pixels at {fps:g} frames a second "
-            f"({error.strerror}): try libx264 or another size"
+            f"({error.strerror}): try another size or codec"
         ) from error
 
 
 def _encode_mp4_file(
     file: str, video: UInt8[np.ndarray, "t h w 3"], fps: float | int, codec: str, crf: int
 ) -> None:
-    options = {"crf": str(crf)}
-    if codec == "libx265":
-        options["x265-params"] = "log-level=error"
+    options = {"crf": str(crf), **_repeatable(codec, *video.shape[1:3])}
     rate = Fraction(fps).limit_denominator(1001)  # 24000/1001 and the like stay exact
     with av.open(file, "w", options={"movflags": "+faststart"}) as container:
         stream = typing.cast(
@@ -228,6 +226,23 @@ def _encode_mp4_file(
             )
             container.mux(stream.encode(frame))
         container.mux(stream.encode())
+
+
+def _repeatable(codec: str, h: int, w: int) -> dict[str, str]:
+    """The options with which equal frames become equal bytes, in every process.
+
+    Left alone, x264 chooses its quantisers by memory that it never wrote, and x265 reads and
+    writes outside its memory where one block of 64 x 64 pixels holds the whole frame.
+    """
+    if codec == "libx264":
+        return {"x264-params": "cpu-independent=1"}
+    if codec == "libx265":
+        if max(h, w) <= 64 and min(h, w) < 64:
+            raise UserError(
+                f"libx265 can't encode frames as small as {w} x {h} pixels: use libx264"
+            )
+        return {"x265-params": "log-level=error" + (":ctu=32" if max(h, w) == 64 else "")}
+    return {}
 
 
 def _encode_gif(video: UInt8[np.ndarray, "t h w 3"], fps: float | int) -> bytes:

@@ -103,6 +103,19 @@ def test_mp4(tmp_path: Path, capfd: pytest.CaptureFixture, codec: str, name: str
     assert output.out == "" and output.err == ""
 
 
+@pytest.mark.parametrize("codec", media.CODECS)
+def test_equal_frames_are_equal_bytes(tmp_path: Path, codec: str):
+    """Encoders have read memory that they never wrote: what lies there changes here."""
+    video = clip(16, 64, 64)
+    written = set()
+    for i in range(8):
+        junk = [bytes([i + 1]) * size for size in range(1000, 200_000, 1000)]
+        del junk[::2]
+        media.write_video(tmp_path / "a.mp4", video, 8, codec=codec)
+        written.add((tmp_path / "a.mp4").read_bytes())
+    assert len(written) == 1
+
+
 def test_mp4_luma_follows_bt_709(tmp_path: Path):
     colours = np.array([(255, 0, 0), (0, 255, 0), (0, 0, 255), (200, 100, 50), (255, 255, 255)])
     video = np.repeat(np.repeat(colours, 32, 0)[None, None], 32, 1).astype(np.uint8)
@@ -289,8 +302,12 @@ def test_check_output_leaves_nothing(tmp_path: Path, place: str):
 
 
 def test_what_an_encoder_refuses_is_said(tmp_path: Path):
-    with pytest.raises(UserError, match="libx265 can't encode 4 x 4 pixels at 8 frames a second"):
-        media.write_video(tmp_path / "a.mp4", clip(2, 4, 4), 8, codec="libx265")
+    with pytest.raises(
+        UserError, match="libx264 can't encode 20000 x 2 pixels at 8 frames a second"
+    ):
+        media.write_video(tmp_path / "a.mp4", np.zeros((1, 2, 20000, 3), np.uint8), 8)
+    with pytest.raises(UserError, match="libx265 can't encode frames as small as 64 x 48 pixels"):
+        media.write_video(tmp_path / "a.mp4", clip(2, 48, 64), 8, codec="libx265")
     with pytest.raises(UserError, match="no frames"):
         media.write_video(tmp_path / "a.mp4", clip(2, 4, 4)[:0], 8)
     assert names(tmp_path) == []

@@ -22,7 +22,9 @@ def test_a_local_record_is_there_at_once(tmp_path: Path):
 def test_a_full_disk_delays_records_and_cuts_none(tmp_path: Path):
     log = LogFile(tmp_path / "log", b"begin\n")
     with storage.full_disk(16):
-        with pytest.warns(UserWarning, match="log can't be written .*File too large.*goes on"):
+        with pytest.warns(
+            UserWarning, match="log can't be written .*File too large.*training continues"
+        ):
             log.add(b"a long record\n")
         with warnings.catch_warnings():
             warnings.simplefilter("error")  # said once is enough
