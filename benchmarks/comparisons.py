@@ -21,8 +21,8 @@ from numpy.typing import ArrayLike
 from tqdm import tqdm
 
 from dynamicrafter_jax.config import load_config, networks_of
-from dynamicrafter_jax.diffusion.schedule import make_schedule, spaced_timesteps
-from dynamicrafter_jax.diffusion.solver import ddim_coefficients
+from dynamicrafter_jax.diffusion.schedule import make_grid, make_schedule
+from dynamicrafter_jax.diffusion.solvers.ddim import ddim_coefficients
 from dynamicrafter_jax.models import Models, abstract_models
 from dynamicrafter_jax.models.clip import preprocess
 from dynamicrafter_jax.pipeline import Clips, ImageToVideo
@@ -69,7 +69,7 @@ def host_rows() -> Iterator[Row]:
     spacings, steps = ("uniform", "uniform_trailing"), (5, 10, 25, 30, 50)
     runs = {
         f"{name}_{spacing}_{count}": ddim_coefficients(
-            schedules[name], spaced_timesteps(spacing, count), eta=1.0
+            make_grid(schedules[name], spacing, count), eta=1.0
         )
         for name, spacing, count in itertools.product(RELEASES, spacings, steps)
     }

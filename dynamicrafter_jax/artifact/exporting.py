@@ -26,7 +26,7 @@ from dynamicrafter_jax.artifact.layout import (
 from dynamicrafter_jax.attention import choose_attention
 from dynamicrafter_jax.config import config_to_json, matmul_precision, networks_of
 from dynamicrafter_jax.diffusion.schedule import make_schedule
-from dynamicrafter_jax.diffusion.solver import Coefficients
+from dynamicrafter_jax.diffusion.solvers import Coefficients
 from dynamicrafter_jax.errors import UserError
 from dynamicrafter_jax.models import Models
 from dynamicrafter_jax.runtime.files import atomic

@@ -9,7 +9,7 @@ from jax import Array
 from jaxtyping import Float, Float32, Int
 
 from dynamicrafter_jax.diffusion.prediction import float32
-from dynamicrafter_jax.diffusion.solver import CoefficientsT, Solver, State
+from dynamicrafter_jax.diffusion.solvers import CoefficientsT, Solver, State
 
 Carry = Any
 """What a denoiser keeps from one step to the next: any pytree, () for nothing."""

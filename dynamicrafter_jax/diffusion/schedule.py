@@ -1,4 +1,4 @@
-"""Noise schedules and the timesteps a sampler visits: float64 NumPy, on the host.
+"""Noise schedules and the points of them that a sampler visits: float64 NumPy, on the host.
 
 Everything here is computed once, so float64 costs nothing. Near a zero terminal signal-to-noise
 ratio, float32 differences would lose every digit.
@@ -14,6 +14,11 @@ from dynamicrafter_jax.errors import UserError
 
 RESCALE_RAMP = 400
 """Timesteps over which the dynamic rescale falls from 1 to its base scale."""
+
+SPACINGS = ("uniform", "uniform_trailing", "karras")
+"""Ways to choose the points that a sampler visits; see `make_grid`."""
+
+_KARRAS_RHO = 7
 
 
 @dataclass(frozen=True, eq=False)
@@ -126,6 +131,102 @@ def rescale_schedule(timesteps: int, base_scale: float) -> Float64[np.ndarray, "
     return np.concatenate([ramp, np.full(timesteps, ramp[-1])])[:timesteps]
 
 
+@dataclass(frozen=True, eq=False)
+class Grid:
+    """The points of a schedule that a sampler visits, in its order, and the one where it ends.
+
+    With the dynamic rescale, a noisy sample is x_t = alpha_t x0 + sigma_t eps with the signal level
+    alpha_t = s_t sqrt(alpha_bar_t) and the noise level sigma_t = sqrt(1 - alpha_bar_t), whose
+    squares do not add up to 1. Methods for a general alpha_t and sigma_t need nothing else to be
+    right with a rescale, as long as they keep x0 itself from step to step: a denoiser predicts the
+    rescaled s_t x0.
+
+    Attributes:
+        timestep: Where the denoiser is evaluated, descending and possibly fractional.
+        alpha_bar: alpha_bar at these timesteps, then where the last step ends.
+        scale: s_t, likewise.
+    """
+
+    timestep: Float64[np.ndarray, "steps"]
+    alpha_bar: Float64[np.ndarray, "points"]
+    scale: Float64[np.ndarray, "points"]
+
+    @classmethod
+    def at(cls, schedule: Schedule, timesteps: Int64[np.ndarray, "steps"]) -> "Grid":
+        """Returns the grid of ascending timesteps to visit; it ends at timestep 0.
+
+        Raises:
+            ValueError: `timesteps` are not strictly ascending or not in the schedule.
+        """
+        bounded = np.concatenate([[-1], timesteps, [len(schedule.alpha_bar)]])
+        if np.any(np.diff(bounded) <= 0):
+            last = len(schedule.alpha_bar) - 1
+            raise ValueError(f"timesteps {timesteps} must ascend strictly within 0 .. {last}")
+        points = np.append(timesteps[::-1], 0)
+        return cls(
+            timesteps[::-1].astype(np.float64), schedule.alpha_bar[points], schedule.scale[points]
+        )
+
+    @property
+    def alpha(self) -> Float64[np.ndarray, "points"]:
+        """alpha_t, the factor on x0."""
+        return self.scale * np.sqrt(self.alpha_bar)
+
+    @property
+    def sigma(self) -> Float64[np.ndarray, "points"]:
+        """sigma_t, the factor on the noise."""
+        return np.sqrt(1 - self.alpha_bar)
+
+    @property
+    def half_log_snr(self) -> Float64[np.ndarray, "points"]:
+        """lambda_t = log(alpha_t / sigma_t); minus infinity at pure noise."""
+        with np.errstate(divide="ignore"):
+            return np.log(self.alpha / self.sigma)
+
+
+def make_grid(schedule: Schedule, spacing: str, steps: int) -> Grid:
+    """Returns the points that a sampler visits.
+
+    - `uniform` and `uniform_trailing` visit the timesteps of `spaced_timesteps`.
+    - `karras` spaces sigma_t / alpha_t evenly in its seventh root, from the highest timestep down
+      to timestep 0 (Eq. 5, arXiv 2206.00364), and interpolates its logarithm between timesteps, so
+      these become fractions. If the highest timestep is pure noise, where the ratio is infinite, it
+      is visited first, and the rest is spaced from where `uniform_trailing` goes next.
+
+    Args:
+        schedule: The model's schedule.
+        spacing: One of `SPACINGS`.
+        steps: Number of steps, from 1 to the schedule's length.
+
+    Raises:
+        UserError: The spacing is unknown, or `steps` is out of range.
+    """
+    timesteps = len(schedule.alpha_bar)
+    if spacing != "karras":
+        return Grid.at(schedule, spaced_timesteps(spacing, steps, timesteps))
+    trailing = spaced_timesteps("uniform_trailing", steps, timesteps)[::-1]
+    infinite = int(schedule.alpha_bar[-1] == 0)
+    finite = np.arange(timesteps - infinite)
+    ratio = schedule.noise_level[finite] / (schedule.scale * schedule.signal_level)[finite]
+    log_ratio = np.log(ratio)
+    if steps == infinite:
+        return Grid.at(schedule, trailing)
+    highest = np.interp(trailing[infinite], finite, ratio)
+    ramp = np.linspace(
+        highest ** (1 / _KARRAS_RHO), ratio[0] ** (1 / _KARRAS_RHO), steps - infinite + 1
+    )
+    wanted = ramp**_KARRAS_RHO
+    timestep = np.interp(np.log(wanted), log_ratio, finite)
+    scale = np.interp(timestep, np.arange(timesteps), schedule.scale)
+    alpha_bar = 1 / (1 + (scale * wanted) ** 2)
+    first = Grid.at(schedule, trailing[:infinite])
+    return Grid(
+        np.append(first.timestep, timestep[:-1]),
+        np.append(first.alpha_bar[:infinite], alpha_bar),
+        np.append(first.scale[:infinite], scale),
+    )
+
+
 def spaced_timesteps(
     spacing: str, steps: int, timesteps: int = 1000
 ) -> Int64[np.ndarray, "chosen"]:
@@ -161,6 +262,4 @@ def spaced_timesteps(
             descending = np.arange(timesteps, 0, -timesteps / steps)[:steps]
             return np.round(descending).astype(np.int64)[::-1] - 1
         case _:
-            raise UserError(
-                f"sampling.spacing is {spacing!r}: choose 'uniform' or 'uniform_trailing'"
-            )
+            raise UserError(f"sampling.spacing is {spacing!r}: choose from {', '.join(SPACINGS)}")

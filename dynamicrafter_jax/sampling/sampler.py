@@ -22,7 +22,7 @@ from dynamicrafter_jax.conditioning import Conditioning
 from dynamicrafter_jax.config import matmul_precision, networks_of
 from dynamicrafter_jax.diffusion.loop import LoopState
 from dynamicrafter_jax.diffusion.schedule import make_schedule
-from dynamicrafter_jax.diffusion.solver import Solver
+from dynamicrafter_jax.diffusion.solvers import Solver
 from dynamicrafter_jax.errors import UserError
 from dynamicrafter_jax.media import Window, fit_images
 from dynamicrafter_jax.models import Models, abstract_models

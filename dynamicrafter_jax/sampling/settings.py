@@ -10,6 +10,8 @@ from jaxtyping import Array, Float32
 from ml_collections import ConfigDict
 
 from dynamicrafter_jax.config import settings_of
+from dynamicrafter_jax.diffusion.schedule import SPACINGS
+from dynamicrafter_jax.diffusion.solvers import SOLVERS
 from dynamicrafter_jax.errors import UserError
 
 
@@ -22,12 +24,13 @@ class SamplingSettings:
         width: Width of frames in pixels.
         num_frames: Frames in the video.
         steps: Solver steps, 1 to 1000.
-        eta: 0 (deterministic) to 1.
+        eta: Fresh noise of `ddim`, `dpmpp_2m_sde` and `euler_ancestral`, from 0 (deterministic) to
+            1; the other solvers add none.
         guidance_scale: Scale of text and image together, or of the text alone if
             `image_guidance_scale` is set. 1 without the latter means no guidance.
         image_guidance_scale: Scale of the image; None for a single scale.
         guidance_rescale: 0 (none) to 1.
-        spacing: "uniform" or "uniform_trailing".
+        spacing: Which timesteps are visited, by `diffusion.schedule.SPACINGS`.
         negative_prompt: What the unconditional pass reads.
         fps: The model's `fs` condition: frame stride (256) or FPS (512, 1024).
         video_fps: Frames a second of the written file.
@@ -36,6 +39,7 @@ class SamplingSettings:
         vae_frames: Frames that the VAE processes at once, on each device.
         fit: "crop" for pictures that fill height x width, or "letterbox" for whole pictures, which
             give videos of their aspect ratio within height x width.
+        solver: One of `diffusion.solvers.SOLVERS`.
     """
 
     height: int
@@ -54,6 +58,7 @@ class SamplingSettings:
     sequential_guidance: bool
     vae_frames: int
     fit: Literal["crop", "letterbox"] = "crop"
+    solver: str = "ddim"
 
     def __post_init__(self) -> None:
         at_least = {"height": 8, "width": 8, "num_frames": 1, "vae_frames": 1, "seed": 0, "fps": 0}
@@ -70,10 +75,11 @@ class SamplingSettings:
             raise UserError(
                 f"sampling.eta is {self.eta}: choose from 0 (deterministic) to 1 (as noisy as DDPM)"
             )
-        if self.spacing not in ("uniform", "uniform_trailing"):
-            raise UserError(
-                f"sampling.spacing is {self.spacing!r}: choose 'uniform' or 'uniform_trailing'"
-            )
+        for name, names in {"spacing": SPACINGS, "solver": SOLVERS}.items():
+            if getattr(self, name) not in names:
+                raise UserError(
+                    f"sampling.{name} is {getattr(self, name)!r}: choose from {', '.join(names)}"
+                )
         if not 0 <= self.guidance_rescale <= 1:
             raise UserError(
                 f"sampling.guidance_rescale is {self.guidance_rescale}: choose from 0 to 1"

@@ -10,8 +10,8 @@ from dynamicrafter_jax import conditioning
 from dynamicrafter_jax.conditioning import Conditioning
 from dynamicrafter_jax.diffusion.guidance import ConditionalDenoiser, guided_denoiser
 from dynamicrafter_jax.diffusion.loop import Carry, LoopState, initial_state, run_steps
-from dynamicrafter_jax.diffusion.schedule import Schedule, spaced_timesteps
-from dynamicrafter_jax.diffusion.solver import DDIM, Coefficients, Solver
+from dynamicrafter_jax.diffusion.schedule import Schedule, make_grid
+from dynamicrafter_jax.diffusion.solvers import Coefficients, Solver, named_solver
 from dynamicrafter_jax.models import Models
 from dynamicrafter_jax.models.autoencoder import FRAMES, Posterior
 from dynamicrafter_jax.models.partitioning import map_in_chunks
@@ -25,9 +25,9 @@ def make_solver(schedule: Schedule, settings: SamplingSettings) -> tuple[Solver,
     Raises:
         UserError: The settings do not fit the schedule.
     """
-    solver = DDIM(schedule.parameterization)
-    timesteps = spaced_timesteps(settings.spacing, settings.steps, len(schedule.alpha_bar))
-    return solver, solver.coefficients(schedule, timesteps, settings.eta)
+    solver = named_solver(settings.solver, schedule.parameterization)
+    grid = make_grid(schedule, settings.spacing, settings.steps)
+    return solver, solver.coefficients(grid, settings.eta)
 
 
 def start(solver: Solver, noise: Noise, *, shape: tuple[int, int, int, int]) -> LoopState:

@@ -13,8 +13,8 @@ from dynamicrafter_jax.diffusion.guidance import (
     rescale_guidance,
 )
 from dynamicrafter_jax.diffusion.loop import initial_state, run_steps
-from dynamicrafter_jax.diffusion.schedule import spaced_timesteps
-from dynamicrafter_jax.diffusion.solver import DDIM
+from dynamicrafter_jax.diffusion.schedule import make_grid
+from dynamicrafter_jax.diffusion.solvers import DDIM
 
 SHAPE = (3, 4, 2, 5, 4)
 SCALES = {
@@ -38,7 +38,7 @@ STEP = jnp.int32(3)
 def denoiser(x, timestep, index, condition, carry):
     """A toy in which everything of a sample, and nothing of another, counts."""
     text = condition["text"].mean(1).reshape(-1, *(1,) * (x.ndim - 2), 4)
-    clock = (timestep + condition["fs"]).astype(jnp.float32)
+    clock = timestep.astype(jnp.float32) + condition["fs"].astype(jnp.float32)
     return jnp.tanh(x + text + 0.01 * clock.reshape(-1, *(1,) * (x.ndim - 1))), carry
 
 
@@ -260,7 +260,7 @@ def test_a_denoiser_that_answers_every_other_step_from_memory(schedule_of, seque
     conditions = (condition(1), condition(2))
     x, schedule = normal(0), schedule_of("512")
     solver = DDIM("v")
-    rows = solver.coefficients(schedule, spaced_timesteps("uniform_trailing", 5), 0.0)
+    rows = solver.coefficients(make_grid(schedule, "uniform_trailing", 5), 0.0)
     ours = sample(remembering, jnp.zeros((2 * len(x), *x.shape[1:])))
 
     expected, memory = np.asarray(x), []

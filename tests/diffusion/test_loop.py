@@ -10,8 +10,8 @@ from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 from dynamicrafter_jax.diffusion.loop import initial_state, run_steps
 from dynamicrafter_jax.diffusion.prediction import add_noise, target
-from dynamicrafter_jax.diffusion.schedule import spaced_timesteps
-from dynamicrafter_jax.diffusion.solver import DDIM, ddim_coefficients
+from dynamicrafter_jax.diffusion.schedule import Grid, make_grid, spaced_timesteps
+from dynamicrafter_jax.diffusion.solvers.ddim import DDIM, ddim_coefficients
 
 SHAPE = (2, 4, 3, 2, 4)
 NAN_IN_THE_RELEASE = [7, 11, 14, 15, 20, 25, 33]
@@ -75,7 +75,7 @@ def test_whole_runs_follow_the_reference(schedule_of, relative_error, name, spac
     schedule = schedule_of(name)
     timesteps = spaced_timesteps(spacing, steps)
     x, noise = normal(0), normal(1, len(timesteps), *SHAPE)
-    rows = ddim_coefficients(schedule, timesteps, eta)
+    rows = ddim_coefficients(Grid.at(schedule, timesteps), eta)
     ours, _ = sample(toy_denoiser, DDIM(schedule.parameterization), x, rows, lambda i: noise[i])
     wanted = release_trajectory(schedule, timesteps, eta, x, noise)
     assert relative_error(ours, wanted) < 1e-5
@@ -86,7 +86,7 @@ def test_runs_that_are_nan_in_the_release_follow_the_reference(schedule_of, rela
     schedule = schedule_of("512")
     timesteps = spaced_timesteps("uniform_trailing", steps)
     x, noise = normal(0), normal(1, steps, *SHAPE)
-    rows = ddim_coefficients(schedule, timesteps, 1.0)
+    rows = ddim_coefficients(Grid.at(schedule, timesteps), 1.0)
     ours, _ = sample(toy_denoiser, DDIM("v"), x, rows, lambda i: noise[i])
     wanted = release_trajectory(schedule, timesteps, 1.0, x, noise)
     assert np.all(np.isfinite(ours)) and relative_error(ours, wanted) < 1e-5
@@ -98,6 +98,7 @@ def oracle(schedule, x0):
     scale = jnp.asarray(schedule.scale, jnp.float32)
 
     def denoise(x, timestep, index, carry):
+        timestep = timestep.astype(int)
         a = alpha_bar[timestep].reshape(-1, 1, 1, 1, 1)
         clean = scale[timestep].reshape(-1, 1, 1, 1, 1) * x0
         eps = (x - jnp.sqrt(a) * clean) / jnp.sqrt(1 - a)
@@ -118,7 +119,7 @@ def test_an_oracle_recovers_x0(schedule_of, relative_error, name, steps, eta):
     """
     schedule = schedule_of(name)
     timesteps = spaced_timesteps("uniform_trailing", steps)
-    rows = ddim_coefficients(schedule, timesteps, eta)
+    rows = ddim_coefficients(Grid.at(schedule, timesteps), eta)
     x0, eps, noise = normal(0), normal(1), normal(2, steps, *SHAPE)
     levels = schedule.signal_level[999], schedule.noise_level[999]
     start = add_noise(schedule.scale[999].astype(np.float32) * x0, eps, *levels)
@@ -142,11 +143,11 @@ def test_eps_and_v_views_of_one_denoiser_agree(schedule_of, relative_error, spac
 
     def velocity(x, timestep, index, carry):
         eps, carry = toy_denoiser(x, timestep, index, carry)
-        a = alpha_bar[timestep].reshape(-1, 1, 1, 1, 1)
+        a = alpha_bar[timestep.astype(int)].reshape(-1, 1, 1, 1, 1)
         x0 = (x - jnp.sqrt(1 - a) * eps) / jnp.sqrt(a)
         return jnp.sqrt(a) * eps - jnp.sqrt(1 - a) * x0, carry
 
-    rows = ddim_coefficients(schedule, spaced_timesteps(spacing, 20), eta)
+    rows = ddim_coefficients(make_grid(schedule, spacing, 20), eta)
     x, noise = normal(0), normal(1, 20, *SHAPE)
     as_eps, _ = sample(toy_denoiser, DDIM("eps"), x, rows, lambda i: noise[i])
     as_v, _ = sample(velocity, DDIM("v"), x, rows, lambda i: noise[i])
@@ -163,7 +164,7 @@ def normal_data_denoiser(schedule):
     def denoise(x, timestep, index, carry):
         if schedule.parameterization == "v":
             return jnp.zeros_like(x), carry
-        return noise_level[timestep].reshape(-1, 1, 1, 1, 1) * x, carry
+        return noise_level[timestep.astype(int)].reshape(-1, 1, 1, 1, 1) * x, carry
 
     return denoise
 
@@ -181,7 +182,7 @@ def test_deterministic_steps_on_normal_data_are_cosines_of_their_angles(
         normal_data_denoiser(schedule),
         DDIM(schedule.parameterization),
         x,
-        ddim_coefficients(schedule, timesteps, 0.0),
+        ddim_coefficients(Grid.at(schedule, timesteps), 0.0),
         lambda i: jnp.zeros_like(x),
     )
     assert relative_error(ours, np.prod(np.cos(np.diff(angles))) * np.asarray(x)) < 1e-5
@@ -191,7 +192,7 @@ def test_deterministic_steps_on_normal_data_are_cosines_of_their_angles(
 @pytest.mark.parametrize("name", ["256", "512"])
 def test_many_steps_on_normal_data_keep_its_variance(schedule_of, name, eta):
     schedule = schedule_of(name, use_dynamic_rescale=False)
-    rows = ddim_coefficients(schedule, spaced_timesteps("uniform_trailing", 1000), eta)
+    rows = ddim_coefficients(make_grid(schedule, "uniform_trailing", 1000), eta)
     x = normal(0, 2, 4, 8, 8, 16)
     ours, _ = sample(
         normal_data_denoiser(schedule),
@@ -209,15 +210,15 @@ def test_the_state_the_carry_and_the_index_pass_from_step_to_step(schedule_of):
         timestep: np.ndarray
 
     class Summing:
-        def coefficients(self, schedule, timesteps, eta):
+        def coefficients(self, grid, eta):
             raise AssertionError("the tables are given")
 
         def init(self, x):
-            return jnp.zeros((), jnp.int32)
+            return jnp.zeros(())
 
         def step(self, state, x, prediction, coefficients, noise):
             state = state + coefficients.timestep
-            return x + noise * state.astype(jnp.float32), state
+            return x + noise * state, state
 
     def counting(x, timestep, index, carry):
         return x, {"calls": carry["calls"] + 1, "last": timestep, "index": index}
@@ -226,11 +227,11 @@ def test_the_state_the_carry_and_the_index_pass_from_step_to_step(schedule_of):
         counting,
         Summing(),
         jnp.zeros((2, 3)),
-        Rows(np.array([30, 20, 10], np.int32)),
+        Rows(np.array([30, 20, 10], np.float32)),
         lambda i: jnp.full((2, 3), 10.0) ** i.astype(jnp.float32),
         carry={
             "calls": jnp.zeros((), jnp.int32),
-            "last": jnp.zeros((2,), jnp.int32),
+            "last": jnp.zeros((2,)),
             "index": jnp.zeros((), jnp.int32),
         },
     )
@@ -241,7 +242,7 @@ def test_the_state_the_carry_and_the_index_pass_from_step_to_step(schedule_of):
 
 
 def test_x_stays_float32_when_the_denoiser_answers_in_bfloat16(schedule_of, relative_error):
-    rows = ddim_coefficients(schedule_of("512"), spaced_timesteps("uniform_trailing", 10), 0.0)
+    rows = ddim_coefficients(make_grid(schedule_of("512"), "uniform_trailing", 10), 0.0)
     seen = []
 
     def answer_in(dtype):
@@ -274,7 +275,7 @@ def test_another_eta_or_condition_does_not_recompile_and_the_denoiser_is_traced_
 
     x, noise = normal(0), normal(1, 10, *SHAPE)
     ends = [
-        run(x, ddim_coefficients(schedule, timesteps, eta), noise, jnp.float32(fs))
+        run(x, ddim_coefficients(Grid.at(schedule, timesteps), eta), noise, jnp.float32(fs))
         for eta, fs in ((0.0, 3), (0.5, 3), (1.0, 3), (1.0, 24))
     ]
     assert len(traces) == 1
@@ -285,7 +286,7 @@ def test_steps_in_pieces_on_any_number_of_devices_are_one_program(schedule_of, r
     devices = len(jax.devices())
     assert devices > 1
     mesh = jax.make_mesh((devices,), ("batch",), axis_types=(AxisType.Auto,))
-    rows = ddim_coefficients(schedule_of("512"), spaced_timesteps("uniform_trailing", 7), 1.0)
+    rows = ddim_coefficients(make_grid(schedule_of("512"), "uniform_trailing", 7), 1.0)
     x = normal(0, devices, 4, 3, 2, 4)
     noise = normal(1, 7, *x.shape)
     traces = []
@@ -312,7 +313,7 @@ def test_steps_in_pieces_on_any_number_of_devices_are_one_program(schedule_of, r
 
 
 def test_a_clip_does_not_depend_on_its_batch(schedule_of, relative_error):
-    rows = ddim_coefficients(schedule_of("512"), spaced_timesteps("uniform_trailing", 8), 1.0)
+    rows = ddim_coefficients(make_grid(schedule_of("512"), "uniform_trailing", 8), 1.0)
     x, noise = normal(0, 3, 4, 3, 2, 4), normal(1, 8, 3, 4, 3, 2, 4)
     batch, _ = sample(toy_denoiser, DDIM("v"), x, rows, lambda i: noise[i])
     for clip in range(3):
@@ -327,8 +328,8 @@ class Extrapolating:
 
     ddim: DDIM
 
-    def coefficients(self, schedule, timesteps, eta):
-        return self.ddim.coefficients(schedule, timesteps, eta)
+    def coefficients(self, grid, eta):
+        return self.ddim.coefficients(grid, eta)
 
     def init(self, x):
         return {"eps": jnp.zeros_like(x), "steps": jnp.zeros((), jnp.int32)}
@@ -346,7 +347,7 @@ def test_a_solver_of_two_steps_keeps_its_state(schedule_of):
 
     def run(solver, steps):
         timesteps = spaced_timesteps("uniform_trailing", steps)
-        rows = solver.coefficients(schedule, timesteps, 0.0)
+        rows = solver.coefficients(Grid.at(schedule, timesteps), 0.0)
         return np.asarray(sample(toy_denoiser, solver, x, rows, lambda i: 0 * x)[0])
 
     exact = run(DDIM("eps"), 1000)

@@ -82,7 +82,7 @@ def test_steps_out_of_range_are_refused(spacing, steps):
 
 
 def test_unknown_spacing_is_refused():
-    with pytest.raises(UserError, match=r"'leading': choose 'uniform' or"):
+    with pytest.raises(UserError, match="'leading': choose from uniform, uniform_trailing, karras"):
         spaced_timesteps("leading", 50)
 
 
