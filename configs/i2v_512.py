@@ -77,6 +77,7 @@ def get_config() -> ConfigDict:
     config.sampling.height = 320
     config.sampling.width = 512
     config.sampling.num_frames = 16
+    config.sampling.solver = "ddim"  # or dpmpp_2m, dpmpp_2m_sde, unipc, euler, euler_ancestral
     config.sampling.steps = 50
     config.sampling.eta = 1.0
     config.sampling.guidance_scale = 7.5

@@ -5,6 +5,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from dynamicrafter_jax.diffusion.schedule import SPACINGS
+from dynamicrafter_jax.diffusion.solvers import SOLVERS
 from dynamicrafter_jax.errors import UserError
 from dynamicrafter_jax.sampling.settings import SamplingSettings
 
@@ -112,6 +114,13 @@ NUM_SAMPLES = Control(
 
 CONTROLS = (
     Control(
+        "solver",
+        "Solver",
+        "How steps are taken. DDIM is what the models were published with; the others come as far "
+        "in fewer steps.",
+        choices=SOLVERS,
+    ),
+    Control(
         "steps",
         "Steps",
         "Steps of the solver. More take longer and, up to a point, give finer detail.",
@@ -122,7 +131,8 @@ CONTROLS = (
     Control(
         "eta",
         "Eta",
-        "Fresh noise at each step: 0 for none (DDIM), 1 for as much as DDPM.",
+        "Fresh noise at each step, of ddim, dpmpp_2m_sde and euler_ancestral: 0 for none, 1 for as "
+        "much as DDPM.",
         low=0,
         high=1,
         step=0.05,
@@ -173,8 +183,8 @@ CONTROLS = (
         "spacing",
         "Spacing",
         "Which timesteps are visited. Trailing ones start from pure noise, as models trained with "
-        "zero terminal SNR need.",
-        choices=("uniform_trailing", "uniform"),
+        "zero terminal SNR need, and so do Karras ones, which are closer where little noise is left.",
+        choices=SPACINGS,
     ),
     Control(
         "fit",

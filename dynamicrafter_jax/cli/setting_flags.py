@@ -7,17 +7,20 @@ from typing import Any, Literal, get_args, get_origin, get_type_hints
 from absl import flags
 from ml_collections import ConfigDict
 
+from dynamicrafter_jax.diffusion.schedule import SPACINGS
+from dynamicrafter_jax.diffusion.solvers import SOLVERS
 from dynamicrafter_jax.sampling.settings import SamplingSettings
 
 SETTING_FLAGS: Mapping[str, str] = {
+    "solver": f"How steps are taken: {', '.join(SOLVERS)}.",
     "steps": "Solver steps; the time is proportional to them.",
     "fps": "The model's condition on speed: frames a second, or for i2v_256 a stride.",
     "guidance_scale": "How strongly to follow text and image; 1 for no guidance.",
     "image_guidance_scale": "A separate scale for the image, in addition to the text's.",
     "guidance_rescale": "0 to 1; reduces the harsh contrast of strong guidance.",
     "negative_prompt": "What to move away from.",
-    "eta": "Fresh noise at each step, 0 to 1.",
-    "spacing": "Which timesteps are visited: uniform or uniform_trailing.",
+    "eta": "Fresh noise at each step, 0 to 1, of ddim, dpmpp_2m_sde and euler_ancestral.",
+    "spacing": f"Which timesteps are visited: {', '.join(SPACINGS)}.",
     "height": "Height of frames, in pixels.",
     "width": "Width of frames, in pixels.",
     "num_frames": "Number of frames in the video.",

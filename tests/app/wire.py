@@ -107,6 +107,7 @@ class Page:
             "prompt": "",
             "num_samples": 1,
             "seed": 0,
+            "solver": "ddim",
             "steps": 1,
             "eta": 0,
             "guidance_scale": 1,

@@ -51,9 +51,10 @@ class BatchSampler:
         return self.sampler.to_every_process(latents), self.sampler.to_every_process(video)
 
 
-def bucket(request: Request) -> tuple[int, bool, int, int, int]:
-    """Returns what the compiled program depends on: guided passes, whether it has an end, size."""
-    return request.settings.num_passes, request.has_end, *request.settings.size
+def bucket(request: Request) -> tuple[Hashable, ...]:
+    """Returns what the compiled program depends on: solver, passes, whether it has an end, size."""
+    settings = request.settings
+    return settings.solver, settings.num_passes, request.has_end, *settings.size
 
 
 def plan_batches(requests: Iterable[Request], batch_size: int) -> list[tuple[Request, ...]]:

@@ -24,7 +24,7 @@ _NUMBERS = (
     "fps",
     "video_fps",
 )
-_TEXTS = ("spacing", "negative_prompt", "fit")
+_TEXTS = ("solver", "spacing", "negative_prompt", "fit")
 
 SETTING_COLUMNS = (*_WHOLE, *_NUMBERS, *_TEXTS)
 """Settings that a row may set. Each size has its own program; the others are traced, or select

@@ -14,10 +14,10 @@ def test_a_row_says_what_differs_from_the_config(tmp_path):
     table = tmp_path / "table.csv"
     table.write_text(
         "\ufeffid,image,prompt,end_image,loop,seed,steps,eta,guidance_scale,image_guidance_scale,"
-        "guidance_rescale,fps,spacing,negative_prompt,fit\n"
-        'a,0.png,"a cat, black",,,,,,,,,,,,\n'
-        "b,0.png,,1.png,,7,9,0,3,1.5,0.25,10,uniform,blurry,letterbox\n"
-        "c,sub/0.png,,,yes,,,,1,,,,,,\n"
+        "guidance_rescale,fps,spacing,negative_prompt,fit,solver\n"
+        'a,0.png,"a cat, black",,,,,,,,,,,,,\n'
+        "b,0.png,,1.png,,7,9,0,3,1.5,0.25,10,uniform,blurry,letterbox,unipc\n"
+        "c,sub/0.png,,,yes,,,,1,,,,,,,\n"
     )
     a, b, c = bulk_jobs.requests(table)
     assert (a.name, a.prompt, a.end_image, a.loop) == ("a", "a cat, black", None, False)
@@ -28,6 +28,7 @@ def test_a_row_says_what_differs_from_the_config(tmp_path):
     assert (b.settings.guidance_scale, b.settings.image_guidance_scale) == (3.0, 1.5)
     assert (b.settings.guidance_rescale, b.settings.fps) == (0.25, 10.0)
     assert (b.settings.spacing, b.settings.negative_prompt) == ("uniform", "blurry")
+    assert (a.settings.solver, b.settings.solver) == ("ddim", "unipc")
     assert (a.settings.fit, b.settings.fit) == ("crop", "letterbox")
     assert b.settings.num_passes == 3 and c.settings.num_passes == 1
     assert b.has_end and c.has_end and not a.has_end and c.loop
