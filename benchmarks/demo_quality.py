@@ -101,7 +101,11 @@ def judge(clips: Sequence[Drawn], changes: Sequence[Change], share: float) -> Mo
 
 def distance(real: Videos, other: Videos) -> float:
     """Returns the Fréchet distance of simple features, scaled to unit spread over real clips."""
-    features, others = simple_features(real), simple_features(other)
+    return feature_distance(simple_features(real), simple_features(other))
+
+
+def feature_distance(features: np.ndarray, others: np.ndarray) -> float:
+    """Returns the Fréchet distance of features (n, d), scaled to unit spread over the first."""
     spread = features.std(0) + 1e-6
     return frechet_distance(Moments.of(features / spread), Moments.of(others / spread))
 

@@ -91,6 +91,10 @@ def get_config() -> ConfigDict:
     config.sampling.sequential_guidance = False  # one guided pass at a time: less memory
     config.sampling.vae_frames = 4  # frames that each device encodes or decodes at once
     config.sampling.fit = "crop"  # pictures fill the frame; "letterbox": they stay whole
+    config.sampling.presets = ConfigDict()  # what `--preset` replaces of the above
+    config.sampling.presets.quality = ConfigDict()
+    config.sampling.presets.balanced = ConfigDict({"solver": "unipc", "steps": 20})
+    config.sampling.presets.fast = ConfigDict({"solver": "unipc", "steps": 12})
 
     config.data = ConfigDict()
     config.data.source = placeholder(str)  # a .csv, folder, cache, tfds:NAME, synthetic:train

@@ -36,7 +36,8 @@ def sample_command(request: Request, config: ConfigDict, overrides: Sequence[str
         words.append("--loop")
     if request.prompt:
         words.append(f"--prompt={request.prompt}")
-    own = {"fit": "crop", **config.sampling.to_dict(), "seed": None}  # always include the seed
+    own = dataclasses.asdict(SamplingSettings.from_config(config.sampling))
+    own["seed"] = None  # always include the seed
     for name, value in request.settings.items():
         if value != own[name]:
             flag = name if name in SETTING_FLAGS else f"config.sampling.{name}"

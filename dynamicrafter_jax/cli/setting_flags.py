@@ -9,7 +9,7 @@ from ml_collections import ConfigDict
 
 from dynamicrafter_jax.diffusion.schedule import SPACINGS
 from dynamicrafter_jax.diffusion.solvers import SOLVERS
-from dynamicrafter_jax.sampling.settings import SamplingSettings
+from dynamicrafter_jax.sampling.settings import SamplingSettings, preset_of
 
 SETTING_FLAGS: Mapping[str, str] = {
     "solver": f"How steps are taken: {', '.join(SOLVERS)}.",
@@ -32,18 +32,28 @@ SETTING_FLAGS: Mapping[str, str] = {
 
 
 def define_setting_flags() -> dict[str, flags.FlagHolder]:
-    """Defines a flag for each of `SETTING_FLAGS`, of its field's type, unset by default."""
+    """Defines a flag for each of `SETTING_FLAGS`, of its field's type, and one for presets.
+
+    All are unset by default.
+    """
     kinds = get_type_hints(SamplingSettings)
-    return {name: _define(name, kinds[name], said) for name, said in SETTING_FLAGS.items()}
+    said = "Settings that go together: quality, balanced or fast; other flags win."
+    preset = {"preset": flags.DEFINE_string("preset", None, said)}
+    return preset | {name: _define(name, kinds[name], said) for name, said in SETTING_FLAGS.items()}
 
 
 def set_given(config: ConfigDict, given: Mapping[str, flags.FlagHolder]) -> None:
-    """Sets the fields of a config's section `sampling` whose flags are given."""
+    """Sets the fields of a config's section `sampling` whose flags are given.
+
+    Raises:
+        UserError: There is no such preset.
+    """
+    values = {name: flag.value for name, flag in given.items() if flag.value is not None}
+    preset = values.pop("preset", None)
+    named = {} if preset is None else preset_of(config.sampling, preset)
     # The configs of older models may lack a field, and may hold a frame rate as an integer.
     with config.unlocked(), config.ignore_type():
-        for name, flag in given.items():
-            if flag.value is not None:
-                config.sampling[name] = flag.value
+        config.sampling.update(named | values)
 
 
 def _define(name: str, kind: Any, said: str) -> flags.FlagHolder:

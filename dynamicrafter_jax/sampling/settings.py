@@ -9,7 +9,7 @@ import numpy as np
 from jaxtyping import Array, Float32
 from ml_collections import ConfigDict
 
-from dynamicrafter_jax.config import settings_of
+from dynamicrafter_jax.config import load_config, settings_of
 from dynamicrafter_jax.diffusion.schedule import SPACINGS
 from dynamicrafter_jax.diffusion.solvers import SOLVERS
 from dynamicrafter_jax.errors import UserError
@@ -89,13 +89,22 @@ class SamplingSettings:
                 raise UserError(f"sampling.{name} is not a finite number")
 
     @classmethod
-    def from_config(cls, section: ConfigDict, **overrides: object) -> "SamplingSettings":
+    def from_config(
+        cls, section: ConfigDict, *, preset: str | None = None, **overrides: object
+    ) -> "SamplingSettings":
         """Builds settings from a config section, some of them overridden.
+
+        Args:
+            section: The config section `sampling`.
+            preset: One of its presets, whose settings replace the section's.
+            **overrides: Settings that replace both.
 
         Raises:
             UserError: A name is unknown or missing, or a value is out of range.
         """
-        return settings_of(cls, "sampling", section, **overrides)
+        named = {} if preset is None else preset_of(section, preset)
+        own = ConfigDict({name: section[name] for name in section if name != "presets"})
+        return settings_of(cls, "sampling", own, **(named | overrides))
 
     @property
     def size(self) -> tuple[int, int, int]:
@@ -108,6 +117,32 @@ class SamplingSettings:
         if self.image_guidance_scale is not None:
             return 3
         return 1 if self.guidance_scale == 1 else 2
+
+
+def preset_names(section: ConfigDict) -> tuple[str, ...]:
+    """Returns the names of the presets in the config section `sampling`, best quality first."""
+    return tuple(_presets(section))
+
+
+def preset_of(section: ConfigDict, name: str) -> dict[str, object]:
+    """Returns the settings that a preset replaces.
+
+    Args:
+        section: The config section `sampling`.
+        name: Name of the preset.
+
+    Raises:
+        UserError: There is no such preset.
+    """
+    presets = _presets(section)
+    if name not in presets:
+        raise UserError(f"preset {name!r} is unknown: choose from {', '.join(presets)}")
+    return dict(presets[name])
+
+
+def _presets(section: ConfigDict) -> ConfigDict:
+    # The configs of older models have none.
+    return section.get("presets") or load_config("i2v_512").sampling.presets
 
 
 class GuidanceScales(NamedTuple):

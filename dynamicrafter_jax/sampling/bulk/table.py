@@ -30,7 +30,7 @@ SETTING_COLUMNS = (*_WHOLE, *_NUMBERS, *_TEXTS)
 """Settings that a row may set. Each size has its own program; the others are traced, or select
 one of a few programs."""
 
-COLUMNS = ("id", "image", "prompt", "end_image", "loop", "num_samples", *SETTING_COLUMNS)
+COLUMNS = ("id", "image", "prompt", "end_image", "loop", "num_samples", "preset", *SETTING_COLUMNS)
 
 _SAFE_ID = re.compile(r"[\w][\w.-]*")
 _WRITTEN = ("image", "prompt", "end_image", "negative_prompt")
@@ -72,8 +72,8 @@ def read_requests(
     """Reads a `.csv` with a header, or a `.jsonl`: one row per prompt, in any order.
 
     `tables` describes the formats. Columns are `id` (names the output), `image` (relative to the
-    table), and optionally `prompt`, `end_image`, `loop`, `num_samples` and `SETTING_COLUMNS`. An
-    empty cell counts as missing.
+    table), and optionally `prompt`, `end_image`, `loop`, `num_samples`, `preset` and
+    `SETTING_COLUMNS`. An empty cell counts as missing.
 
     Args:
         table: The file.
@@ -162,7 +162,7 @@ def _requests_of(
     if not _SAFE_ID.fullmatch(name):
         raise UserError(f"id {name!r} must be letters, digits, '.', '_' and '-'")
     chosen = {column: _number(column, row[column]) for column in SETTING_COLUMNS if column in row}
-    settings = SamplingSettings.from_config(section, **chosen)
+    settings = SamplingSettings.from_config(section, preset=_text(row, "preset"), **chosen)
     count = _number("num_samples", row.get("num_samples", num_samples))
     if not isinstance(count, int) or isinstance(count, bool) or count < 1:
         raise UserError(f"num_samples is {count!r}: give a whole number, 1 or more")

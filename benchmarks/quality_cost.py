@@ -1,0 +1,275 @@
+r"""Measures what fewer steps, other solvers and caches cost in quality, on held-out drawn clips.
+
+    python benchmarks/quality_cost.py --folder=quality_cost --clips=128
+    python benchmarks/quality_cost.py --folder=quality_cost --clips=512 --presets --write_docs
+
+The first command screens: each solver at 4, 8, 12 and 25 steps, and each cache with --cached, the
+solver that screening favoured. The second compares the presets with 50 steps of DDIM and with DDIM
+in as many passes; its differences are paired, clip by clip, with bootstrap intervals. Clips, noise
+and the judgement of motion are those of `demo_quality.py`. What is finished lies in --folder, so
+the same command resumes.
+
+A pass is one evaluation of the U-Net for one clip; one that reuses the deep part counts by its
+share of the operations.
+"""
+
+import itertools
+import json
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import cost_plots
+import numpy as np
+import timing
+from absl import flags
+from demo_quality import feature_distance
+from drawn_clips import Drawn, Generator, draw, find_changes, psnr, simple_features
+from tracking import shows
+
+from dynamicrafter_jax import cli
+from dynamicrafter_jax.errors import UserError
+from dynamicrafter_jax.pipeline import ImageToVideo
+from dynamicrafter_jax.sampling.settings import SamplingSettings, preset_of
+
+DOCUMENT = Path(__file__).parent.parent / "docs" / "sampling.md"
+
+CHECKPOINT = flags.DEFINE_string("checkpoint", "demo", "The model.")
+FOLDER = flags.DEFINE_string("folder", "quality_cost", "Where measurements are kept.")
+CLIPS = flags.DEFINE_integer("clips", 128, "Clips of the test split.")
+BATCH = flags.DEFINE_integer("batch_size", 16, "Clips sampled at once.")
+SHARE = flags.DEFINE_float("share", 0.3, "Of its way that a motion has to go to count.")
+PROCESSES = flags.DEFINE_integer("processes", 2, "Processes that look for what moved.")
+CACHED = flags.DEFINE_string("cached", "unipc karras 12", "What the caches are screened with.")
+PRESETS = flags.DEFINE_bool("presets", False, "Compare the presets instead of screening.")
+WRITE_DOCS = flags.DEFINE_bool("write_docs", False, f"Put table and plot into {DOCUMENT}.")
+
+STEPS = (4, 8, 12, 25)
+RESAMPLES = 2000
+REFERENCE = "ddim 50"
+
+SOLVERS: dict[str, dict[str, Any]] = {
+    "ddim": {"solver": "ddim", "eta": 0.0},
+    "euler": {"solver": "euler"},
+    "euler_ancestral": {"solver": "euler_ancestral", "eta": 1.0},
+    "dpmpp_2m": {"solver": "dpmpp_2m"},
+    "dpmpp_2m karras": {"solver": "dpmpp_2m", "spacing": "karras"},
+    "dpmpp_2m_sde": {"solver": "dpmpp_2m_sde", "eta": 1.0},
+    "unipc": {"solver": "unipc"},
+    "unipc karras": {"solver": "unipc", "spacing": "karras"},
+}
+STOCHASTIC = ("euler_ancestral", "dpmpp_2m_sde")
+
+CACHES: dict[str, dict[str, Any]] = {
+    "deep 2": {"deep_cache_interval": 2},
+    "deep 3": {"deep_cache_interval": 3},
+    "deep 2, depth 2": {"deep_cache_interval": 2, "deep_cache_depth": 2},
+    "reused guidance 2": {"guidance_reuse_interval": 2},
+    "reused guidance 3": {"guidance_reuse_interval": 3},
+    "guidance to 1/2": {"guidance_interval": (0.0, 0.5)},
+    "guidance to 3/4": {"guidance_interval": (0.0, 0.75)},
+    "guidance from 1/4": {"guidance_interval": (0.25, 1.0)},
+}
+
+
+class Measured(NamedTuple):
+    """A way of sampling, measured clip by clip.
+
+    Attributes:
+        right: Whether the motion named is the motion made, (n,).
+        features: `simple_features`, (n, d).
+        psnr: Against the reference's clip from the same noise, in dB, (n,); empty for the
+            reference itself.
+        passes: Passes of the U-Net for a clip.
+        seconds: Mean time to sample a clip.
+    """
+
+    right: np.ndarray
+    features: np.ndarray
+    psnr: np.ndarray
+    passes: np.ndarray
+    seconds: np.ndarray
+
+
+class Bench:
+    """Measures ways of sampling on the same clips, and keeps what it found."""
+
+    def __init__(self, animate: ImageToVideo, folder: Path, count: int) -> None:
+        """Draws the clips."""
+        self.animate = animate
+        own = animate.config.sampling
+        self.clips: list[Drawn] = [draw(i, own.num_frames, own.height) for i in range(count)]
+        self.real = simple_features(np.stack([clip.video for clip in self.clips]))
+        self._folder = folder / str(count)
+        self._folder.mkdir(parents=True, exist_ok=True)
+
+    def __call__(self, name: str, settings: Mapping[str, Any]) -> Measured:
+        """Returns the measurements of settings, which are made unless the folder has them."""
+        words = json.dumps(dict(settings), sort_keys=True)
+        file = self._folder / f"{name.replace('/', ' of ').replace(' ', '_')}.npz"
+        if file.exists():
+            with np.load(file) as kept:
+                if str(kept["settings"]) == words:
+                    return Measured(*(kept[field] for field in Measured._fields))
+        found, videos = self._measure(name, settings)
+        np.savez(file, settings=words, **found._asdict())
+        if name == REFERENCE:
+            np.savez_compressed(self._folder / "reference.npz", videos=videos)
+        timing.say(f"{name}: {found.right.mean():.1%} right, {float(found.seconds):.2f} s a clip")
+        return found
+
+    def _measure(self, name: str, settings: Mapping[str, Any]) -> tuple[Measured, np.ndarray]:
+        generator = Generator(self.animate, BATCH.value, **settings)
+        generator(self.clips[: BATCH.value])  # compiles
+        started = time.perf_counter()
+        videos = generator(self.clips)
+        seconds = (time.perf_counter() - started) / len(self.clips)
+        changes = find_changes(self.clips, videos, PROCESSES.value)
+        right = [
+            shows(
+                change,
+                clip.scene.motions,
+                (len(clip.video) - 1) / clip.scene.fps,
+                share=SHARE.value,
+            )
+            for clip, change in zip(self.clips, changes, strict=True)
+        ]
+        near = np.zeros(0)
+        if name != REFERENCE:
+            with np.load(self._folder / "reference.npz") as reference:
+                near = psnr(videos, reference["videos"])
+        chosen = SamplingSettings.from_config(self.animate.config.sampling, **settings)
+        passes = unet_passes(self.animate.models, self.animate.sampler.schedule, chosen)
+        features = simple_features(videos)
+        return Measured(
+            np.asarray(right), features, near, np.asarray(passes), np.asarray(seconds)
+        ), videos
+
+    def distance(self, found: Measured, rows: np.ndarray | slice = slice(None)) -> float:
+        """Returns the Fréchet distance to the real clips, over some of them."""
+        return feature_distance(self.real[rows], found.features[rows])
+
+    def differences(self, found: Measured, other: Measured) -> dict[str, list[float]]:
+        """Returns intervals of 95 % for what one loses against another on the same clips.
+
+        `motion` is in points, and `distance` relative to the other's; above 0 is worse.
+        """
+        draw_rows = np.random.default_rng(0)
+        count = len(self.clips)
+        motion, distance = [], []
+        for _ in range(RESAMPLES):
+            rows = draw_rows.integers(0, count, count)
+            motion.append(100 * (other.right[rows].mean() - found.right[rows].mean()))
+        for _ in range(RESAMPLES // 10):  # each takes two square roots of a matrix
+            rows = draw_rows.integers(0, count, count)
+            distance.append(self.distance(found, rows) / self.distance(other, rows) - 1)
+        return {
+            "motion": [100 * float(other.right.mean() - found.right.mean()), *_interval(motion)],
+            "distance": [
+                self.distance(found) / self.distance(other) - 1,
+                *_interval(distance),
+            ],
+        }
+
+
+def screen(bench: Bench) -> dict[str, dict[str, Any]]:
+    """Returns the measures of each solver at few steps, and of each cache."""
+    ways = {REFERENCE: {**SOLVERS["ddim"], "steps": 50}}
+    ways |= {
+        f"{name} {steps}": {**settings, "steps": steps}
+        for (name, settings), steps in itertools.product(SOLVERS.items(), STEPS)
+    }
+    if CACHED.value not in ways:
+        raise UserError(f"--cached={CACHED.value} was not screened: choose from {', '.join(ways)}")
+    ways |= {
+        f"{CACHED.value}, {name}": {**ways[CACHED.value], **settings}
+        for name, settings in CACHES.items()
+    }
+    return {name: summary(bench, name, bench(name, ways[name])) for name in ways}
+
+
+def compare(bench: Bench) -> dict[str, dict[str, Any]]:
+    """Returns the measures of the presets, beside DDIM in 50 steps and in their passes."""
+    config = bench.animate.config
+    ways = {REFERENCE: {**SOLVERS["ddim"], "steps": 50}}
+    ways |= {name: preset_of(config.sampling, name) for name in ("balanced", "fast")}
+    whole = SamplingSettings.from_config(config.sampling, **ways["fast"])
+    passes = unet_passes(bench.animate.models, bench.animate.sampler.schedule, whole)
+    steps = round(passes / whole.num_passes)
+    ways[f"ddim {steps}"] = {**SOLVERS["ddim"], "steps": steps}
+    measured = {name: bench(name, settings) for name, settings in ways.items()}
+    found = {name: summary(bench, name, one) for name, one in measured.items()}
+    for name, one in measured.items():
+        if name != REFERENCE:
+            found[name]["against the reference"] = bench.differences(one, measured[REFERENCE])
+    same = bench.differences(measured["fast"], measured[f"ddim {steps}"])
+    found["fast"]["against DDIM in as many passes"] = same
+    return found
+
+
+def summary(bench: Bench, name: str, found: Measured) -> dict[str, Any]:
+    """Returns the mean measures of a way of sampling."""
+    random = any(word in name.split() for word in STOCHASTIC)
+    return {
+        "motion": float(found.right.mean()),
+        "distance": bench.distance(found),
+        "psnr": None if random or not len(found.psnr) else float(found.psnr.mean()),
+        "passes": float(found.passes),
+        "seconds": float(found.seconds),
+    }
+
+
+def table(found: Mapping[str, Mapping[str, Any]]) -> str:
+    """Returns the measures in Markdown."""
+    whole = found[REFERENCE]
+    rows = [
+        [
+            name,
+            f"{one['passes']:.1f}",
+            f"{one['seconds'] / whole['seconds']:.2f}",
+            f"{one['motion']:.1%}",
+            f"{one['distance']:.2f}",
+            "" if one["psnr"] is None else f"{one['psnr']:.1f} dB",
+        ]
+        for name, one in found.items()
+    ]
+    columns = ["", "passes", "seconds, relative", "motion right", "Fréchet distance", "to ddim 50"]
+    lines = [timing.markdown(columns, rows)]
+    for name, one in found.items():
+        for other in ("against the reference", "against DDIM in as many passes"):
+            if other in one:
+                lines.append(f"- {name} {other}: {_lost(one[other])}")
+    return "\n\n".join([lines[0], "\n".join(lines[1:])]).strip()
+
+
+def _lost(difference: Mapping[str, Sequence[float]]) -> str:
+    motion, distance = difference["motion"], difference["distance"]
+    return (
+        f"loses {motion[0]:.1f} points of motion ({motion[1]:.1f} to {motion[2]:.1f}), and "
+        f"{distance[0]:+.0%} of the Fréchet distance ({distance[1]:+.0%} to {distance[2]:+.0%})"
+    )
+
+
+def _interval(values: Sequence[float]) -> list[float]:
+    low, high = np.percentile(values, [2.5, 97.5])
+    return [float(low), float(high)]
+
+
+def main(_: Sequence[str]) -> None:
+    """Samples, measures, and prints the table."""
+    animate = ImageToVideo.from_pretrained(CHECKPOINT.value)
+    bench = Bench(animate, Path(FOLDER.value), CLIPS.value)
+    found = (compare if PRESETS.value else screen)(bench)
+    part = "presets" if PRESETS.value else "screening"
+    text = f"{timing.made_with()} On {CLIPS.value} clips.\n\n{table(found)}"
+    timing.say(text)
+    timing.write_json(Path(FOLDER.value) / f"{part}.json", found)
+    if WRITE_DOCS.value:
+        timing.write_docs(f"quality and cost: {part}", text, DOCUMENT)
+        if not PRESETS.value:
+            cost_plots.write(found)
+
+
+if __name__ == "__main__":
+    cli.run(main)
