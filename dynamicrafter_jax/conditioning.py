@@ -148,9 +148,40 @@ def conditioned_unet(
     def predict(
         x: Float[Array, "b t h w z"], timestep: Num[Array, " b"], condition: Conditioning
     ) -> Float[Array, "b t h w z"]:
-        x = jnp.concatenate([x, condition.concat.astype(x.dtype)], axis=-1)
-        image = frame_context(models, condition, x.shape[1])
-        text, fs = condition.text, condition.fs
-        return models.apply("unet", params, x, timestep, text, image, fs, dropout_keys)
+        inputs = _unet_inputs(models, x, timestep, condition)
+        return models.apply("unet", params, *inputs, dropout_keys)
 
     return predict
+
+
+def reusing_unet(models: Models, params: PyTree, depth: int) -> Callable[..., tuple[Array, Array]]:
+    """Returns the U-Net as a function of noisy latents, timestep, `Conditioning` and deep feature.
+
+    It returns the prediction and the deep feature, which is the given one, or is computed if None
+    is given; see `UNet.reusing`.
+
+    Args:
+        models: The networks.
+        params: Their parameters.
+        depth: Number of outermost input and output blocks, which are always run.
+    """
+
+    def predict(
+        x: Float[Array, "b t h w z"],
+        timestep: Num[Array, " b"],
+        condition: Conditioning,
+        deep: Float[Array, "b t h2 w2 c"] | None = None,
+    ) -> tuple[Float[Array, "b t h w z"], Float[Array, "b t h2 w2 c"]]:
+        inputs = _unet_inputs(models, x, timestep, condition)
+        return models.apply("unet", params, *inputs, None, deep, depth, method="reusing")
+
+    return predict
+
+
+def _unet_inputs(
+    models: Models, x: Array, timestep: Array, condition: Conditioning
+) -> tuple[Array, ...]:
+    """Returns what the U-Net takes."""
+    x = jnp.concatenate([x, condition.concat.astype(x.dtype)], axis=-1)
+    image = frame_context(models, condition, x.shape[1])
+    return x, timestep, condition.text, image, condition.fs

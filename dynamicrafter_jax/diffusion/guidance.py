@@ -5,13 +5,14 @@ recompile. Arithmetic and results are float32, whatever dtype the denoiser retur
 """
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jax import Array
 from jaxtyping import Float, Float32
 
+from dynamicrafter_jax.diffusion.caches import GuidanceTables
 from dynamicrafter_jax.diffusion.loop import Carry, Denoiser
 from dynamicrafter_jax.diffusion.prediction import PerSample, float32, per_sample
 
@@ -23,6 +24,19 @@ ConditionalDenoiser = Callable[[Array, Array, Array, Condition, Carry], tuple[Ar
 
 Passes = Callable[[Array, Array, Array, Carry], tuple[Array, Carry]]
 """(x (b, ...), timestep (b,), index (), carry) -> (predictions (k, b, ...), carry)."""
+
+
+class GuidedCarry(NamedTuple):
+    """What guidance across steps keeps.
+
+    Attributes:
+        denoiser: The denoiser's own carry.
+        differences: Of the other passes to the conditional one, at the last step that ran them;
+            with k passes, the k - 1 differences of one sample are next to each other.
+    """
+
+    denoiser: Carry
+    differences: Float32[Array, "rows *shape"]
 
 
 def guide(
@@ -88,12 +102,19 @@ def guided_denoiser(
     image_guidance_scale: PerSample | None = None,
     guidance_rescale: PerSample,
     sequential: bool = False,
+    tables: GuidanceTables | None = None,
 ) -> Denoiser:
     """Binds conditions to a denoiser and guides it.
 
     With k conditions, each leaf of the denoiser's carry either has a leading axis of k b, with the
     passes of one sample next to each other, or is a scalar, which all passes share and change in
     the same way. This holds for both ways of running, so they can share a carry.
+
+    With `tables`, only the conditional pass runs at some steps. The others are then taken to differ
+    from it as they last did, or not at all, which leaves it as it is but for rounding. The carry of
+    the guided denoiser is a `GuidedCarry`, whose `differences` have a leading axis of (k - 1) b. Of
+    the denoiser's carry, a conditional pass that runs alone reads and writes its own rows, and
+    scalars; the rows of other passes stay.
 
     Args:
         denoiser: A single pass.
@@ -105,18 +126,25 @@ def guided_denoiser(
         guidance_rescale: phi of `rescale_guidance`.
         sequential: Whether to run the passes one after another, which needs the memory of one,
             instead of as one batch.
+        tables: Which passes each step runs; None to run all of them at every step. Where `kept` is
+            not 0, an earlier step must have run all.
 
     Raises:
-        ValueError: The number of conditions is not 1, 2 or 3, or a scale is missing.
+        ValueError: The number of conditions is not 1, 2 or 3, a scale is missing, or there are
+            tables for a single condition.
     """
     if len(conditions) not in (1, 2, 3):
         raise ValueError(f"guidance takes 1, 2 or 3 conditions, not {len(conditions)}")
     if len(conditions) == 1:
+        if tables is not None:
+            raise ValueError("a single condition is not guided, so it takes no tables")
         (condition,) = conditions
         return lambda x, timestep, index, carry: denoiser(x, timestep, index, condition, carry)
     if len(conditions) == 3 and image_guidance_scale is None:
         raise ValueError("guidance under three conditions needs an image_guidance_scale")
     passes = (_sequential_passes if sequential else _batched_passes)(denoiser, conditions)
+    if tables is not None:
+        passes = _passes_across_steps(passes, denoiser, conditions, tables)
 
     def guided_pass(x: Array, timestep: Array, index: Array, carry: Carry) -> tuple[Array, Carry]:
         predictions, carry = passes(x, timestep, index, carry)
@@ -163,6 +191,43 @@ def _sequential_passes(denoiser: ConditionalDenoiser, conditions: Sequence[Condi
             lambda leaf, before: _merge(leaf) if jnp.ndim(before) else leaf[-1], carries, carry
         )
         return predictions, merged
+
+    return run
+
+
+def _passes_across_steps(
+    passes: Passes,
+    denoiser: ConditionalDenoiser,
+    conditions: Sequence[Condition],
+    tables: GuidanceTables,
+) -> Passes:
+    """Runs all passes at some steps and the conditional one alone at the others."""
+    k = len(conditions)
+
+    def run(
+        x: Array, timestep: Array, index: Array, carry: GuidedCarry
+    ) -> tuple[Array, GuidedCarry]:
+        def run_all(carry: GuidedCarry) -> tuple[Array, GuidedCarry]:
+            predictions, inner = passes(x, timestep, index, carry.denoiser)
+            predictions = float32(predictions)
+            return predictions, GuidedCarry(inner, _merge(predictions[1:] - predictions[:1]))
+
+        def run_conditional(carry: GuidedCarry) -> tuple[Array, GuidedCarry]:
+            own = jax.tree.map(
+                lambda leaf: _split(leaf, k)[0] if jnp.ndim(leaf) else leaf, carry.denoiser
+            )
+            prediction, own = denoiser(x, timestep, index, conditions[0], own)
+            inner = jax.tree.map(
+                lambda leaf, new: _merge(_split(leaf, k).at[0].set(new)) if jnp.ndim(leaf) else new,
+                carry.denoiser,
+                own,
+            )
+            conditional = float32(prediction)[None]
+            others = conditional + kept * _split(carry.differences, k - 1)
+            return jnp.concatenate([conditional, others]), GuidedCarry(inner, carry.differences)
+
+        kept = jnp.asarray(tables.kept)[index]
+        return jax.lax.cond(jnp.asarray(tables.all_passes)[index], run_all, run_conditional, carry)
 
     return run
 

@@ -1,8 +1,8 @@
 """The spatio-temporal U-Net, which predicts the noise or velocity of a clip's latents."""
 
-import functools
 import math
 import zlib
+from collections.abc import Callable
 from typing import Any
 
 import flax.linen as nn
@@ -58,6 +58,9 @@ def rematerialize(block: type[nn.Module], policy: str) -> type[nn.Module]:
     return block if chosen is None else nn.remat(block, policy=chosen)
 
 
+_Block = Callable[[Array], Array]
+
+
 class UNet(Module):
     """DynamiCrafter's denoiser (arXiv 2310.12190, on the backbone of VideoCrafter).
 
@@ -103,7 +106,11 @@ class UNet(Module):
         """Latent height and width must be multiples of this."""
         return 2 ** (len(self.channel_mult) - 1)
 
-    @nn.compact
+    @property
+    def max_depth(self) -> int:
+        """The largest depth that `reusing` takes: the number of input blocks."""
+        return len(self.channel_mult) * (self.num_res_blocks + 1)
+
     def __call__(
         self,
         x: Float[Array, "b t h w c"],
@@ -126,13 +133,47 @@ class UNet(Module):
         Raises:
             ValueError: Channels or sides of `x` don't fit this network.
         """
+        return self.reusing(x, timestep, text, image, fs, dropout_keys)[0]
+
+    @nn.compact
+    def reusing(
+        self,
+        x: Float[Array, "b t h w c"],
+        timestep: Num[Array, " b"],
+        text: Float[Array, "b m d"],
+        image: Float[Array, "b *frames n d"],
+        fs: Num[Array, " b"],
+        dropout_keys: Key[Array, " b"] | None = None,
+        deep: Float[Array, "b t h2 w2 c2"] | None = None,
+        depth: int = 1,
+    ) -> tuple[Float[Array, "b t h w out"], Float[Array, "b t h2 w2 c2"]]:
+        """Returns the prediction and the deep feature, which calls at later steps may reuse.
+
+        From one step of a sampler to the next, deep layers change little (DeepCache, arXiv
+        2312.00858). At depth d, the first d input blocks and the last d output blocks, which read
+        what these input blocks make, are outermost, and the deep feature is what the blocks within
+        hand to the outermost. Given it, only the outermost blocks run. At `max_depth`, the middle
+        block alone is left out.
+
+        Args:
+            x: As in `__call__`, like all that is not below.
+            timestep: As there.
+            text: As there.
+            image: As there.
+            fs: As there.
+            dropout_keys: As there.
+            deep: The deep feature of another call at the same depth; None to compute it.
+            depth: Number of outermost input blocks, and of output blocks.
+
+        Raises:
+            ValueError: There is no such depth, or `x` or `deep` don't fit this network.
+        """
         self._check(x, text)
-        block = functools.partial(
-            rematerialize(UNetBlock, self.remat),
-            num_head_channels=self.num_head_channels,
-            dropout=self.dropout,
-            learnable_image_scale=self.image_cross_attention_scale_learnable,
-        )
+        feature = self.deep_feature(x.shape, depth)
+        if deep is not None and deep.shape != feature.shape:
+            raise ValueError(
+                f"a deep feature is {feature.shape} at depth {depth}: got {deep.shape}"
+            )
         emb = Embedding(self.model_channels, name="time_embed")(timestep)
         emb += Embedding(self.model_channels, zero=True, name="fs_embed")(fs)
         condition = (
@@ -141,36 +182,82 @@ class UNet(Module):
             image.astype(self.dtype),
             dropout_keys,
         )
-        last_level = len(self.channel_mult) - 1
+        inputs, middle, outputs = self._blocks(condition)
 
-        x = constrain(x.astype(self.dtype), WITHIN_FRAMES[:2])
-        h = Conv(self.model_channels, name="input_0")(x)
-        h = TemporalTransformer(8, self.num_head_channels, name="init_attn")(h)
-        skips = [h]
-        for level, multiplier in enumerate(self.channel_mult):
-            attends = 2**level in self.attention_resolutions
-            for _ in range(self.num_res_blocks):
-                name = f"input_{len(skips)}"
-                h = block(multiplier * self.model_channels, attends, name=name)(h, *condition)
-                skips.append(h)
-            if level != last_level:
-                h = Downsample(name=f"input_{len(skips)}")(h)
-                skips.append(h)
-
-        h = block(h.shape[-1], attends=True, res_after=True, name="middle")(h, *condition)
-
-        for level, multiplier in reversed(list(enumerate(self.channel_mult))):
-            attends = 2**level in self.attention_resolutions
-            for i in range(self.num_res_blocks + 1):
-                h = block(
-                    multiplier * self.model_channels,
-                    attends,
-                    upsample=level != 0 and i == self.num_res_blocks,
-                    name=f"output_{(last_level - level) * (self.num_res_blocks + 1) + i}",
-                )(jnp.concatenate([h, skips.pop()], axis=-1), *condition)
-
+        h = constrain(x.astype(self.dtype), WITHIN_FRAMES[:2])
+        skips = []
+        for block in inputs if deep is None else inputs[:depth]:
+            h = block(h)
+            skips.append(h)
+        h = middle(h) if deep is None else deep
+        while skips:
+            if len(skips) == depth:
+                deep = h
+            block = outputs[-len(skips)]
+            h = block(jnp.concatenate([h, skips.pop()], axis=-1))
+        assert deep is not None
         h = jax.nn.silu(GroupNorm(name="out_norm")(h))
-        return Conv(self.out_channels, zero=True, name="out")(h)
+        return Conv(self.out_channels, zero=True, name="out")(h), deep
+
+    def deep_feature(self, shape: tuple[int, ...], depth: int) -> jax.ShapeDtypeStruct:
+        """Returns the shape and type of the deep feature that `reusing` makes at a depth.
+
+        Args:
+            shape: Shape of latents, (b, t, h, w, c).
+            depth: As in `reusing`.
+
+        Raises:
+            ValueError: There is no such depth.
+        """
+        if not 1 <= depth <= self.max_depth:
+            raise ValueError(f"depth is {depth}: choose from 1 to {self.max_depth} for this U-Net")
+        # A level has as many input blocks as output blocks. The feature has the sides of the
+        # outermost blocks' last one, and the channels of the next one, which is inside.
+        level, inside = ((block // (self.num_res_blocks + 1)) for block in (depth - 1, depth))
+        b, t, h, w, _ = shape
+        channels = self.channel_mult[min(inside, len(self.channel_mult) - 1)] * self.model_channels
+        return jax.ShapeDtypeStruct((b, t, h // 2**level, w // 2**level, channels), self.dtype)
+
+    @nn.nowrap
+    def _blocks(
+        self, condition: tuple[Array | None, ...]
+    ) -> tuple[list[_Block], _Block, list[_Block]]:
+        """Returns the input blocks, the middle block and the output blocks, in the order they run.
+
+        Parameters are made by those that are called.
+        """
+        rematerialized = rematerialize(UNetBlock, self.remat)
+        per_level, last_level = self.num_res_blocks + 1, len(self.channel_mult) - 1
+
+        def block(level: int, name: str, **kind: bool) -> _Block:
+            kind = {"attends": 2**level in self.attention_resolutions} | kind
+            layer = rematerialized(
+                self.channel_mult[level] * self.model_channels,
+                **kind,
+                num_head_channels=self.num_head_channels,
+                dropout=self.dropout,
+                learnable_image_scale=self.image_cross_attention_scale_learnable,
+                name=name,
+            )
+            return lambda h: layer(h, *condition)
+
+        def first(x: Array) -> Array:
+            h = Conv(self.model_channels, name="input_0")(x)
+            return TemporalTransformer(8, self.num_head_channels, name="init_attn")(h)
+
+        inputs: list[_Block] = [first]
+        for index in range(1, self.max_depth):
+            level, place = divmod(index, per_level)
+            name = f"input_{index}"
+            inputs.append(block(level, name) if place else Downsample(name=name))
+        middle = block(last_level, "middle", attends=True, res_after=True)
+        outputs = []
+        for index in range(self.max_depth):
+            up, place = divmod(index, per_level)
+            level = last_level - up
+            upsample = level != 0 and place == self.num_res_blocks
+            outputs.append(block(level, f"output_{index}", upsample=upsample))
+        return inputs, middle, outputs
 
     def _check(self, x: Array, text: Array) -> None:
         if x.shape[-1] != self.in_channels:

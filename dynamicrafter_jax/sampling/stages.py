@@ -1,20 +1,26 @@
 """The three stages of a sample as pure functions: encode, denoise, decode."""
 
 import math
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
+import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Float32, Int, PyTree
 
 from dynamicrafter_jax import conditioning
 from dynamicrafter_jax.conditioning import Conditioning
-from dynamicrafter_jax.diffusion.guidance import ConditionalDenoiser, guided_denoiser
+from dynamicrafter_jax.diffusion.caches import NO_CACHES, CacheTables
+from dynamicrafter_jax.diffusion.guidance import (
+    ConditionalDenoiser,
+    GuidedCarry,
+    guided_denoiser,
+)
 from dynamicrafter_jax.diffusion.loop import Carry, LoopState, initial_state, run_steps
 from dynamicrafter_jax.diffusion.schedule import Schedule, make_grid
 from dynamicrafter_jax.diffusion.solvers import Coefficients, Solver, named_solver
 from dynamicrafter_jax.models import Models
 from dynamicrafter_jax.models.autoencoder import FRAMES, Posterior
-from dynamicrafter_jax.models.partitioning import map_in_chunks
+from dynamicrafter_jax.models.partitioning import WITHIN_FRAMES, constrain, map_in_chunks
 from dynamicrafter_jax.sampling.noise import Noise
 from dynamicrafter_jax.sampling.settings import GuidanceScales, SamplingSettings
 
@@ -30,9 +36,54 @@ def make_solver(schedule: Schedule, settings: SamplingSettings) -> tuple[Solver,
     return solver, solver.coefficients(grid, settings.eta)
 
 
-def start(solver: Solver, noise: Noise, *, shape: tuple[int, int, int, int]) -> LoopState:
-    """Returns the state before the first step: the initial noise of clips of `shape`."""
-    return initial_state(solver, noise.initial(shape))
+def start(
+    solver: Solver, noise: Noise, *, shape: tuple[int, int, int, int], carry: Carry = ()
+) -> LoopState:
+    """Returns the state before the first step: the initial noise of clips of `shape`.
+
+    Args:
+        solver: The solver.
+        noise: Source of the initial noise.
+        shape: Shape of one clip's latents, (t, h, w, z).
+        carry: What the caches keep for each clip, from `carry_of`.
+    """
+    x = noise.initial(shape)
+
+    def empty(kept: jax.ShapeDtypeStruct) -> Array:
+        rows = jnp.zeros((x.shape[0] * kept.shape[0], *kept.shape[1:]), kept.dtype)
+        return constrain(rows, WITHIN_FRAMES[:2])
+
+    return initial_state(solver, x, jax.tree.map(empty, carry))
+
+
+def carry_of(
+    models: Models,
+    caches: CacheTables,
+    *,
+    shape: tuple[int, int, int, int],
+    num_passes: int,
+    depth: int | None = None,
+) -> Carry:
+    """Returns the shapes and types of what `denoise` keeps between steps for one clip.
+
+    The result is hashable, so it can be a static argument of `start`.
+
+    Args:
+        models: The networks.
+        caches: The tables, of which it matters which ones are there.
+        shape: Shape of one clip's latents, (t, h, w, z).
+        num_passes: Guided passes of a whole step.
+        depth: As in `denoise`.
+
+    Raises:
+        ValueError: There is no such depth, or tables and depth don't fit each other.
+    """
+    _check_depth(caches, depth)
+    deep = () if depth is None else models.unet.deep_feature((num_passes, *shape), depth)
+    if caches.guidance is None:
+        return deep
+    differences: Any = jax.ShapeDtypeStruct((num_passes - 1, *shape), jnp.float32)
+    return GuidedCarry(deep, differences)
 
 
 def latent_shape(models: Models, settings: SamplingSettings) -> tuple[int, int, int, int]:
@@ -179,22 +230,44 @@ def denoise(
     noise: Noise,
     start: Int[Array, ""],
     stop: Int[Array, ""],
+    caches: CacheTables = NO_CACHES,
     *,
     solver: Solver,
     sequential: bool,
+    depth: int | None = None,
 ) -> LoopState:
     """Runs solver steps `start` to `stop` of one compiled loop on a clip's latents.
 
     The bounds are traced, so the same program runs all steps at once or, to show progress, a few at
-    a time.
+    a time. So are the rows of `caches`; the program depends only on which tables are there.
+
+    Args:
+        models: The networks.
+        params: Their parameters.
+        conditions: What each guided pass is conditioned on, from `encode`.
+        coefficients: The solver's tables.
+        scales: Guidance scales of each clip.
+        state: From `start`, with the carry that `carry_of` gives for these caches.
+        noise: Source of the solver's fresh noise.
+        start: First step.
+        stop: One past the last step.
+        caches: What each step computes anew.
+        solver: Takes one step.
+        sequential: Whether to run one guided pass after another.
+        depth: Outermost blocks of the U-Net that every step runs; needed if `caches.deep` is there.
+
+    Raises:
+        ValueError: Tables don't fit the depth or the number of passes.
     """
+    _check_depth(caches, depth)
     denoiser = guided_denoiser(
-        _unet_pass(models, params),
+        _unet_pass(models, params, caches, depth),
         conditions,
         guidance_scale=scales.text,
         image_guidance_scale=scales.image,
         guidance_rescale=scales.rescale,
         sequential=sequential,
+        tables=caches.guidance,
     )
     shape = state.x.shape[1:]
     return run_steps(
@@ -223,16 +296,30 @@ def decode(
     return video.reshape(b, t, *video.shape[1:])
 
 
-def _unet_pass(models: Models, params: PyTree) -> ConditionalDenoiser:
-    """Returns a pass of the U-Net, which carries nothing from step to step."""
-    unet = conditioning.conditioned_unet(models, params)
+def _unet_pass(
+    models: Models, params: PyTree, caches: CacheTables, depth: int | None
+) -> ConditionalDenoiser:
+    """Returns a pass of the U-Net, which carries its deep feature, or nothing without a depth."""
+    if depth is None:
+        unet = conditioning.conditioned_unet(models, params)
+        return lambda x, timestep, index, condition, carry: (unet(x, timestep, condition), carry)
+    reusing = conditioning.reusing_unet(models, params, depth)
 
     def run(
-        x: Array, timestep: Array, index: Array, condition: Conditioning, carry: Carry
+        x: Array, timestep: Array, index: Array, condition: Conditioning, deep: Carry
     ) -> tuple[Array, Carry]:
-        return unet(x, timestep, condition), carry
+        return jax.lax.cond(
+            jnp.asarray(caches.deep)[index],
+            lambda: reusing(x, timestep, condition),
+            lambda: reusing(x, timestep, condition, deep),
+        )
 
     return run
+
+
+def _check_depth(caches: CacheTables, depth: int | None) -> None:
+    if (depth is None) != (caches.deep is None):
+        raise ValueError("a table of deep steps and a depth are needed together")
 
 
 def _pad_to(image: Float[Array, "b h w 3"], height: int, width: int) -> Float[Array, "b h2 w2 3"]:
