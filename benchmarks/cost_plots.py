@@ -30,7 +30,9 @@ def write(found: Mapping[str, Mapping[str, Any]]) -> None:
                 if name.rpartition(" ")[0] == solver and one[measure] is not None
             ]
             if points:
-                axes.plot(*zip(*sorted(points), strict=True), marker="o", markersize=3, label=solver)
+                axes.plot(
+                    *zip(*sorted(points), strict=True), marker="o", markersize=3, label=solver
+                )
         cached = [one for name, one in found.items() if "," in name and one[measure] is not None]
         axes.scatter(
             [one["passes"] for one in cached],

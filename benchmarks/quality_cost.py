@@ -67,9 +67,9 @@ CACHES: dict[str, dict[str, Any]] = {
     "deep 2, depth 2": {"deep_cache_interval": 2, "deep_cache_depth": 2},
     "reused guidance 2": {"guidance_reuse_interval": 2},
     "reused guidance 3": {"guidance_reuse_interval": 3},
-    "guidance to 1/2": {"guidance_interval": (0.0, 0.5)},
-    "guidance to 3/4": {"guidance_interval": (0.0, 0.75)},
-    "guidance from 1/4": {"guidance_interval": (0.25, 1.0)},
+    "guidance to 1/2": {"guidance_stop": 0.5},
+    "guidance to 3/4": {"guidance_stop": 0.75},
+    "guidance from 1/4": {"guidance_start": 0.25},
 }
 
 

@@ -91,6 +91,11 @@ def get_config() -> ConfigDict:
     config.sampling.sequential_guidance = False  # one guided pass at a time: less memory
     config.sampling.vae_frames = 4  # frames that each device encodes or decodes at once
     config.sampling.fit = "crop"  # pictures fill the frame; "letterbox": they stay whole
+    config.sampling.deep_cache_interval = 1  # the whole U-Net runs at one of so many steps
+    config.sampling.deep_cache_depth = 1  # outermost blocks that run at the others
+    config.sampling.guidance_start = 0.0  # from which share of the run there is guidance
+    config.sampling.guidance_stop = 1.0  # to which
+    config.sampling.guidance_reuse_interval = 1  # all guided passes run at one of so many steps
     config.sampling.presets = ConfigDict()  # what `--preset` replaces of the above
     config.sampling.presets.quality = ConfigDict()
     config.sampling.presets.balanced = ConfigDict({"solver": "unipc", "steps": 20})

@@ -66,7 +66,10 @@ def test_short_flags_win_over_the_config():
         ("--config=i2v_2048", "no config 'i2v_2048': give a file, or one of demo, "),
         ("--steps=0", "sampling.steps is 0: choose from 1 to 1000"),
         ("--fps=fast", "flag --fps=fast: could not convert"),
-        ("--spacing=odd", "sampling.spacing is 'odd': choose from uniform, uniform_trailing, karras"),
+        (
+            "--spacing=odd",
+            "sampling.spacing is 'odd': choose from uniform, uniform_trailing, karras",
+        ),
         ("--image=https://example.org/a.png", "https://example.org/a.png is a URL"),
         ("--image=https://example.org/a.png", "download the file"),
         ("--checkpoint=i2v_512", "its weights are in Doubiiu/DynamiCrafter_512"),

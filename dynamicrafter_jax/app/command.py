@@ -1,5 +1,6 @@
 """The `sample.py` command that makes the same frames as a request on the page."""
 
+import dataclasses
 import shlex
 from collections.abc import Sequence
 from typing import Any
@@ -10,6 +11,7 @@ from dynamicrafter_jax.app import controls
 from dynamicrafter_jax.app.catalogue import split_config
 from dynamicrafter_jax.app.request import Request
 from dynamicrafter_jax.cli.setting_flags import SETTING_FLAGS
+from dynamicrafter_jax.sampling.settings import SamplingSettings
 
 
 def sample_command(request: Request, config: ConfigDict, overrides: Sequence[str] = ()) -> str:

@@ -183,7 +183,8 @@ CONTROLS = (
         "spacing",
         "Spacing",
         "Which timesteps are visited. Trailing ones start from pure noise, as models trained with "
-        "zero terminal SNR need, and so do Karras ones, which are closer where little noise is left.",
+        "zero terminal SNR need, and so do Karras ones, which lie closer where little noise is "
+        "left.",
         choices=SPACINGS,
     ),
     Control(

@@ -26,7 +26,6 @@ from dynamicrafter_jax.artifact.layout import (
 from dynamicrafter_jax.attention import choose_attention
 from dynamicrafter_jax.config import config_to_json, matmul_precision, networks_of
 from dynamicrafter_jax.diffusion.schedule import make_schedule
-from dynamicrafter_jax.diffusion.solvers import Coefficients
 from dynamicrafter_jax.errors import UserError
 from dynamicrafter_jax.models import Models
 from dynamicrafter_jax.runtime.files import atomic
@@ -149,10 +148,10 @@ def check_targets(targets: Sequence[str]) -> None:
 
 
 def make_tables(config: ConfigDict, settings: SamplingSettings) -> dict[str, np.ndarray]:
-    """Returns the solver's coefficients by name, with a row for each step."""
+    """Returns what differs from step to step by name, with a row for each step."""
     schedule = make_schedule(**config.diffusion.to_dict())
-    _, coefficients = stages.make_solver(schedule, settings)
-    return {name: np.asarray(table) for name, table in _named(coefficients).items()}
+    _, tables = stages.make_steps(networks_of(config), schedule, settings)
+    return {name: np.asarray(table) for name, table in _named(tables).items()}
 
 
 def input_shapes(
@@ -211,14 +210,13 @@ def sampling_function(
     mesh = sharding.make_mesh(devices=jax.local_devices()[:1])
     models = networks_of(config, choose_attention(mesh, kernel))
     settings = SamplingSettings.from_config(config.sampling)
-    solver, own = stages.make_solver(make_schedule(**config.diffusion.to_dict()), settings)
+    schedule = make_schedule(**config.diffusion.to_dict())
+    method, own = stages.make_steps(models, schedule, settings)
     shape = stages.latent_shape(models, settings)
 
     def sample(weights: Arrays, tables: Arrays, inputs: Arrays) -> Arrays:
         params = traverse_util.unflatten_dict(weights, sep="/")
-        coefficients = jax.tree.unflatten(
-            jax.tree.structure(own), [tables[name] for name in _named(own)]
-        )
+        rows = jax.tree.unflatten(jax.tree.structure(own), [tables[name] for name in _named(own)])
         noise = KeyedNoise(jax.random.wrap_key_data(inputs["keys"], impl=RANDOM_IMPLEMENTATION))
         conditions = stages.encode(
             models,
@@ -235,18 +233,18 @@ def sampling_function(
         scales = GuidanceScales(
             inputs["guidance_scale"], inputs["image_guidance_scale"], inputs["guidance_rescale"]
         )
-        steps = len(coefficients.timestep)
+        steps = len(rows.coefficients.timestep)
         state = stages.denoise(
             models,
             params,
             conditions,
-            coefficients,
+            rows,
             scales,
-            stages.start(solver, noise, shape=shape),
+            stages.start(method, noise, shape=shape),
             noise,
             jnp.int32(0),
             jnp.int32(steps),
-            solver=solver,
+            method=method,
             sequential=settings.sequential_guidance,
         )
         video = stages.decode(
@@ -262,9 +260,9 @@ def sampling_function(
     return sample
 
 
-def _named(coefficients: Coefficients) -> dict[str, Any]:
+def _named(tables: stages.Tables) -> dict[str, Any]:
     """Returns tables by their names, in the order of the tree's leaves."""
-    leaves = jax.tree_util.tree_leaves_with_path(coefficients)
+    leaves = jax.tree_util.tree_leaves_with_path(tables)
     return {jax.tree_util.keystr(path, simple=True, separator="."): leaf for path, leaf in leaves}
 
 

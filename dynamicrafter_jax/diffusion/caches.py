@@ -94,22 +94,22 @@ def cache_tables(
     begin, end = guidance_interval
     if not 0 <= begin < end <= 1:
         raise UserError(
-            f"sampling.guidance_interval is {begin, end}: give two fractions of the run in "
-            "ascending order, such as (0.0, 1.0) for all of it"
+            f"sampling.guidance_start and guidance_stop are {begin} and {end}: give two shares of "
+            "the run in ascending order, 0 and 1 for all of it"
         )
     position = np.arange(steps) / steps
     guided = (begin <= position) & (position < end)
     if not guided.any():
         raise UserError(
-            f"sampling.guidance_interval is {begin, end}, which has none of the {steps} steps: "
-            "widen it, or use sampling.guidance_scale=1 for no guidance"
+            f"none of the {steps} steps is from sampling.guidance_start={begin} to "
+            f"guidance_stop={end}: widen this, or set sampling.guidance_scale to 1 for no guidance"
         )
     partly = not guided.all()
     if num_passes == 1 and (partly or guidance_reuse_interval > 1):
-        name = "guidance_interval" if partly else "guidance_reuse_interval"
+        names = "guidance_start or guidance_stop" if partly else "guidance_reuse_interval"
         raise UserError(
-            f"sampling.{name} is set, but there is no guidance: leave it at its default, or use a "
-            "sampling.guidance_scale other than 1"
+            f"sampling.{names} is set, but guidance_scale is 1, which is no guidance: set only one "
+            "of them"
         )
     all_passes = guided & ((np.cumsum(guided) - 1) % guidance_reuse_interval == 0)
     tables = GuidanceTables(all_passes, guided.astype(np.float32))

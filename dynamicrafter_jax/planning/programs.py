@@ -126,7 +126,7 @@ def sampling_programs(
     settings = SamplingSettings.from_config(config.sampling)
     models = networks_of(config, choose_attention(mesh))
     schedule = make_schedule(**config.diffusion.to_dict())
-    solver, table = stages.make_solver(schedule, settings)
+    method, tables = stages.make_steps(models, schedule, settings)
     boxed = abstract_params(config)
     params = jax.tree.map(_like, nn.meta.unbox(boxed), sharding.parameter_shardings(boxed, mesh))
     b = padded_batch(settings, mesh, batch_size)
@@ -161,16 +161,16 @@ def sampling_programs(
     yield program("encode", encode, *arguments)
 
     denoise = functools.partial(
-        stages.denoise, models, solver=solver, sequential=settings.sequential_guidance
+        stages.denoise, models, method=method, sequential=settings.sequential_guidance
     )
     yield program(
         "denoise",
         denoise,
         made(rows, encode, params, *arguments),
         # As long as the schedule, so that the program is the same for any number of steps.
-        jax.tree.map(lambda rows: of(whole, rows.dtype, len(schedule.alpha_bar)), table),
+        jax.tree.map(lambda rows: of(whole, rows.dtype, len(schedule.alpha_bar)), tables),
         GuidanceScales(*[of(rows, jnp.float32, b)] * 3),
-        made(rows, functools.partial(stages.start, solver, shape=shape), draws),
+        made(rows, functools.partial(stages.start, method, shape=shape), draws),
         draws,
         *[of(whole, jnp.int32)] * 2,
     )

@@ -22,7 +22,6 @@ from dynamicrafter_jax.conditioning import Conditioning
 from dynamicrafter_jax.config import matmul_precision, networks_of
 from dynamicrafter_jax.diffusion.loop import LoopState
 from dynamicrafter_jax.diffusion.schedule import make_schedule
-from dynamicrafter_jax.diffusion.solvers import Solver
 from dynamicrafter_jax.errors import UserError
 from dynamicrafter_jax.media import Window, fit_images
 from dynamicrafter_jax.models import Models, abstract_models
@@ -205,7 +204,8 @@ class Sampler:
 
     def num_steps(self, settings: SamplingSettings) -> int:
         """Returns how many steps are taken, which may be one more than requested."""
-        return len(stages.make_solver(self.schedule, settings)[1].timestep)
+        _, tables = stages.make_steps(self.models, self.schedule, settings)
+        return len(tables.coefficients.timestep)
 
     def __call__(
         self,
@@ -298,23 +298,22 @@ class Sampler:
             draws: The noise of each clip, placed on the mesh.
             report: Receives progress updates.
         """
-        solver, coefficients = stages.make_solver(self.schedule, settings[0])
-        steps = len(coefficients.timestep)
+        method, tables = stages.make_steps(self.models, self.schedule, settings[0])
+        steps = len(tables.coefficients.timestep)
         # Padding with rows that no step reaches makes the program the same for any number of steps.
         rows = len(self.schedule.alpha_bar) - steps
-        coefficients = jax.tree.map(lambda table: np.pad(table, (0, rows)), coefficients)
-        coefficients = self._whole(coefficients)
+        tables = self._whole(jax.tree.map(lambda table: np.pad(table, (0, rows)), tables))
         scales = sharding.split_batch(GuidanceScales.per_clip(settings), self.mesh)
         shape = stages.latent_shape(self.models, settings[0])
-        state = self.compiled(self._start, draws, solver=solver, shape=shape)(draws)
-        options = {"solver": solver, "sequential": settings[0].sequential_guidance}
+        state = self.compiled(self._start, draws, method=method, shape=shape)(draws)
+        options = {"method": method, "sequential": settings[0].sequential_guidance}
         # One call runs all steps; to report progress, the same program runs one step at a time.
         stride = steps if report is _unwatched else 1
         for start in range(0, steps, stride):
             bounds = self._whole(
                 (np.asarray(start, np.int32), np.asarray(start + stride, np.int32))
             )
-            arguments = (params, conditions, coefficients, scales, state, draws, *bounds)
+            arguments = (params, conditions, tables, scales, state, draws, *bounds)
             executable = self.compiled(self._denoise, *arguments, **options)
             if start == 0:
                 report("compile", 2, 3)
@@ -362,8 +361,8 @@ def _identity(rows: Array) -> Array:
     return rows
 
 
-def _start(draws: Noise, *, solver: Solver, shape: tuple[int, int, int, int]) -> LoopState:
-    return stages.start(solver, draws, shape=shape)
+def _start(draws: Noise, *, method: stages.Method, shape: tuple[int, int, int, int]) -> LoopState:
+    return stages.start(method, draws, shape=shape)
 
 
 def _pad_batch(rows: Any, multiple: int) -> Any:

@@ -40,6 +40,13 @@ class SamplingSettings:
         fit: "crop" for pictures that fill height x width, or "letterbox" for whole pictures, which
             give videos of their aspect ratio within height x width.
         solver: One of `diffusion.solvers.SOLVERS`.
+        deep_cache_interval: The whole U-Net runs at one of so many steps, and its outermost blocks
+            alone at the others; 1 for the whole at every step.
+        deep_cache_depth: How many outermost blocks these are; see `models.unet.UNet.reusing`.
+        guidance_start: Guidance begins at this share of the run.
+        guidance_stop: Guidance ends at this share of the run.
+        guidance_reuse_interval: All guided passes run at one of so many steps, and the conditional
+            one alone at the others, which take the differences from it; 1 for all at every step.
     """
 
     height: int
@@ -59,6 +66,11 @@ class SamplingSettings:
     vae_frames: int
     fit: Literal["crop", "letterbox"] = "crop"
     solver: str = "ddim"
+    deep_cache_interval: int = 1
+    deep_cache_depth: int = 1
+    guidance_start: float = 0.0
+    guidance_stop: float = 1.0
+    guidance_reuse_interval: int = 1
 
     def __post_init__(self) -> None:
         at_least = {"height": 8, "width": 8, "num_frames": 1, "vae_frames": 1, "seed": 0, "fps": 0}

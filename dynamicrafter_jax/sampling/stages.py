@@ -9,7 +9,7 @@ from jaxtyping import Array, Float, Float32, Int, PyTree
 
 from dynamicrafter_jax import conditioning
 from dynamicrafter_jax.conditioning import Conditioning
-from dynamicrafter_jax.diffusion.caches import NO_CACHES, CacheTables
+from dynamicrafter_jax.diffusion.caches import CacheTables, cache_tables
 from dynamicrafter_jax.diffusion.guidance import (
     ConditionalDenoiser,
     GuidedCarry,
@@ -25,65 +25,72 @@ from dynamicrafter_jax.sampling.noise import Noise
 from dynamicrafter_jax.sampling.settings import GuidanceScales, SamplingSettings
 
 
-def make_solver(schedule: Schedule, settings: SamplingSettings) -> tuple[Solver, Coefficients]:
-    """Returns the solver that the settings ask for, and its tables, with a row for each step.
+class Method(NamedTuple):
+    """How steps are taken; hashable, so it can be a static argument of `jax.jit`.
+
+    Attributes:
+        solver: Takes one step.
+        depth: Outermost blocks of the U-Net that every step runs; None if each runs all of it.
+        carry: Shapes and types of what the caches keep between steps, for one clip.
+    """
+
+    solver: Solver
+    depth: int | None
+    carry: Carry
+
+
+class Tables(NamedTuple):
+    """What differs from step to step: arrays with one row per step, in sampling order.
+
+    Attributes:
+        coefficients: The solver's.
+        caches: What each step computes anew.
+    """
+
+    coefficients: Coefficients
+    caches: CacheTables
+
+
+def make_steps(
+    models: Models, schedule: Schedule, settings: SamplingSettings
+) -> tuple[Method, Tables]:
+    """Returns how the settings ask for steps to be taken.
 
     Raises:
-        UserError: The settings do not fit the schedule.
+        UserError: The settings do not fit the schedule or the networks.
     """
     solver = named_solver(settings.solver, schedule.parameterization)
     grid = make_grid(schedule, settings.spacing, settings.steps)
-    return solver, solver.coefficients(grid, settings.eta)
+    caches = cache_tables(
+        len(grid.timestep),
+        num_passes=settings.num_passes,
+        max_depth=models.unet.max_depth,
+        deep_cache_interval=settings.deep_cache_interval,
+        deep_cache_depth=settings.deep_cache_depth,
+        guidance_interval=(settings.guidance_start, settings.guidance_stop),
+        guidance_reuse_interval=settings.guidance_reuse_interval,
+    )
+    depth = None if caches.deep is None else settings.deep_cache_depth
+    shape, passes = latent_shape(models, settings), settings.num_passes
+    carry: Carry = ()
+    if depth is not None:
+        carry = models.unet.deep_feature((passes, *shape), depth)
+    if caches.guidance is not None:
+        differences: Any = jax.ShapeDtypeStruct((passes - 1, *shape), jnp.float32)
+        carry = GuidedCarry(carry, differences)
+    method = Method(solver, depth, carry)
+    return method, Tables(solver.coefficients(grid, settings.eta), caches)
 
 
-def start(
-    solver: Solver, noise: Noise, *, shape: tuple[int, int, int, int], carry: Carry = ()
-) -> LoopState:
-    """Returns the state before the first step: the initial noise of clips of `shape`.
-
-    Args:
-        solver: The solver.
-        noise: Source of the initial noise.
-        shape: Shape of one clip's latents, (t, h, w, z).
-        carry: What the caches keep for each clip, from `carry_of`.
-    """
+def start(method: Method, noise: Noise, *, shape: tuple[int, int, int, int]) -> LoopState:
+    """Returns the state before the first step: the initial noise of clips of `shape`."""
     x = noise.initial(shape)
 
     def empty(kept: jax.ShapeDtypeStruct) -> Array:
         rows = jnp.zeros((x.shape[0] * kept.shape[0], *kept.shape[1:]), kept.dtype)
         return constrain(rows, WITHIN_FRAMES[:2])
 
-    return initial_state(solver, x, jax.tree.map(empty, carry))
-
-
-def carry_of(
-    models: Models,
-    caches: CacheTables,
-    *,
-    shape: tuple[int, int, int, int],
-    num_passes: int,
-    depth: int | None = None,
-) -> Carry:
-    """Returns the shapes and types of what `denoise` keeps between steps for one clip.
-
-    The result is hashable, so it can be a static argument of `start`.
-
-    Args:
-        models: The networks.
-        caches: The tables, of which it matters which ones are there.
-        shape: Shape of one clip's latents, (t, h, w, z).
-        num_passes: Guided passes of a whole step.
-        depth: As in `denoise`.
-
-    Raises:
-        ValueError: There is no such depth, or tables and depth don't fit each other.
-    """
-    _check_depth(caches, depth)
-    deep = () if depth is None else models.unet.deep_feature((num_passes, *shape), depth)
-    if caches.guidance is None:
-        return deep
-    differences: Any = jax.ShapeDtypeStruct((num_passes - 1, *shape), jnp.float32)
-    return GuidedCarry(deep, differences)
+    return initial_state(method.solver, x, jax.tree.map(empty, method.carry))
 
 
 def latent_shape(models: Models, settings: SamplingSettings) -> tuple[int, int, int, int]:
@@ -224,44 +231,37 @@ def denoise(
     models: Models,
     params: PyTree,
     conditions: tuple[Conditioning, ...],
-    coefficients: Coefficients,
+    tables: Tables,
     scales: GuidanceScales,
     state: LoopState,
     noise: Noise,
     start: Int[Array, ""],
     stop: Int[Array, ""],
-    caches: CacheTables = NO_CACHES,
     *,
-    solver: Solver,
+    method: Method,
     sequential: bool,
-    depth: int | None = None,
 ) -> LoopState:
-    """Runs solver steps `start` to `stop` of one compiled loop on a clip's latents.
+    """Runs steps `start` to `stop` of one compiled loop on a clip's latents.
 
     The bounds are traced, so the same program runs all steps at once or, to show progress, a few at
-    a time. So are the rows of `caches`; the program depends only on which tables are there.
+    a time. So are the tables; the program depends only on which of them are there.
 
     Args:
         models: The networks.
         params: Their parameters.
         conditions: What each guided pass is conditioned on, from `encode`.
-        coefficients: The solver's tables.
+        tables: From `make_steps`.
         scales: Guidance scales of each clip.
-        state: From `start`, with the carry that `carry_of` gives for these caches.
+        state: From `start` or an earlier call.
         noise: Source of the solver's fresh noise.
         start: First step.
         stop: One past the last step.
-        caches: What each step computes anew.
-        solver: Takes one step.
+        method: From `make_steps`.
         sequential: Whether to run one guided pass after another.
-        depth: Outermost blocks of the U-Net that every step runs; needed if `caches.deep` is there.
-
-    Raises:
-        ValueError: Tables don't fit the depth or the number of passes.
     """
-    _check_depth(caches, depth)
+    coefficients, caches = tables
     denoiser = guided_denoiser(
-        _unet_pass(models, params, caches, depth),
+        _unet_pass(models, params, caches, method.depth),
         conditions,
         guidance_scale=scales.text,
         image_guidance_scale=scales.image,
@@ -271,7 +271,7 @@ def denoise(
     )
     shape = state.x.shape[1:]
     return run_steps(
-        denoiser, solver, state, coefficients, lambda i: noise.step(i, shape), start, stop
+        denoiser, method.solver, state, coefficients, lambda i: noise.step(i, shape), start, stop
     )
 
 
@@ -315,11 +315,6 @@ def _unet_pass(
         )
 
     return run
-
-
-def _check_depth(caches: CacheTables, depth: int | None) -> None:
-    if (depth is None) != (caches.deep is None):
-        raise ValueError("a table of deep steps and a depth are needed together")
 
 
 def _pad_to(image: Float[Array, "b h w 3"], height: int, width: int) -> Float[Array, "b h2 w2 3"]:

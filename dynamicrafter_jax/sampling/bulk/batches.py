@@ -60,10 +60,10 @@ def bucket(request: Request) -> tuple[Hashable, ...]:
 def plan_batches(requests: Iterable[Request], batch_size: int) -> list[tuple[Request, ...]]:
     """Groups requests into batches of `batch_size`; the last batch of each kind may be smaller.
 
-    Requests in a batch share a program and the solver's tables (steps, eta, spacing); they may
-    differ in scales, `fps`, seeds and texts. Batches depend neither on the order of the rows nor on
-    what is finished already, and so a clip's bytes don't either. Requests with the same image, then
-    with the same prompt, are neighbours, so that encodings are reused.
+    Requests in a batch share a program and the solver's tables (steps, eta, spacing, caches);
+    they may differ in scales, `fps`, seeds and texts. Batches depend neither on the order of the
+    rows nor on what is finished already, and so a clip's bytes don't either. Requests with the same
+    image, then with the same prompt, are neighbours, so that encodings are reused.
 
     Args:
         requests: Requests, in any order.
@@ -79,9 +79,16 @@ def plan_batches(requests: Iterable[Request], batch_size: int) -> list[tuple[Req
     ]
 
 
+_PER_STEP = (
+    *("steps", "eta", "spacing", "deep_cache_interval", "deep_cache_depth"),
+    *("guidance_start", "guidance_stop", "guidance_reuse_interval"),
+)
+
+
 def _neighbours(request: Request) -> tuple[str, ...]:
     return request.image, request.end_image or "", request.prompt, request.name
 
 
 def _tables(request: Request) -> tuple[Hashable, ...]:
-    return request.settings.steps, request.settings.eta, request.settings.spacing
+    settings = request.settings
+    return tuple(getattr(settings, name) for name in _PER_STEP)

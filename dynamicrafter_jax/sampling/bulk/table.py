@@ -15,7 +15,10 @@ from dynamicrafter_jax.errors import UserError
 from dynamicrafter_jax.runtime import files, tables
 from dynamicrafter_jax.sampling.settings import SamplingSettings
 
-_WHOLE = ("steps", "seed", "height", "width", "num_frames")
+_WHOLE = (
+    *("steps", "seed", "height", "width", "num_frames"),
+    *("deep_cache_interval", "deep_cache_depth", "guidance_reuse_interval"),
+)
 _NUMBERS = (
     "eta",
     "guidance_scale",
@@ -23,6 +26,8 @@ _NUMBERS = (
     "guidance_rescale",
     "fps",
     "video_fps",
+    "guidance_start",
+    "guidance_stop",
 )
 _TEXTS = ("solver", "spacing", "negative_prompt", "fit")
 
