@@ -132,8 +132,9 @@ class SamplingSettings:
 
 
 def preset_names(section: ConfigDict) -> tuple[str, ...]:
-    """Returns the names of the presets in the config section `sampling`, best quality first."""
-    return tuple(_presets(section))
+    """Returns the names of the presets in the config section `sampling`, most steps first."""
+    steps = {name: own.get("steps", section.steps) for name, own in _presets(section).items()}
+    return tuple(sorted(steps, key=lambda name: -steps[name]))
 
 
 def preset_of(section: ConfigDict, name: str) -> dict[str, object]:
@@ -148,7 +149,9 @@ def preset_of(section: ConfigDict, name: str) -> dict[str, object]:
     """
     presets = _presets(section)
     if name not in presets:
-        raise UserError(f"preset {name!r} is unknown: choose from {', '.join(presets)}")
+        raise UserError(
+            f"preset {name!r} is unknown: choose from {', '.join(preset_names(section))}"
+        )
     return dict(presets[name])
 
 
