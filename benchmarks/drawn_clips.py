@@ -3,7 +3,7 @@
 import functools
 import multiprocessing
 from collections.abc import Sequence
-from typing import Literal, NamedTuple, get_args
+from typing import Any, Literal, NamedTuple, get_args
 
 import jax
 import jax.numpy as jnp
@@ -53,7 +53,7 @@ def draw(number: int, num_frames: int, side: int, split: Split = "test") -> Draw
 class Generator:
     """Samples videos that start from the first frames of drawn clips."""
 
-    def __init__(self, animate: ImageToVideo, batch_size: int, **settings: object) -> None:
+    def __init__(self, animate: ImageToVideo, batch_size: int, **settings: Any) -> None:
         """Binds a model; `settings` are fields of `SamplingSettings` that replace the config's."""
         self._animate, self._batch_size = animate, batch_size
         self._settings = SamplingSettings.from_config(animate.config.sampling, **settings)

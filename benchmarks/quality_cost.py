@@ -21,6 +21,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import cost_plots
+import jax
+import jax.numpy as jnp
 import numpy as np
 import timing
 from absl import flags
@@ -29,9 +31,12 @@ from drawn_clips import Drawn, Generator, draw, find_changes, psnr, simple_featu
 from tracking import shows
 
 from dynamicrafter_jax import cli
+from dynamicrafter_jax.conditioning import Conditioning, reusing_unet
 from dynamicrafter_jax.errors import UserError
 from dynamicrafter_jax.pipeline import ImageToVideo
+from dynamicrafter_jax.sampling import stages
 from dynamicrafter_jax.sampling.settings import SamplingSettings, preset_of
+from dynamicrafter_jax.training.throughput import product_flops
 
 DOCUMENT = Path(__file__).parent.parent / "docs" / "sampling.md"
 
@@ -139,8 +144,7 @@ class Bench:
         if name != REFERENCE:
             with np.load(self._folder / "reference.npz") as reference:
                 near = psnr(videos, reference["videos"])
-        chosen = SamplingSettings.from_config(self.animate.config.sampling, **settings)
-        passes = unet_passes(self.animate.models, self.animate.sampler.schedule, chosen)
+        passes = unet_passes(self.animate, settings)
         features = simple_features(videos)
         return Measured(
             np.asarray(right), features, near, np.asarray(passes), np.asarray(seconds)
@@ -173,6 +177,41 @@ class Bench:
         }
 
 
+def unet_passes(animate: ImageToVideo, settings: Mapping[str, Any]) -> float:
+    """Returns how many passes of the U-Net a clip takes."""
+    chosen = SamplingSettings.from_config(animate.config.sampling, **settings)
+    method, tables = stages.make_steps(animate.models, animate.sampler.schedule, chosen)
+    steps = len(tables.coefficients.timestep)
+    caches = tables.caches
+    every = np.ones(steps, bool) if caches.guidance is None else caches.guidance.all_passes
+    passes = np.where(every, chosen.num_passes, 1)
+    if method.depth is not None and caches.deep is not None:
+        share = shallow_share(animate, chosen, method.depth)
+        passes = passes * np.where(caches.deep, 1, share)
+    return float(passes.sum())
+
+
+def shallow_share(animate: ImageToVideo, settings: SamplingSettings, depth: int) -> float:
+    """Returns the operations of a pass that reuses the deep part, relative to a whole one."""
+    models, shape = animate.models, (1, *stages.latent_shape(animate.models, settings))
+    projector, width = models.projector, models.unet.context_dim
+    tokens = projector.num_queries
+    condition = Conditioning(
+        text=jnp.zeros((1, models.text_encoder.context_length, width)),
+        image=jnp.zeros((1, projector.video_length, tokens, width)),
+        concat=jnp.zeros((*shape[:-1], models.unet.in_channels - shape[-1])),
+        fs=jnp.zeros(1),
+    )
+    feature = models.unet.deep_feature(shape, depth)
+    run = jax.jit(reusing_unet(models, animate.params, depth))
+    inputs = jnp.zeros(shape), jnp.zeros(1), condition
+    whole, shallow = (
+        product_flops(run.trace(*inputs, *deep).jaxpr)
+        for deep in ((), (jnp.zeros(feature.shape, feature.dtype),))
+    )
+    return shallow / whole
+
+
 def screen(bench: Bench) -> dict[str, dict[str, Any]]:
     """Returns the measures of each solver at few steps, and of each cache."""
     ways = {REFERENCE: {**SOLVERS["ddim"], "steps": 50}}
@@ -194,9 +233,8 @@ def compare(bench: Bench) -> dict[str, dict[str, Any]]:
     config = bench.animate.config
     ways = {REFERENCE: {**SOLVERS["ddim"], "steps": 50}}
     ways |= {name: preset_of(config.sampling, name) for name in ("balanced", "fast")}
-    whole = SamplingSettings.from_config(config.sampling, **ways["fast"])
-    passes = unet_passes(bench.animate.models, bench.animate.sampler.schedule, whole)
-    steps = round(passes / whole.num_passes)
+    guided = SamplingSettings.from_config(config.sampling).num_passes
+    steps = round(unet_passes(bench.animate, ways["fast"]) / guided)
     ways[f"ddim {steps}"] = {**SOLVERS["ddim"], "steps": steps}
     measured = {name: bench(name, settings) for name, settings in ways.items()}
     found = {name: summary(bench, name, one) for name, one in measured.items()}

@@ -44,9 +44,6 @@ class CacheTables(NamedTuple):
     guidance: GuidanceTables | None = None
 
 
-NO_CACHES = CacheTables()
-
-
 def cache_tables(
     steps: int,
     *,
@@ -54,7 +51,8 @@ def cache_tables(
     max_depth: int,
     deep_cache_interval: int = 1,
     deep_cache_depth: int = 1,
-    guidance_interval: tuple[float, float] = (0.0, 1.0),
+    guidance_start: float = 0.0,
+    guidance_stop: float = 1.0,
     guidance_reuse_interval: int = 1,
 ) -> CacheTables:
     """Returns the tables of a run; by default, nothing is cached.
@@ -68,8 +66,9 @@ def cache_tables(
         max_depth: The largest `deep_cache_depth` that the denoiser has.
         deep_cache_interval: The deep part is run at one of so many steps.
         deep_cache_depth: How many outermost blocks are run at the others; checked only.
-        guidance_interval: Where there is guidance, as fractions of the run: step i of n, counted
-            from 0, is guided if i / n is from the first of them up to, but without, the second.
+        guidance_start: Share of the run where guidance begins: step i of n, counted from 0, is
+            guided if i / n is from this up to, but without, `guidance_stop`.
+        guidance_stop: Share of the run where it ends.
         guidance_reuse_interval: All passes are run at one of so many guided steps, beginning with
             the first, and the conditional pass alone at the others.
 
@@ -91,18 +90,17 @@ def cache_tables(
             f"sampling.deep_cache_depth is {deep_cache_depth}: choose from 1 to {max_depth}, the "
             "number of the U-Net's input blocks"
         )
-    begin, end = guidance_interval
-    if not 0 <= begin < end <= 1:
+    if not 0 <= guidance_start < guidance_stop <= 1:
         raise UserError(
-            f"sampling.guidance_start and guidance_stop are {begin} and {end}: give two shares of "
-            "the run in ascending order, 0 and 1 for all of it"
+            f"sampling.guidance_start is {guidance_start} and guidance_stop {guidance_stop}: "
+            "give two shares of the run in ascending order, 0 and 1 for all of it"
         )
     position = np.arange(steps) / steps
-    guided = (begin <= position) & (position < end)
+    guided = (guidance_start <= position) & (position < guidance_stop)
     if not guided.any():
         raise UserError(
-            f"none of the {steps} steps is from sampling.guidance_start={begin} to "
-            f"guidance_stop={end}: widen this, or set sampling.guidance_scale to 1 for no guidance"
+            f"none of the {steps} steps is from sampling.guidance_start={guidance_start} to "
+            f"guidance_stop={guidance_stop}: widen this, or set guidance_scale to 1 for none"
         )
     partly = not guided.all()
     if num_passes == 1 and (partly or guidance_reuse_interval > 1):

@@ -67,7 +67,8 @@ def make_steps(
         max_depth=models.unet.max_depth,
         deep_cache_interval=settings.deep_cache_interval,
         deep_cache_depth=settings.deep_cache_depth,
-        guidance_interval=(settings.guidance_start, settings.guidance_stop),
+        guidance_start=settings.guidance_start,
+        guidance_stop=settings.guidance_stop,
         guidance_reuse_interval=settings.guidance_reuse_interval,
     )
     depth = None if caches.deep is None else settings.deep_cache_depth

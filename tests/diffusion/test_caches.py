@@ -8,7 +8,6 @@ import numpy as np
 import pytest
 
 from dynamicrafter_jax.diffusion.caches import (
-    NO_CACHES,
     CacheTables,
     GuidanceTables,
     cache_tables,
@@ -21,8 +20,8 @@ from dynamicrafter_jax.diffusion.guidance import (
     rescale_guidance,
 )
 from dynamicrafter_jax.diffusion.loop import initial_state, run_steps
-from dynamicrafter_jax.diffusion.schedule import spaced_timesteps
-from dynamicrafter_jax.diffusion.solver import DDIM
+from dynamicrafter_jax.diffusion.schedule import make_grid
+from dynamicrafter_jax.diffusion.solvers import DDIM
 from dynamicrafter_jax.errors import UserError
 
 
@@ -35,7 +34,7 @@ def steps_of(table) -> list[int]:
 
 
 def test_by_default_nothing_is_cached():
-    assert tables() == tables(num_passes=1) == NO_CACHES == CacheTables(None, None)
+    assert tables() == tables(num_passes=1) == CacheTables(None, None)
 
 
 def test_the_deep_part_is_run_at_one_of_so_many_steps():
@@ -45,12 +44,12 @@ def test_the_deep_part_is_run_at_one_of_so_many_steps():
 
 
 def test_there_is_guidance_within_its_interval():
-    cached = tables(guidance_interval=(0.25, 0.75))
+    cached = tables(guidance_start=0.25, guidance_stop=0.75)
     assert cached.deep is None and cached.guidance is not None
     assert steps_of(cached.guidance.all_passes) == [2, 3, 4, 5]
     assert cached.guidance.kept.tolist() == [0, 0, 1, 1, 1, 1, 0, 0]
     # 0.1 * 30 is not 3 in floating point.
-    cached = tables(steps=30, guidance_interval=(0.1, 0.2)).guidance
+    cached = tables(steps=30, guidance_start=0.1, guidance_stop=0.2).guidance
     assert cached is not None and steps_of(cached.all_passes) == [3, 4, 5]
 
 
@@ -58,7 +57,7 @@ def test_differences_are_reused_between_guided_steps():
     cached = tables(steps=5, guidance_reuse_interval=2).guidance
     assert cached is not None
     assert steps_of(cached.all_passes) == [0, 2, 4] and cached.kept.tolist() == [1] * 5
-    within = tables(guidance_interval=(0.25, 0.75), guidance_reuse_interval=3).guidance
+    within = tables(guidance_start=0.25, guidance_stop=0.75, guidance_reuse_interval=3).guidance
     assert within is not None
     assert steps_of(within.all_passes) == [2, 5]
     assert within.kept.tolist() == [0, 0, 1, 1, 1, 1, 0, 0]
@@ -78,7 +77,8 @@ def test_no_pass_reuses_what_is_too_old_or_was_never_made():
             20,
             deep_cache_interval=deep,
             guidance_reuse_interval=reuse,
-            guidance_interval=(begin, end),
+            guidance_start=begin,
+            guidance_stop=end,
         )
         every = np.ones(20, bool) if cached.guidance is None else cached.guidance.all_passes
         kept = np.ones(20) if cached.guidance is None else cached.guidance.kept
@@ -105,12 +105,18 @@ def test_no_pass_reuses_what_is_too_old_or_was_never_made():
         ({"guidance_reuse_interval": 0}, "guidance_reuse_interval is 0: choose from 1"),
         ({"deep_cache_depth": 13}, "deep_cache_depth is 13: choose from 1 to 12"),
         ({"deep_cache_depth": 0}, "deep_cache_depth is 0: choose from 1 to 12"),
-        ({"guidance_interval": (0.5, 0.5)}, "ascending order"),
-        ({"guidance_interval": (-0.1, 0.5)}, "ascending order"),
-        ({"guidance_interval": (0.5, 1.1)}, "ascending order"),
-        ({"guidance_interval": (0.9, 0.95)}, "none of the 8 steps: widen it"),
-        ({"num_passes": 1, "guidance_interval": (0.0, 0.5)}, "interval is set, but there is no"),
-        ({"num_passes": 1, "guidance_reuse_interval": 2}, "reuse_interval is set, but there is no"),
+        ({"guidance_start": 0.5, "guidance_stop": 0.5}, "ascending order"),
+        ({"guidance_start": -0.1, "guidance_stop": 0.5}, "ascending order"),
+        ({"guidance_start": 0.5, "guidance_stop": 1.1}, "ascending order"),
+        ({"guidance_start": 0.9, "guidance_stop": 0.95}, "none of the 8 steps is .*: widen this"),
+        (
+            {"num_passes": 1, "guidance_start": 0.0, "guidance_stop": 0.5},
+            "or guidance_stop is set, but",
+        ),
+        (
+            {"num_passes": 1, "guidance_reuse_interval": 2},
+            "interval is set, but guidance_scale is 1",
+        ),
     ],
 )
 def test_what_cannot_be_meant_is_refused(settings, message):
@@ -193,7 +199,7 @@ def sample_by_hand(rows, x, all_passes, kept, k):
 
 @pytest.fixture
 def rows(schedule_of):
-    return DDIM("v").coefficients(schedule_of("512"), spaced_timesteps("uniform_trailing", 6), 0.0)
+    return DDIM("v").coefficients(make_grid(schedule_of("512"), "uniform_trailing", 6), 0.0)
 
 
 @pytest.mark.parametrize("sequential", [False, True])

@@ -13,6 +13,7 @@ import tiny
 from dynamicrafter_jax.models import abstract_models
 from dynamicrafter_jax.models.attention import plain_attention, plain_temporal_attention
 from dynamicrafter_jax.models.autoencoder import Autoencoder
+from dynamicrafter_jax.models.blocks import Dropout
 from dynamicrafter_jax.models.layers import (
     Common,
     Conv,
@@ -25,7 +26,7 @@ from dynamicrafter_jax.models.layers import (
     init_params,
 )
 from dynamicrafter_jax.models.transformers import SpatialTransformer
-from dynamicrafter_jax.models.unet import Dropout, UNet, sinusoid
+from dynamicrafter_jax.models.unet import UNet, sinusoid
 
 KEY = jax.random.key(0)
 BFLOAT16 = Common(dtype=jnp.bfloat16)

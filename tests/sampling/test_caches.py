@@ -1,5 +1,6 @@
 """Steps that reuse what earlier ones computed, in the compiled loop of the smallest model."""
 
+import dataclasses
 import functools
 from typing import Any
 
@@ -14,7 +15,7 @@ from dynamicrafter_jax import conditioning, sharding
 from dynamicrafter_jax.attention import choose_attention
 from dynamicrafter_jax.conditioning import Conditioning
 from dynamicrafter_jax.config import load_config, networks_of
-from dynamicrafter_jax.diffusion.caches import NO_CACHES, CacheTables, GuidanceTables, cache_tables
+from dynamicrafter_jax.diffusion.caches import CacheTables, GuidanceTables
 from dynamicrafter_jax.diffusion.guidance import guide, rescale_guidance
 from dynamicrafter_jax.diffusion.schedule import make_schedule
 from dynamicrafter_jax.models import Models
@@ -27,21 +28,25 @@ STEPS, PASSES, DEPTH = 6, 2, 1
 CONFIG = load_config(tiny.GOLDEN.parent / "configs" / "micro.py")
 SETTINGS = SamplingSettings.from_config(CONFIG.sampling, steps=STEPS, guidance_rescale=0.7)
 SHAPE = stages.latent_shape(networks_of(CONFIG), SETTINGS)
-SOLVER, ROWS = stages.make_solver(make_schedule(**CONFIG.diffusion.to_dict()), SETTINGS)
-BOTH = cache_tables(
-    STEPS,
-    num_passes=PASSES,
-    max_depth=2,
-    deep_cache_interval=3,
-    guidance_interval=(0.1, 0.8),
-    guidance_reuse_interval=2,
+METHOD, TABLES = stages.make_steps(
+    networks_of(CONFIG),
+    make_schedule(**CONFIG.diffusion.to_dict()),
+    dataclasses.replace(
+        SETTINGS,
+        deep_cache_interval=3,
+        deep_cache_depth=DEPTH,
+        guidance_start=0.1,
+        guidance_stop=0.8,
+        guidance_reuse_interval=2,
+    ),
 )
+SOLVER, ROWS, CACHES = METHOD.solver, TABLES.coefficients, TABLES.caches
 ALWAYS = CacheTables(
     np.ones(STEPS, bool), GuidanceTables(np.ones(STEPS, bool), np.ones(STEPS, np.float32))
 )
 
 
-def normal(seed: int, *shape: int) -> np.ndarray:
+def normal(seed: int, *shape: int) -> Any:
     return np.random.default_rng(seed).standard_normal(shape).astype(np.float32)
 
 
@@ -59,20 +64,20 @@ def conditions_of(clips: slice) -> tuple[Conditioning, Conditioning]:
 
 @functools.cache
 def programs(models: Models) -> tuple[Program, Program]:
-    return Program(functools.partial(stages.start, SOLVER)), Program(
-        functools.partial(stages.denoise, models, solver=SOLVER, sequential=False)
+    return Program(functools.partial(stages.start, METHOD)), Program(
+        functools.partial(stages.denoise, models, method=METHOD, sequential=False)
     )
 
 
 def denoised(
-    caches: CacheTables = NO_CACHES,
-    depth: int | None = None,
+    caches: CacheTables = CACHES,
+    *,
     clips: slice = slice(4),
     stride: int = STEPS,
-    **mesh: int,
+    data: int = 1,
 ) -> np.ndarray:
     """Returns the latents of clips, with so many steps a call."""
-    devices = sharding.make_mesh(**mesh)
+    devices = sharding.make_mesh(data=data)
     models = networks_of(CONFIG, choose_attention(devices))
     start, denoise = programs(models)
     whole = functools.partial(sharding.replicate, mesh=devices)
@@ -80,15 +85,13 @@ def denoised(
     draws = split(KeyedNoise.from_seed(0, range(*clips.indices(4))))
     conditions = split(conditions_of(clips))
     scales = split(GuidanceScales.per_clip([SETTINGS] * len(draws.keys)))
-    carry = stages.carry_of(models, caches, shape=SHAPE, num_passes=PASSES, depth=depth)
-    fixed = whole((tiny.micro().params, ROWS, caches))
-    params, rows, caches = fixed
+    params, tables = whole((tiny.micro().params, stages.Tables(ROWS, caches)))
     with sharding.use_mesh(devices):
-        state = start(draws, shape=SHAPE, carry=carry)
+        state = start(draws, shape=SHAPE)
         for first in range(0, STEPS, stride):
             bounds = whole((np.asarray(first, np.int32), np.asarray(first + stride, np.int32)))
-            arguments = (params, conditions, rows, scales, state, draws, *bounds, caches)
-            state = denoise(*arguments, depth=depth)
+            arguments = (params, conditions, tables, scales, state, draws, *bounds)
+            state = denoise(*arguments)
     return np.asarray(state.x)
 
 
@@ -115,13 +118,13 @@ def plain_pass(
 def by_hand(caching: bool) -> np.ndarray:
     """Denoises all clips step by step, in Python; without caches, all is run at every step."""
     draws = KeyedNoise.from_seed(0, range(4))
-    state: Any = stages.start(SOLVER, draws, shape=SHAPE)
+    state: Any = stages.start(METHOD, draws, shape=SHAPE)
     x, conditions, differences = state.x, conditions_of(slice(4)), 0
     features: list[Any] = [jnp.full((4, *SHAPE[:3], 32), jnp.nan)] * PASSES
-    assert BOTH.deep is not None and BOTH.guidance is not None
+    assert CACHES.deep is not None and CACHES.guidance is not None
     for index, timestep in enumerate(ROWS.timestep):
-        every = not caching or BOTH.guidance.all_passes[index]
-        anew = not caching or BOTH.deep[index]
+        every = not caching or CACHES.guidance.all_passes[index]
+        anew = not caching or CACHES.deep[index]
         predictions = []
         for number in range(PASSES if every else 1):
             inputs = x, jnp.full(4, timestep), conditions[number], anew, features[number]
@@ -130,7 +133,7 @@ def by_hand(caching: bool) -> np.ndarray:
         conditional = guided = predictions[0]
         if every:
             differences = predictions[1] - conditional
-        if not caching or BOTH.guidance.kept[index]:
+        if not caching or CACHES.guidance.kept[index]:
             guided = guide(conditional, conditional + differences, SETTINGS.guidance_scale)
             guided = rescale_guidance(guided, conditional, SETTINGS.guidance_rescale)
         row = jax.tree.map(lambda table, i=index: table[i], ROWS)
@@ -140,29 +143,27 @@ def by_hand(caching: bool) -> np.ndarray:
 
 ONE = slice(2, 3)  # a clip that is not the first of its batch
 
-cached = functools.partial(denoised, BOTH, DEPTH)
-
 
 def test_cached_steps_are_those_of_a_loop_by_hand(relative_error):
-    assert BOTH.deep is not None and BOTH.guidance is not None
-    work = set(zip(BOTH.deep, BOTH.guidance.all_passes, BOTH.guidance.kept, strict=True))
+    assert CACHES.deep is not None and CACHES.guidance is not None
+    work = set(zip(CACHES.deep, CACHES.guidance.all_passes, CACHES.guidance.kept, strict=True))
     assert len(work) == 6, "a kind of step is missing"
-    ours = cached(clips=ONE)
+    ours = denoised(clips=ONE)
     assert relative_error(ours, by_hand(True)[ONE]) < 2e-5
     assert relative_error(ours, by_hand(False)[ONE]) > 1e-2
 
 
 def test_other_intervals_are_served_by_one_program_in_any_number_of_calls(relative_error):
-    whole = cached(clips=ONE)
+    whole = denoised(clips=ONE)
     _, denoise = programs(networks_of(CONFIG, choose_attention(sharding.make_mesh())))
     before = len(denoise._compiled)
-    assert np.array_equal(cached(clips=ONE, stride=2), whole)
-    uncached = denoised(ALWAYS, DEPTH, clips=ONE)
+    assert np.array_equal(denoised(clips=ONE, stride=2), whole)
+    uncached = denoised(ALWAYS, clips=ONE)
     assert relative_error(uncached, by_hand(False)[ONE]) < 2e-5
     assert len(denoise._compiled) == before
 
 
 @pytest.mark.slow
 def test_cached_clips_are_the_same_in_a_batch_and_on_eight_devices(relative_error):
-    assert relative_error(cached(), by_hand(True)) < 2e-5
-    assert relative_error(cached(data=8), by_hand(True)) < 2e-5
+    assert relative_error(denoised(), by_hand(True)) < 2e-5
+    assert relative_error(denoised(data=8), by_hand(True)) < 2e-5

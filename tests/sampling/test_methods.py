@@ -75,7 +75,10 @@ def test_settings_that_are_only_numbers_share_a_program():
         ({"deep_cache_interval": 7}, r"deep_cache_interval is 7: choose from 1 .* to 6"),
         ({"deep_cache_interval": 2, "deep_cache_depth": 99}, "deep_cache_depth is 99: choose from"),
         ({"guidance_reuse_interval": 0}, "guidance_reuse_interval is 0: choose from 1"),
-        ({"guidance_start": 0.5, "guidance_stop": 0.5}, "guidance_start and guidance_stop are"),
+        (
+            {"guidance_start": 0.5, "guidance_stop": 0.5},
+            "start is 0.5 and guidance_stop 0.5",
+        ),
         ({"guidance_start": 0.95}, "none of the 6 steps is from .*guidance_start=0.95"),
         (
             {"guidance_stop": 0.5, "guidance_scale": 1.0},
