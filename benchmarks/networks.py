@@ -35,7 +35,7 @@ from random_arguments import random_params
 from dynamicrafter_jax import sharding
 from dynamicrafter_jax.attention import choose_attention
 from dynamicrafter_jax.config import load_config, matmul_precision, networks_of
-from dynamicrafter_jax.models import layers, transformers
+from dynamicrafter_jax.models import blocks, layers, transformers
 from dynamicrafter_jax.runtime.program import Program
 from dynamicrafter_jax.sampling.settings import SamplingSettings
 from dynamicrafter_jax.sampling.stages import latent_shape
