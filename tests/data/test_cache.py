@@ -20,8 +20,15 @@ from etils import epath
 from fake_gcs import Bucket, Stored, serve
 from fsspec.implementations.memory import MemoryFile
 
+from dynamicrafter_jax.data.cache import shards
 from dynamicrafter_jax.data.cache.clips import CachedExamples
-from dynamicrafter_jax.data.cache.format import DTYPES, FORMAT_VERSION, check_networks, is_cache
+from dynamicrafter_jax.data.cache.format import (
+    DTYPES,
+    FORMAT_VERSION,
+    check_networks,
+    is_cache,
+    read_index,
+)
 from dynamicrafter_jax.data.cache.shards import Shards
 from dynamicrafter_jax.data.clips import VideoExamples
 from dynamicrafter_jax.data.loader import batches
@@ -212,6 +219,18 @@ def test_few_shards_are_open_at_once(made: Path, monkeypatch: pytest.MonkeyPatch
     for index in SAMPLES:
         assert one(index)["weight"] == many(index)["weight"]
     assert len(os.listdir("/proc/self/fd")) <= opened + 6
+
+
+def test_shards_stay_open_by_their_last_use(made: Path, monkeypatch: pytest.MonkeyPatch):
+    opened = []
+    monkeypatch.setattr(shards, "_OPEN_SHARDS", 2)
+    monkeypatch.setattr(
+        shards, "read_index", lambda folder, n: opened.append(n) or read_index(folder, n)
+    )
+    cache = Shards(made)
+    for number in (0, 1, 0, 2, 0, 1):
+        assert cache.video(number, 0) == read_index(epath.Path(made), number).videos[0]
+    assert opened == [0, 1, 2, 1]  # the first was in use throughout
 
 
 def edit(name: str, **changes: object) -> Callable[[Path], object]:

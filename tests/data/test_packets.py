@@ -5,6 +5,7 @@ from fractions import Fraction
 import pytest
 
 from dynamicrafter_jax.data.videos.packets import Packet, PacketIndex, must_count
+from dynamicrafter_jax.media.rates import frame_rate
 
 MILLISECOND = Fraction(1, 1000)
 
@@ -80,6 +81,18 @@ def test_rates_that_agree_but_for_rounding_are_as_told():
     assert index.rate(MILLISECOND, None, may_jump=False) == Fraction(17, 567) * 1000
     assert index.rate(MILLISECOND, Fraction(30), may_jump=False) == 30
     assert index.rate(MILLISECOND, Fraction(29), may_jump=False) == Fraction(17, 567) * 1000
+
+
+@pytest.mark.parametrize(("ticks_a_second", "frames", "off"), [(90_000, 100, 2), (100, 4, 1)])
+def test_rates_that_are_further_off_than_rounding_are_not_as_told(
+    ticks_a_second: int, frames: int, off: int
+):
+    """Neither by two ticks of a fine clock, nor by one of a coarse clock."""
+    tick, told = Fraction(1, ticks_a_second), Fraction(25)
+    ticks = (frames - 1) * ticks_a_second // 25
+    assert frame_rate(frames, ticks, tick, told) == told
+    for other in (ticks - off, ticks + off):
+        assert frame_rate(frames, other, tick, told) == (frames - 1) / (other * tick)
 
 
 def test_what_decoders_wait_for_at_first_is_no_time_between_frames():

@@ -2,6 +2,7 @@
 
 import os
 import threading
+from collections.abc import Generator, Sequence
 from pathlib import Path
 
 import caches
@@ -13,7 +14,7 @@ from dynamicrafter_jax.data.cache import whole_videos
 from dynamicrafter_jax.data.cache.format import Entry
 from dynamicrafter_jax.data.cache.whole_videos import decode_videos, every_frame
 from dynamicrafter_jax.data.sources import open_source
-from dynamicrafter_jax.data.videos.decoding import open_video
+from dynamicrafter_jax.data.videos.decoding import VideoReader, open_video
 from dynamicrafter_jax.errors import UserError
 
 H, W = 16, 24
@@ -67,6 +68,29 @@ def test_a_frame_counts_as_whole_if_it_can_be_decoded_by_itself(tmp_path: Path, 
             else:
                 np.testing.assert_array_equal(frame, reader.read([number], H, W)[0])
         assert 0 < sum(isinstance(frame, UserError) for frame in found) < 40
+
+
+class Damaged(VideoReader):
+    """Forty frames that hold their numbers, some of which can't be decoded."""
+
+    def __init__(self, damaged: range) -> None:
+        self.num_frames, self._damaged = 40, damaged
+
+    def frames(
+        self, indices: Sequence[int], height: int, width: int
+    ) -> Generator[np.ndarray, None, None]:
+        for number in indices:
+            if number in self._damaged:
+                raise UserError(f"number {number} can't be decoded")
+            yield np.full((height, width, 3), number, np.uint8)
+
+
+@pytest.mark.parametrize("start", [0, 13])
+def test_damage_ends_at_the_first_frame_after_it(start: int):
+    for end in range(start + 1, 41):
+        found = every_frame(Damaged(range(start, end)), 1, 1)
+        numbers = [None if isinstance(one, UserError) else int(one[0, 0, 0]) for one in found]
+        assert numbers == [*range(start), *[None] * (end - start), *range(end, 40)]
 
 
 def test_threads_end_when_nobody_wants_more(videos: str, monkeypatch: pytest.MonkeyPatch):

@@ -11,6 +11,7 @@ from dynamicrafter_jax.errors import UserError
 from dynamicrafter_jax.evaluation import clips
 from dynamicrafter_jax.evaluation.clips import choose, list_sha256, numbers_of, read_clip
 from dynamicrafter_jax.evaluation.datasets import open_folder
+from dynamicrafter_jax.evaluation.reference import Reference, pair
 
 COUNT = 12
 
@@ -56,6 +57,18 @@ def test_frames_of_a_clip(folder):
     found = read_clip(data, numbers_of(data), clip, protocol.frames, protocol.picture)
     whole = np.load(folder / f"{clip.name}.npy")
     assert np.array_equal(found, whole[clip.start : clip.start + 46 : 3])
+
+
+def test_given_videos_are_read_from_the_start_whatever_the_stride(folder, tmp_path):
+    data, protocol = open_folder(str(folder)), few()
+    reference = Reference(protocol, data, choose(protocol, data)[0])
+    made = evaluation_sets.arrays(tmp_path / "made", COUNT, noise=3.0, frames=20)
+    given, problems = pair(protocol, open_folder(str(made)), reference, None)
+    assert problems == [] and len(given.clips) == 4
+    for clip, item in zip(reference.clips, given.items(), strict=True):
+        image, *frames = given.read(item)
+        assert np.array_equal(image, np.load(folder / f"{clip.name}.npy")[clip.start])
+        assert np.array_equal(frames, np.load(made / f"{clip.name}.npy")[:16])
 
 
 def test_videos_that_are_too_short(folder):

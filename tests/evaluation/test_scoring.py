@@ -1,5 +1,7 @@
 """Rows of clips become numbers of a set, each by a formula written out."""
 
+import dataclasses
+
 import evaluation_sets
 import numpy as np
 import pytest
@@ -59,3 +61,20 @@ def test_every_number_of_a_set():
         name: {"videos": len(moved[part]), "motion": pytest.approx(moved[part].mean())}
         for name, part in wanted.items()
     }
+
+
+@pytest.mark.parametrize(
+    ("videos", "counts"),
+    [(2, [2]), (4, [4]), (7, [7]), (8, [4, 8]), (100, [6, 12, 25, 50, 100])],
+)
+def test_a_curve_has_no_point_of_fewer_than_four_videos_but_the_last(videos, counts):
+    assert curve_counts(videos) == counts
+
+
+def test_a_distance_from_few_clips_has_no_interval():
+    found, real = made("videos", 1), made("reference", 2)
+    rows = {kind: features.select(real.clips[:9]) for kind, features in real.rows.items()}
+    few = dataclasses.replace(real, clips=real.clips[:9], rows=rows)
+    scores = score(found, few, evaluation_sets.protocol().measures).scores
+    low = {one.metric: one.low for one in scores}
+    assert low[FVD] is None and low["motion"] is not None

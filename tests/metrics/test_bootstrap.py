@@ -59,6 +59,18 @@ def test_the_bias_of_few_clips_is_found():
     assert abs(bootstrap(kernel_of_resamples, x, y).bias) < 0.02
 
 
+def test_an_interval_is_about_the_estimate_however_biased_resamples_are():
+    """The number of different clips, whose distribution in resamples is known."""
+    n = 50
+    found = bootstrap(lambda _: lambda counts: float((counts > 0).sum()), np.arange(n))
+    one, two = (1 - 1 / n) ** n, (1 - 2 / n) ** n  # the chances that one, and that two are missing
+    deviation = (n * one + n * (n - 1) * two - (n * one) ** 2) ** 0.5
+    assert found.estimate == n
+    assert found.bias == pytest.approx(-n * one, abs=4 * deviation / 100**0.5)
+    assert found.low == pytest.approx(n - 1.96 * deviation, abs=deviation)
+    assert found.high == pytest.approx(n + 1.96 * deviation, abs=deviation)
+
+
 def test_resampled_moments_are_those_of_repeated_clips():
     x, y = draw(0)
     counts = np.random.default_rng(1).multinomial(CLIPS, [1 / CLIPS] * CLIPS)

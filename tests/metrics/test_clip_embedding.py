@@ -56,6 +56,20 @@ def test_pictures_are_preprocessed_as_open_clip_does():
         assert np.abs(ours - theirs).max() < 1e-6
 
 
+@pytest.mark.parametrize(("width", "left"), [(225, 0), (227, 2), (229, 2), (231, 4)])
+def test_an_odd_number_of_pixels_is_cut_off_as_torchvision_does(width, left):
+    """Half of it is rounded to an even number."""
+    image = np.random.default_rng(0).integers(0, 256, (1, 224, width, 3)).astype(np.uint8)
+    mean = np.array([0.48145466, 0.4578275, 0.40821073])
+    deviation = np.array([0.26862954, 0.26130258, 0.27577711])
+    for turned in (False, True):
+        ours = np.asarray(preprocess(jnp.asarray(image.swapaxes(1, 2) if turned else image)))
+        wanted = (image[:, :, left : left + 224] / 255 - mean) / deviation
+        np.testing.assert_allclose(
+            ours.swapaxes(1, 2) if turned else ours, wanted, rtol=0, atol=1e-5
+        )
+
+
 def test_vectors_of_pictures(params, relative_error):
     # What is cut off makes no difference, and equal sizes take one call.
     images = jnp.stack([central(image) for image in pictures()])

@@ -96,11 +96,15 @@ def test_latents_that_go_with_the_picture_have_no_error():
 
 
 def test_only_what_is_of_the_picture_counts():
-    """An error at the rim counts where a picture is not scaled, and not where it is small."""
-    rim = np.ones((16, 24))
-    rim[1:-1, 1:-1] = 0
-    np.testing.assert_allclose(losses(rim, 0.0), rim.mean(), rtol=1e-5)
-    np.testing.assert_allclose(losses(rim, 1.0, training=False), rim.mean(), rtol=1e-5)
+    """An error at the rim counts where a picture is not scaled, and not where it is small.
+
+    However small it is, its own error counts in full.
+    """
+    error = np.ones((16, 24))
+    error[1:-1, 1:-1] = 0.5
+    squares = error**2
+    np.testing.assert_allclose(losses(error, 0.0), squares.mean(), rtol=1e-5)
+    np.testing.assert_allclose(losses(error, 1.0, training=False), squares.mean(), rtol=1e-5)
     keys = jax.random.split(jax.random.key(5), 4)
     expected = []
     for key in keys:
@@ -109,6 +113,6 @@ def test_only_what_is_of_the_picture_counts():
             np.abs(np.arange(n) + 0.5 - n / 2) < s * n / 2
             for n, s in zip((16, 24), scale, strict=True)
         )
-        expected.append(rim[rows][:, columns].mean())
-    assert min(expected) == 0
-    np.testing.assert_allclose(losses(rim, 1.0), expected, rtol=1e-5, atol=1e-8)
+        expected.append(squares[rows][:, columns].mean())
+    assert min(expected) == 0.25
+    np.testing.assert_allclose(losses(error, 1.0), expected, rtol=1e-5, atol=1e-8)

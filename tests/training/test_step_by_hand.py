@@ -17,7 +17,7 @@ from stand_ins import quick_jit
 from dynamicrafter_jax.training.inputs import Batch
 from dynamicrafter_jax.training.objectives import ClipLosses
 from dynamicrafter_jax.training.state import TrainState, create_state
-from dynamicrafter_jax.training.step import make_train_step, update_ema
+from dynamicrafter_jax.training.step import make_train_step, update_ema, weighted_losses
 
 CLIPS = 8
 POINTS = np.random.default_rng(0).standard_normal((CLIPS, 2)).astype(np.float32)
@@ -65,6 +65,14 @@ def test_the_gradient_is_that_of_the_mean_over_readable_clips(accumulation, brok
     assert float(metrics.losses.mean) == pytest.approx(losses.mean(), rel=1e-5)
     assert float(metrics.losses.weight) == len(points)
     assert int(new.step) == 1 and new.ema is None
+
+
+def test_a_clip_that_could_not_be_read_has_no_loss_even_if_it_is_not_finite():
+    losses = ClipLosses(jnp.asarray([1.5, jnp.nan, jnp.inf, 4.0]), jnp.asarray([0, 1, 2, 2]))
+    found = weighted_losses(losses, jnp.asarray([1.0, 0.0, 0.0, 1.0]))
+    assert float(found.loss) == 5.5 and float(found.weight) == 2 and float(found.mean) == 2.75
+    np.testing.assert_array_equal(found.quarter_loss, [1.5, 0, 4, 0])
+    np.testing.assert_array_equal(found.quarter_weight, [1, 0, 1, 0])
 
 
 def test_a_run_begins_with_the_average_of_what_it_starts_from():

@@ -123,6 +123,7 @@ def test_lightning_checkpoints_hold_a_state_dict(torch, tmp_path):
         "state_dict": {**state, "note": "no tensor"},
         "optimizer_states": [{"state": {0: {"exp_avg": torch.zeros(2)}}}],
         "hyper_parameters": {"lr": 1e-5},
+        "module": {"of_something_else": torch.zeros(2)},
     }
     torch.save(content, tmp_path / "model.ckpt")
     assert_same(read_all(tmp_path / "model.ckpt"), some_tensors())

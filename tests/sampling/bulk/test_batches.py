@@ -8,6 +8,7 @@ import pytest
 
 from dynamicrafter_jax.sampling.bulk import plan_batches
 from dynamicrafter_jax.sampling.bulk.batches import bucket
+from dynamicrafter_jax.sampling.bulk.encoder import Recent
 
 
 def rows() -> list[dict]:
@@ -59,3 +60,14 @@ def test_rows_of_one_image_are_neighbours(tmp_path):
     table = bulk_jobs.table(tmp_path, [{"id": f"{i}", "image": f"{i % 3}.png"} for i in range(9)])
     batches = plan_batches(bulk_jobs.requests(table), 3)
     assert [len({one.image for one in batch}) for batch in batches] == [1, 1, 1]
+
+
+def test_what_was_encoded_is_kept_by_its_last_use():
+    kept, made = Recent(2), []
+
+    def encode(key: str) -> str:
+        made.append(key)
+        return key.upper()
+
+    assert [kept.get(key, lambda key=key: encode(key)) for key in "abacab"] == list("ABACAB")
+    assert made == ["a", "b", "c", "b"]  # "a" was in use throughout
