@@ -41,8 +41,8 @@ ALWAYS = CacheTables(
 )
 
 
-def normal(seed: int, *shape: int) -> np.ndarray:
-    return np.random.default_rng(seed).standard_normal(shape).astype(np.float32)
+def normal(seed: int, *shape: int) -> jax.Array:
+    return jnp.asarray(np.random.default_rng(seed).standard_normal(shape), jnp.float32)
 
 
 def conditions_of(clips: slice) -> tuple[Conditioning, Conditioning]:
@@ -60,7 +60,7 @@ def conditions_of(clips: slice) -> tuple[Conditioning, Conditioning]:
 @functools.cache
 def programs(models: Models) -> tuple[Program, Program]:
     return Program(functools.partial(stages.start, SOLVER)), Program(
-        functools.partial(stages.denoise, models, solver=SOLVER, sequential=False)
+        functools.partial(stages.denoise, models, solver=SOLVER)
     )
 
 
@@ -69,7 +69,8 @@ def denoised(
     depth: int | None = None,
     clips: slice = slice(4),
     stride: int = STEPS,
-    **mesh: int,
+    sequential: bool = False,
+    **mesh: Any,
 ) -> np.ndarray:
     """Returns the latents of clips, with so many steps a call."""
     devices = sharding.make_mesh(**mesh)
@@ -88,7 +89,7 @@ def denoised(
         for first in range(0, STEPS, stride):
             bounds = whole((np.asarray(first, np.int32), np.asarray(first + stride, np.int32)))
             arguments = (params, conditions, rows, scales, state, draws, *bounds, caches)
-            state = denoise(*arguments, depth=depth)
+            state = denoise(*arguments, sequential=sequential, depth=depth)
     return np.asarray(state.x)
 
 
@@ -163,6 +164,27 @@ def test_other_intervals_are_served_by_one_program_in_any_number_of_calls(relati
 
 
 @pytest.mark.slow
-def test_cached_clips_are_the_same_in_a_batch_and_on_eight_devices(relative_error):
-    assert relative_error(cached(), by_hand(True)) < 2e-5
-    assert relative_error(cached(data=8), by_hand(True)) < 2e-5
+@pytest.mark.parametrize("how", [{}, {"sequential": True}, {"data": 8}, {"data": 2, "sequence": 2}])
+def test_cached_clips_are_the_same_in_a_batch_however_it_is_run(relative_error, how):
+    assert relative_error(cached(**how), by_hand(True)) < 2e-5
+
+
+def test_what_is_kept_has_the_type_computed_in():
+    config = CONFIG.copy_and_resolve_references()
+    config.precision.dtype = "bfloat16"
+    models, draws = networks_of(config), KeyedNoise.from_seed(0, [2])
+    shapes = stages.carry_of(models, BOTH, shape=SHAPE, num_passes=PASSES, depth=DEPTH)
+    assert shapes.denoiser.dtype == jnp.bfloat16 and shapes.differences.dtype == jnp.float32
+    state = stages.start(SOLVER, draws, shape=SHAPE, carry=shapes)
+    denoise = functools.partial(stages.denoise, models, solver=SOLVER, sequential=True, depth=DEPTH)
+    scales, bounds = GuidanceScales.per_clip([SETTINGS]), (jnp.int32(0), jnp.int32(STEPS))
+    arguments = (conditions_of(ONE), ROWS, scales, state, draws, *bounds, BOTH)
+    after = jax.eval_shape(denoise, tiny.micro().params, *arguments)
+    for kept, before in zip(jax.tree.leaves(after), jax.tree.leaves(state), strict=True):
+        assert (kept.shape, kept.dtype) == (before.shape, before.dtype)
+
+
+@pytest.mark.parametrize(("caches", "depth"), [(BOTH, None), (NO_CACHES, DEPTH)])
+def test_a_depth_and_a_table_of_deep_steps_need_each_other(caches, depth):
+    with pytest.raises(ValueError, match="needed together"):
+        denoised(caches, depth, clips=ONE)
