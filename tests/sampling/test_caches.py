@@ -116,8 +116,8 @@ def plain_pass(
 def by_hand(caching: bool) -> np.ndarray:
     """Denoises all clips step by step, in Python; without caches, all is run at every step."""
     draws = KeyedNoise.from_seed(0, range(4))
-    state: Any = stages.start(SOLVER, draws, shape=SHAPE)
-    x, conditions, differences = state.x, conditions_of(slice(4)), 0
+    noise = jax.jit(lambda index: draws.step(index, SHAPE))
+    x, conditions, differences = draws.initial(SHAPE), conditions_of(slice(4)), 0
     features: list[Any] = [jnp.full((4, *SHAPE[:3], 32), jnp.nan)] * PASSES
     assert BOTH.deep is not None and BOTH.guidance is not None
     for index, timestep in enumerate(ROWS.timestep):
@@ -135,7 +135,7 @@ def by_hand(caching: bool) -> np.ndarray:
             guided = guide(conditional, conditional + differences, SETTINGS.guidance_scale)
             guided = rescale_guidance(guided, conditional, SETTINGS.guidance_rescale)
         row = jax.tree.map(lambda table, i=index: table[i], ROWS)
-        x, _ = SOLVER.step((), x, guided, row, draws.step(jnp.int32(index), SHAPE))
+        x, _ = SOLVER.step((), x, guided, row, noise(index))
     return np.asarray(x)
 
 
@@ -173,12 +173,13 @@ def test_what_is_kept_has_the_type_computed_in():
     config = CONFIG.copy_and_resolve_references()
     config.precision.dtype = "bfloat16"
     models, draws = networks_of(config), KeyedNoise.from_seed(0, [2])
-    shapes = stages.carry_of(models, BOTH, shape=SHAPE, num_passes=PASSES, depth=DEPTH)
-    assert shapes.denoiser.dtype == jnp.bfloat16 and shapes.differences.dtype == jnp.float32
+    caches = CacheTables(BOTH.deep)
+    shapes = stages.carry_of(models, caches, shape=SHAPE, num_passes=PASSES, depth=DEPTH)
+    assert shapes.dtype == jnp.bfloat16
     state = stages.start(SOLVER, draws, shape=SHAPE, carry=shapes)
     denoise = functools.partial(stages.denoise, models, solver=SOLVER, sequential=True, depth=DEPTH)
     scales, bounds = GuidanceScales.per_clip([SETTINGS]), (jnp.int32(0), jnp.int32(STEPS))
-    arguments = (conditions_of(ONE), ROWS, scales, state, draws, *bounds, BOTH)
+    arguments = (conditions_of(ONE), ROWS, scales, state, draws, *bounds, caches)
     after = jax.eval_shape(denoise, tiny.micro().params, *arguments)
     for kept, before in zip(jax.tree.leaves(after), jax.tree.leaves(state), strict=True):
         assert (kept.shape, kept.dtype) == (before.shape, before.dtype)
