@@ -4,7 +4,7 @@ import dataclasses
 from typing import Literal
 
 from dynamicrafter_jax.errors import UserError
-from dynamicrafter_jax.models.unet import REMAT_POLICIES
+from dynamicrafter_jax.models.remat import REMAT_POLICIES
 from dynamicrafter_jax.training.freezing import trains
 from dynamicrafter_jax.training.inputs import Concat
 
@@ -36,7 +36,7 @@ class TrainSettings:
         equivariance: See `objectives.reconstruct`; 0 to 1.
         temperature: See `objectives.align`.
         recall_weight: See `objectives.align`.
-        remat: What the backward pass recomputes: one of `unet.REMAT_POLICIES`.
+        remat: What the backward pass recomputes: one of `remat.REMAT_POLICIES`.
         optimizer: "adamw" or "muon".
         learning_rate: The highest learning rate.
         decay: "constant" or "cosine", to 0 at `steps`.
