@@ -183,8 +183,7 @@ def sampling_programs(
 
 def padded_batch(settings: SamplingSettings, mesh: Mesh, batch_size: int) -> int:
     """Returns the number of clips in a batch, with those that pad it to the mesh."""
-    passes = 1 if settings.sequential_guidance else settings.num_passes
-    multiple = sharding.batch_multiple(mesh, passes)
+    multiple = sharding.batch_multiple(mesh, settings.passes_at_once)
     return math.ceil(batch_size / multiple) * multiple
 
 

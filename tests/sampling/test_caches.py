@@ -46,8 +46,8 @@ ALWAYS = CacheTables(
 )
 
 
-def normal(seed: int, *shape: int) -> Any:
-    return np.random.default_rng(seed).standard_normal(shape).astype(np.float32)
+def normal(seed: int, *shape: int) -> jax.Array:
+    return jnp.asarray(np.random.default_rng(seed).standard_normal(shape), jnp.float32)
 
 
 def conditions_of(clips: slice) -> tuple[Conditioning, Conditioning]:
@@ -65,7 +65,7 @@ def conditions_of(clips: slice) -> tuple[Conditioning, Conditioning]:
 @functools.cache
 def programs(models: Models) -> tuple[Program, Program]:
     return Program(functools.partial(stages.start, METHOD)), Program(
-        functools.partial(stages.denoise, models, method=METHOD, sequential=False)
+        functools.partial(stages.denoise, models, method=METHOD)
     )
 
 
@@ -74,10 +74,11 @@ def denoised(
     *,
     clips: slice = slice(4),
     stride: int = STEPS,
-    data: int = 1,
+    sequential: bool = False,
+    **mesh: Any,
 ) -> np.ndarray:
     """Returns the latents of clips, with so many steps a call."""
-    devices = sharding.make_mesh(data=data)
+    devices = sharding.make_mesh(**mesh)
     models = networks_of(CONFIG, choose_attention(devices))
     start, denoise = programs(models)
     whole = functools.partial(sharding.replicate, mesh=devices)
@@ -91,7 +92,7 @@ def denoised(
         for first in range(0, STEPS, stride):
             bounds = whole((np.asarray(first, np.int32), np.asarray(first + stride, np.int32)))
             arguments = (params, conditions, tables, scales, state, draws, *bounds)
-            state = denoise(*arguments)
+            state = denoise(*arguments, sequential=sequential)
     return np.asarray(state.x)
 
 
@@ -164,6 +165,23 @@ def test_other_intervals_are_served_by_one_program_in_any_number_of_calls(relati
 
 
 @pytest.mark.slow
-def test_cached_clips_are_the_same_in_a_batch_and_on_eight_devices(relative_error):
-    assert relative_error(denoised(), by_hand(True)) < 2e-5
-    assert relative_error(denoised(data=8), by_hand(True)) < 2e-5
+@pytest.mark.parametrize("how", [{}, {"sequential": True}, {"data": 8}, {"data": 2, "sequence": 2}])
+def test_cached_clips_are_the_same_in_a_batch_however_it_is_run(relative_error, how):
+    assert relative_error(denoised(**how), by_hand(True)) < 2e-5
+
+
+def test_what_is_kept_has_the_type_computed_in():
+    config = CONFIG.copy_and_resolve_references()
+    config.precision.dtype = "bfloat16"
+    models, draws = networks_of(config), KeyedNoise.from_seed(0, [2])
+    schedule = make_schedule(**config.diffusion.to_dict())
+    settings = dataclasses.replace(SETTINGS, deep_cache_interval=3)
+    method, tables = stages.make_steps(models, schedule, settings)
+    assert method.carry.dtype == jnp.bfloat16
+    state = stages.start(method, draws, shape=SHAPE)
+    denoise = functools.partial(stages.denoise, models, method=method, sequential=True)
+    scales, bounds = GuidanceScales.per_clip([SETTINGS]), (jnp.int32(0), jnp.int32(STEPS))
+    arguments = (conditions_of(ONE), tables, scales, state, draws, *bounds)
+    after = jax.eval_shape(denoise, tiny.micro().params, *arguments)
+    for kept, before in zip(jax.tree.leaves(after), jax.tree.leaves(state), strict=True):
+        assert (kept.shape, kept.dtype) == (before.shape, before.dtype)
