@@ -31,8 +31,9 @@ help:
 demo: $(BASE)
 	$(BIN)/python -m dynamicrafter_jax.demo
 
+# A file's tests share what they compile, so one worker runs them all.
 test: lint
-	$(BIN)/python -m pytest -n 2
+	$(BIN)/python -m pytest -n 2 --dist loadfile
 
 # Slow tests are handed out two at a time, so that no worker is left with many of them.
 test-all: test

@@ -8,6 +8,7 @@ dataclasses is built. JAX builds a registered dataclass anew around whatever a t
 a pytree whose fields are annotated with shapes must be a `NamedTuple`, which is not checked so.
 """
 
+import ctypes
 import gc
 import os
 import sys
@@ -40,8 +41,14 @@ def programs_are_forgotten() -> Iterator[None]:
     yield
     import jax
 
+    sampler = sys.modules.get("dynamicrafter_jax.sampling.sampler")
+    if sampler is not None:  # those of the smallest model, which most modules use, are held by it
+        sampler._programs.cache_clear()
     jax.clear_caches()
     gc.collect()
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
+    if trim is not None:  # glibc keeps what compilers freed
+        trim(0)
 
 
 @pytest.fixture(scope="session")

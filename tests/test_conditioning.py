@@ -1,3 +1,5 @@
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -25,7 +27,7 @@ def test_what_frames_read_of_the_projector(rule):
     model = tiny.micro()  # three frames, 16 queries each
     models = model.models._replace(projector=model.models.projector.clone(other_lengths=rule))
     tokens = jnp.asarray(np.random.default_rng(0).standard_normal((2, 5, 16)), jnp.float32)
-    context = project_tokens(models, model.params, tokens)
+    context = jax.jit(functools.partial(project_tokens, models))(model.params, tokens)
 
     def read(num_frames: int, queries: jax.Array | None = None) -> np.ndarray:
         """What the frames of a pass read."""
@@ -50,8 +52,9 @@ def test_a_window_of_a_long_clip_is_a_clip_of_its_own():
     model = tiny.micro()
     random = np.random.default_rng(0)
     tokens = jnp.asarray(random.standard_normal((2, 5, 16)), jnp.float32)
+    project = jax.jit(functools.partial(project_tokens, model.models))
     concat = jnp.asarray(random.standard_normal((2, 7, 2, 3, 4)), jnp.float32)
-    context = project_tokens(model.models, model.params, tokens)
+    context = project(model.params, tokens)
     whole = Conditioning(jnp.zeros((2, 1, 16)), context, concat, jnp.ones(2))
     window = whole.of_frames(slice(2, 5))
     assert np.array_equal(window.concat, concat[:, 2:5])
@@ -61,7 +64,7 @@ def test_a_window_of_a_long_clip_is_a_clip_of_its_own():
     places = jnp.broadcast_to(nearest_queries(7, 3), (2, 7))
     kept = whole._replace(queries=places).of_frames(jnp.asarray([0, 3, 6]))
     assert kept.queries is not None and np.array_equal(kept.queries, [[0, 1, 2], [0, 1, 2]])
-    unet = conditioned_unet(model.models, model.params)
+    unet = jax.jit(conditioned_unet(model.models, model.params))
     x = jnp.asarray(random.standard_normal(window.concat.shape), jnp.float32)
     predicted = unet(x, jnp.asarray([10, 500]), window)
     same = unet(x, jnp.asarray([10, 500]), kept._replace(concat=window.concat))

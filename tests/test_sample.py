@@ -7,12 +7,12 @@ import pickle
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
 
 import golden_weights
 import numpy as np
 import programs
 import pytest
+import release_files
 import tiny
 from PIL import Image
 from safetensors.numpy import save_file
@@ -21,6 +21,7 @@ from dynamicrafter_jax.media import read_video
 
 ROOT = Path(__file__).parent.parent
 CONFIGS = Path(__file__).parent / "configs"
+LONG = "a " * 99 + "a"  # 100 tokens, of which the text encoder reads 75
 RUNS = ["v_cfg", "v_interp", "v_loop", "v_multi", "eps_cfg", "eps_nocfg"]
 
 
@@ -36,7 +37,8 @@ def run(*arguments: object) -> subprocess.CompletedProcess[str]:
 def checkpoints(tmp_path_factory) -> dict[str, Path]:
     """A file of golden weights for each small model, in the release's naming."""
     folder = tmp_path_factory.mktemp("checkpoints")
-    files = {}
+    micro = release_files.micro_tensors()
+    files = {"micro": release_files.write(folder / "micro.safetensors", micro)}
     for kind in ("v", "eps"):
         files[kind] = folder / f"{kind}.safetensors"
         manifest = json.loads((tiny.GOLDEN / f"manifest_tiny_{kind}.json").read_text())
@@ -44,12 +46,16 @@ def checkpoints(tmp_path_factory) -> dict[str, Path]:
     return files
 
 
-@pytest.fixture
-def photograph(tmp_path) -> Path:
-    path = tmp_path / "photograph.png"
+def draw(path: Path) -> Path:
+    """Draws a photograph of 120x80 pixels."""
     values = np.linspace(0, 255, 80 * 120 * 3).reshape(80, 120, 3).astype(np.uint8)
     Image.fromarray(values).save(path)
     return path
+
+
+@pytest.fixture
+def photograph(tmp_path) -> Path:
+    return draw(tmp_path / "photograph.png")
 
 
 @pytest.mark.parametrize("name", RUNS)
@@ -95,37 +101,71 @@ def test_a_run_of_the_release_is_reproduced(tmp_path, checkpoints, relative_erro
     assert "s a step, peak memory" in done.stdout and str(tmp_path / "out.mp4") in done.stdout
 
 
-def test_a_video_says_how_it_was_made(tmp_path, checkpoints, photograph):
-    Image.open(photograph).crop((0, 0, 60, 80)).save(tmp_path / "tall.png")
+@pytest.fixture(scope="module")
+def made(tmp_path_factory, checkpoints) -> tuple[Path, str]:
+    """A folder in which a process made two videos of a long prompt, and what it said."""
+    folder = tmp_path_factory.mktemp("made")
+    Image.open(draw(folder / "photograph.png")).crop((0, 0, 60, 80)).save(folder / "tall.png")
     done = run(
-        f"--config={CONFIGS / 'tiny_v.py'}",
-        f"--checkpoint={checkpoints['v']}",
-        f"--image={tmp_path / 'tall.png'}",
+        f"--config={CONFIGS / 'micro.py'}",
+        f"--checkpoint={checkpoints['micro']}",
+        f"--image={folder / 'tall.png'}",
         "--fit=letterbox",
-        "--prompt=a cat",
-        f"--output={tmp_path / 'out.gif'}",
+        f"--prompt={LONG}",
+        f"--output={folder / 'out.gif'}",
         "--seed=7",
         "--num_samples=2",
         "--config.sampling.steps=1",
         "--config.sampling.guidance_scale=1",
     )
     assert done.returncode == 0, done.stderr
-    stored = [json.loads((tmp_path / f"out-{i}.gif.json").read_text()) for i in range(2)]
-    assert {name.name for name in tmp_path.glob("out*")} == {
+    return folder, done.stderr
+
+
+def test_a_video_says_how_it_was_made(made, checkpoints):
+    folder, _ = made
+    stored = [json.loads((folder / f"out-{i}.gif.json").read_text()) for i in range(2)]
+    assert {name.name for name in folder.glob("out*")} == {
         f"out-{i}.{kind}" for i in range(2) for kind in ("gif", "gif.json")
     }
-    for i, made in enumerate(stored):
-        assert made["seed"] == 7 and made["sample_index"] == i and made["prompt"] == "a cat"
-        assert made["config"]["sampling"]["steps"] == 1
-        assert made["config"]["sampling"]["fit"] == "letterbox"
-        assert made["config"]["sampling"]["seed"] == 7  # --seed wins over the config's
-        assert made["versions"]["jax"] and made["devices"] and "git_revision" in made
-        (source,) = made["weights"]
-        digest = hashlib.sha256(checkpoints["v"].read_bytes()).hexdigest()
-        assert source == {"name": "v.safetensors", "sha256": digest}
-    first, second = (read_video(tmp_path / f"out-{i}.gif")[0] for i in range(2))
+    for i, one in enumerate(stored):
+        assert one["seed"] == 7 and one["sample_index"] == i and one["prompt"] == LONG
+        assert one["config"]["sampling"]["steps"] == 1
+        assert one["config"]["sampling"]["fit"] == "letterbox"
+        assert one["config"]["sampling"]["seed"] == 7  # --seed wins over the config's
+        assert one["versions"]["jax"] and one["devices"] and "git_revision" in one
+        (source,) = one["weights"]
+        digest = hashlib.sha256(checkpoints["micro"].read_bytes()).hexdigest()
+        assert source == {"name": "micro.safetensors", "sha256": digest}
+    first, second = (read_video(folder / f"out-{i}.gif")[0] for i in range(2))
     assert not np.array_equal(first, second)
-    assert first.shape == second.shape == (4, 64, 48, 3)  # the picture's own aspect
+    assert first.shape == second.shape == (3, 16, 12, 3)  # the picture's own aspect
+
+
+def test_a_prompt_that_is_too_long_warns_and_is_cut(made):
+    (line,) = [line for line in made[1].splitlines() if line.startswith("warning: ")]
+    assert "100 tokens" in line and "last 25 were cut" in line
+
+
+def test_a_folder_gets_each_frame(tmp_path, checkpoints, photograph):
+    done = programs.ran(
+        "sample.py",
+        *quick(checkpoints),
+        f"--image={photograph}",
+        f"--output={tmp_path / 'frames'}/",
+    )
+    assert done.returncode == 0, done.stderr
+    assert len(list((tmp_path / "frames").glob("*.png"))) == 3
+
+
+def quick(checkpoints: dict[str, Path]) -> tuple[str, ...]:
+    """Flags of a short run of the smallest model."""
+    return (
+        f"--config={CONFIGS / 'micro.py'}",
+        f"--checkpoint={checkpoints['micro']}",
+        "--config.sampling.steps=1",
+        "--config.sampling.guidance_scale=1",
+    )
 
 
 def test_a_table_of_prompts_makes_a_video_each(tmp_path, checkpoints, photograph):
@@ -135,12 +175,9 @@ def test_a_table_of_prompts_makes_a_video_each(tmp_path, checkpoints, photograph
     )
     done = programs.ran(
         "sample.py",
-        f"--config={CONFIGS / 'tiny_v.py'}",
-        f"--checkpoint={checkpoints['v']}",
+        *quick(checkpoints),
         f"--prompts={table}",
         f"--output_dir={tmp_path / 'videos'}",
-        "--config.sampling.steps=1",
-        "--config.sampling.guidance_scale=1",
     )
     assert done.returncode == 0, done.stderr
     made = {
@@ -150,19 +187,16 @@ def test_a_table_of_prompts_makes_a_video_each(tmp_path, checkpoints, photograph
     assert [made[name]["seed"] for name in ("one", "two")] == [0, 5]
     assert [made[name]["prompt"] for name in ("one", "two")] == ["a cat", ""]
     assert made["one"]["sample_index"] != made["two"]["sample_index"]  # so their noise differs
-    assert read_video(tmp_path / "videos" / "two.mp4")[0].shape == (4, 64, 96, 3)
+    assert read_video(tmp_path / "videos" / "two.mp4")[0].shape == (3, 16, 24, 3)
 
 
 def test_a_picture_that_cannot_be_read_fails_its_row_alone(tmp_path, checkpoints, photograph):
     table = tmp_path / "batch.csv"
     table.write_text(f"id,image\none,{photograph.name}\ntwo,missing.png\n")
     flags = (
-        f"--config={CONFIGS / 'tiny_v.py'}",
-        f"--checkpoint={checkpoints['v']}",
+        *quick(checkpoints),
         f"--prompts={table}",
         f"--output_dir={tmp_path / 'videos'}",
-        "--config.sampling.steps=1",
-        "--config.sampling.guidance_scale=1",
     )
     done = programs.ran("sample.py", *flags)
     assert done.returncode == 1
@@ -202,8 +236,7 @@ def spoil(tensors, how):
     ],
 )
 def test_a_wrong_checkpoint_is_named(tmp_path, photograph, how, said):
-    manifest = json.loads((tiny.GOLDEN / "manifest_tiny_v.json").read_text())
-    save_file(spoil(golden_weights.build(manifest), how), tmp_path / "model.safetensors")
+    save_file(spoil(release_files.micro_tensors(), how), tmp_path / "model.safetensors")
     refused(
         tmp_path,
         said,
@@ -216,7 +249,7 @@ def refused(folder, said, **changed):
     """Runs with some flags wrong, and checks the one line, the status, and that nothing is left."""
     output = changed.pop("output", folder / "made" / "out.mp4")
     before = {path for path in folder.rglob("*")}
-    arguments = {"config": CONFIGS / "tiny_v.py", "checkpoint": "missing.safetensors"}
+    arguments = {"config": CONFIGS / "micro.py", "checkpoint": "missing.safetensors"}
     arguments |= {"image": "missing.png", "output": output} | changed
     line = programs.refused(
         "sample.py",
@@ -242,7 +275,7 @@ def test_missing_truncated_and_impossible_pictures(tmp_path, photograph):
 def test_missing_and_broken_checkpoints(tmp_path, photograph, checkpoints):
     refused(tmp_path, "missing.safetensors", image=photograph)
     cut = tmp_path / "cut.safetensors"
-    cut.write_bytes(checkpoints["v"].read_bytes()[:100_000])
+    cut.write_bytes(checkpoints["micro"].read_bytes()[:100_000])
     refused(tmp_path, "cut.safetensors", image=photograph, checkpoint=cut)
     refused(tmp_path, "--checkpoint", image=photograph, checkpoint=None)
 
@@ -262,22 +295,6 @@ def test_a_pickle_that_runs_code_does_not(tmp_path, photograph):
     checkpoint.write_bytes(pickle.dumps({"state_dict": Bomb(crater)}))
     refused(tmp_path, "model.ckpt", image=photograph, checkpoint=checkpoint)
     assert not crater.exists()
-
-
-def test_a_prompt_that_is_too_long_warns_and_is_cut(tmp_path, checkpoints, photograph):
-    done = run(
-        f"--config={CONFIGS / 'tiny_v.py'}",
-        f"--checkpoint={checkpoints['v']}",
-        f"--image={photograph}",
-        f"--prompt={'a ' * 100}",
-        f"--output={tmp_path / 'frames'}/",
-        "--config.sampling.steps=1",
-        "--config.sampling.guidance_scale=1",
-    )
-    assert done.returncode == 0, done.stderr
-    (line,) = [line for line in done.stderr.splitlines() if line.startswith("warning: ")]
-    assert "100 tokens" in line and "last 25 were cut" in line
-    assert len(list((tmp_path / "frames").glob("*.png"))) == 4
 
 
 def test_outputs_that_cannot_be_written_are_noticed_first(tmp_path, photograph):
@@ -331,20 +348,24 @@ def test_the_end_of_another_aspect(tmp_path, photograph):
 
 
 def test_noise_that_does_not_fit(tmp_path, photograph, checkpoints):
-    changed = {"image": photograph, "checkpoint": checkpoints["v"]}
+    changed = {"image": photograph, "checkpoint": checkpoints["micro"]}
     refused(tmp_path, "no noise file", noise="missing.npz", **changed)
     (tmp_path / "text.npz").write_text("no numbers")
     refused(tmp_path, "text.npz", noise=tmp_path / "text.npz", **changed)
-    wrong: dict[str, Any] = tiny.golden("sample_v_cfg") | {"x_T": np.zeros((1, 4, 8, 11, 4))}
-    np.savez(tmp_path / "wrong.npz", **wrong)
+    wrong = {
+        "posterior_noise": np.zeros((3, 8, 12, 4)),
+        "x_T": np.zeros((1, 3, 8, 11, 4)),
+        "step_noise": np.zeros((5, 1, 3, 8, 12, 4)),
+    }
+    np.savez(tmp_path / "wrong.npz", allow_pickle=False, **wrong)
     line = refused(
         tmp_path,
-        "x_T has shape (1, 4, 8, 11, 4)",
+        "x_T has shape (1, 3, 8, 11, 4)",
         noise=tmp_path / "wrong.npz",
         config__sampling__steps=5,
         **changed,
     )
-    assert "(1, 4, 8, 12, 4)" in line
+    assert "(1, 3, 8, 12, 4)" in line
 
 
 def test_tables_that_do_not_fit(tmp_path, photograph):

@@ -12,8 +12,9 @@ import numpy as np
 from flax import traverse_util
 from ml_collections import ConfigDict
 
-from dynamicrafter_jax.config import load_config
+from dynamicrafter_jax.config import load_config, networks_of
 from dynamicrafter_jax.models import Common, Models, abstract_models, build_models
+from dynamicrafter_jax.models.layers import init_params
 from dynamicrafter_jax.pipeline import ImageToVideo
 from dynamicrafter_jax.weights.release import release_tensors
 
@@ -26,7 +27,8 @@ def config(kind: str) -> ConfigDict:
 
 
 def models(kind: str, **types: Any) -> Models:
-    """The networks."""
+    """The networks, equal to those of the config and with their hash, where no types are given."""
+    types = dict.fromkeys(("dtype", "param_dtype"), jnp.dtype(jnp.float32)) | types
     hyperparameters = config(kind)
     sections = {name: hyperparameters[name].to_dict() for name in Models._fields}
     return build_models(sections, Common(**types))
@@ -46,7 +48,6 @@ def params(kind: str, section: str) -> Any:
     )
 
 
-@functools.cache
 def animate(kind: str, base_scale: float | None = None) -> ImageToVideo:
     """The whole model, ready to sample."""
     chosen = config(kind)
@@ -59,12 +60,13 @@ def animate(kind: str, base_scale: float | None = None) -> ImageToVideo:
 def micro() -> ImageToVideo:
     """A model for tests of structure: no weight is zero, so every part of it acts."""
     chosen = load_config(Path(__file__).parent / "configs" / "micro.py")
-    model = ImageToVideo.from_random(chosen)
+    params = init_params(abstract_models(networks_of(chosen)), jax.random.key(0))
     draw = np.random.default_rng(0).standard_normal
-    params = jax.tree.map(
-        lambda leaf: leaf + 0.02 * jnp.asarray(draw(leaf.shape), jnp.float32), model.params
-    )
-    return ImageToVideo(chosen, params)
+
+    def moved(leaf: jax.Array) -> np.ndarray:  # by NumPy, which compiles nothing for each shape
+        return np.asarray(leaf) + np.float32(0.02) * draw(leaf.shape).astype(np.float32)
+
+    return ImageToVideo(chosen, jax.tree.map(moved, params))
 
 
 @functools.cache

@@ -1,6 +1,7 @@
 """The measure that small models are chosen by, on denoisers whose answer is known."""
 
 import benchmark_modules
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -14,29 +15,41 @@ from dynamicrafter_jax.training.inputs import pixels
 (demo_search,) = benchmark_modules.load("demo_search")
 
 
+@jax.jit
+def through_the_vae(params, frames):
+    """The mean of the latents of frames, and what is decoded from it."""
+    models = tiny.micro().models
+    mean = models.apply("vae", params, frames, method="encode").mean
+    return mean, models.apply("vae", params, mean, method="decode")
+
+
 @pytest.mark.parametrize("timestep", [600, 999])
 def test_a_model_that_knows_the_clip_reaches_what_the_vae_does(timestep):
     model, batch = tiny.micro(), clips(2)
     schedule = make_schedule(**model.config.diffusion.to_dict())
     frames = pixels(jnp.asarray(batch.video.reshape(-1, *batch.video.shape[2:])))
-    mean = model.models.apply("vae", model.params, frames, method="encode").mean
-    decoded = model.models.apply("vae", model.params, mean, method="decode")
+    mean, decoded = through_the_vae(model.params, frames)
     latents = model.models.vae.scale_factor * mean.reshape(2, 3, *mean.shape[1:])
-    conditions = []
 
-    def knows(x, timesteps, condition):
-        conditions.append(condition)
-        clean = latents * float(schedule.scale[timestep])
-        signal, noise = (float(t[timestep]) for t in (schedule.signal_level, schedule.noise_level))
-        return signal * (x - signal * clean) / noise - noise * clean
+    @jax.jit
+    def clean_clips(params, latents, *given):
+        conditions = []
 
-    found = demo_search.clean_clips(
-        *(model.models, schedule, model.params, knows),
-        *(jnp.asarray(batch.video), jnp.asarray(batch.ids)),
-        *(jnp.asarray(batch.fs), jnp.arange(2), jnp.asarray(timestep)),
-    )
+        def knows(x, timesteps, condition):
+            conditions.append(condition)
+            clean = latents * float(schedule.scale[timestep])
+            signal, noise = (
+                float(table[timestep]) for table in (schedule.signal_level, schedule.noise_level)
+            )
+            return signal * (x - signal * clean) / noise - noise * clean
+
+        found = demo_search.clean_clips(model.models, schedule, params, knows, *given)
+        (told,) = conditions
+        return found, told
+
+    given = (batch.video, batch.ids, batch.fs, np.arange(2), np.asarray(timestep))
+    found, told = clean_clips(model.params, latents, *map(jnp.asarray, given))
     np.testing.assert_allclose(found, decoded.reshape(found.shape), atol=2e-4)
-    (told,) = conditions
     np.testing.assert_allclose(told.concat, latents[:, :1].repeat(3, 1), rtol=1e-5)
     assert told.image.shape[:2] == (2, 3)
 

@@ -57,13 +57,13 @@ def test_networks_and_distances(tmp_path, relative_error, kind, size):
     pictures = [dreamsim_files.picture(*which)[None] for which in dreamsim_files.pictures(size)]
     images = jnp.concatenate([resize(jnp.asarray(picture), 224, 224) for picture in pictures])
     pairs = zip(
-        branches_of(network.apply({"params": params}, images), kind, size),
+        branches_of(jax.jit(network.apply)({"params": params}, images), kind, size),
         branches_of(golden[f"features_{kind}_{size}"], kind, size),
         strict=True,
     )
     for ours, theirs in pairs:
         assert relative_error(ours, theirs) < TARGET
-    vectors = embed(params, images, network)
+    vectors = jax.jit(embed, static_argnames="model")(params, images, model=network)
     assert relative_error(vectors, golden[f"vectors_{kind}_{size}"]) < TARGET
 
 

@@ -3,6 +3,7 @@
 import functools
 from typing import Any
 
+import flax.errors
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -10,6 +11,7 @@ import numpy as np
 import pytest
 import tiny
 
+from dynamicrafter_jax.config import networks_of
 from dynamicrafter_jax.models import abstract_models
 from dynamicrafter_jax.models.attention import plain_attention, plain_temporal_attention
 from dynamicrafter_jax.models.autoencoder import Autoencoder
@@ -79,6 +81,18 @@ def test_every_parameter_names_each_of_its_axes():
     for section, boxed in abstract_models(tiny.models("eps")).items():
         for path, box in leaves(boxed):
             assert len(box.names) == box.value.ndim, (section, path)
+
+
+def test_a_parameter_of_another_shape_is_refused():
+    params = {"kernel": jnp.ones((25, 7)), "bias": jnp.ones(8)}
+    said = r'"kernel" in "".*shape \(25, 8\).*has shape \(25, 7\)'
+    with pytest.raises(flax.errors.ScopeParamShapeError, match=said):
+        Linear((8,), ("embed", "mlp")).apply({"params": params}, normal(0, 2, 25))
+
+
+def test_networks_of_a_config_are_found_again_where_the_same_were_built():
+    ours, theirs = tiny.models("v"), networks_of(tiny.config("v"))
+    assert ours == theirs and hash(ours) == hash(theirs)
 
 
 def test_leaves_are_drawn_within_the_bounds_of_their_fan_in_and_independently():
@@ -205,8 +219,9 @@ def test_frames_see_only_their_own_image_tokens():
     x, text, image = normal(0, 1, 3, 4, 4, 32), normal(1, 1, 7, 48), normal(2, 1, 3, 5, 48)
     params = init_params(abstract_params(module, x, text, image), KEY)
     params["proj_out"]["kernel"] = normal(3, 32, 32)
-    before = np.asarray(module.apply({"params": params}, x, text, image))
-    after = np.asarray(module.apply({"params": params}, x, text, image.at[:, 2].add(1.0)))
+    attend = jax.jit(functools.partial(module.apply, {"params": params}, x, text))
+    before = np.asarray(attend(image))
+    after = np.asarray(attend(image.at[:, 2].add(1.0)))
     assert np.array_equal(before[:, :2], after[:, :2])
     assert not np.allclose(before[:, 2], after[:, 2])
 

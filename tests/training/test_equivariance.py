@@ -1,5 +1,6 @@
 """Scaling and turning against NumPy, and the VAE's loss with toys whose error is known."""
 
+import functools
 from typing import Any
 
 import jax
@@ -85,9 +86,8 @@ def losses(error: np.ndarray, share: float, *, training: bool = True) -> np.ndar
     batch = jax.tree.map(jnp.asarray, clips(4))
     keys = jax.random.split(jax.random.key(5), 4)
     models = tiny.micro().models._replace(vae=Toy(error=error))
-    found = objectives.reconstruct(
-        models, 64, 0.0, share, {"vae": {}}, batch, keys, dropout=training
-    )
+    reconstruct = functools.partial(objectives.reconstruct, models, 64, 0.0, share, {"vae": {}})
+    found = jax.jit(functools.partial(reconstruct, dropout=training))(batch, keys)
     return np.asarray(found.loss)
 
 

@@ -48,10 +48,10 @@ def test_reconstruction_is_squared_error_and_divergence():
     errors, divergences = [], []
     for i, key in enumerate(keys(2)):
         frames = jnp.asarray(video[i], jnp.float32)
-        mean, logvar = model.models.apply("vae", model.params, frames, method="encode")
+        mean, logvar = run("vae", model.params, frames, "encode")
         noise = jax.random.normal(jax.random.fold_in(key, 0), mean.shape)
         z = mean + jnp.exp(logvar / 2) * noise
-        decoded = model.models.apply("vae", model.params, z, method="decode")
+        decoded = run("vae", model.params, z, "decode")
         errors.append(np.mean((np.asarray(decoded, np.float64) - video[i]) ** 2))
         variance = np.exp(np.asarray(logvar, np.float64))
         mean = np.asarray(mean, np.float64)
@@ -60,21 +60,25 @@ def test_reconstruction_is_squared_error_and_divergence():
     np.testing.assert_allclose(with_divergence - without, np.array(divergences) / 2, rtol=1e-4)
 
 
+@jax.jit
+def context(params, frame):
+    """The context tokens of a frame."""
+    models, pixels = tiny.micro().models, inputs.pixels(frame)[None]
+    tokens = objectives.conditioning.image_tokens(models, params, pixels)
+    return models.apply("projector", params, tokens)[0]
+
+
+@functools.partial(jax.jit, static_argnums=(0, 3))
+def run(network, params, given, method=None):
+    return tiny.micro().models.apply(network, params, given, method=method)
+
+
 def embeddings(rows):
     """What `align` compares, clip by clip."""
     model, found = tiny.micro(), []
     for video, ids in zip(rows.video, rows.ids, strict=True):
-        first, last = (
-            model.models.apply(
-                "projector",
-                model.params,
-                objectives.conditioning.image_tokens(
-                    model.models, model.params, inputs.pixels(frame)[None]
-                ),
-            )[0]
-            for frame in (video[0], video[-1])
-        )
-        states = model.models.apply("text_encoder", model.params, ids[None])[0]
+        first, last = (context(model.params, frame) for frame in (video[0], video[-1]))
+        states = run("text_encoder", model.params, ids[None])[0]
         found.append((first[0].mean(0) + last[-1].mean(0), states[int(np.argmax(ids))]))
     return (np.stack(side).astype(np.float64) for side in zip(*found, strict=True))
 
@@ -101,7 +105,7 @@ def test_alignment_asks_captions_to_recall_their_words():
     expected = []
     for ids in np.asarray(rows.ids):
         words = ids[1 : int(np.argmax(ids))]  # the end has the highest id
-        states = model.models.apply("text_encoder", model.params, jnp.asarray(ids)[None])[0]
+        states = run("text_encoder", model.params, jnp.asarray(ids)[None])[0]
         odds = np.exp(embedding @ np.asarray(states, np.float64).mean(0) / 0.5)
         expected.append(-np.log(odds[words] / odds.sum()).mean() if len(words) else 0.0)
     assert np.ptp(expected) > 0
