@@ -4,6 +4,5 @@
 def xla_flags(devices: int) -> str:
     """Returns flags that compile fast and give so many devices; start processes with them."""
     return (
-        f"--xla_force_host_platform_device_count={devices} "
-        "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"
+        f"--xla_force_host_platform_device_count={devices} --xla_llvm_disable_expensive_passes=true"
     )
