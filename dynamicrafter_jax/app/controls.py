@@ -21,6 +21,9 @@ MODES = {
 }
 """Modes of generation, each with a short description."""
 
+OWN = "quality"
+"""The preset that is a model's own settings."""
+
 MAX_SEED = 2**32 - 1
 MAX_SAMPLES = 4
 MAX_PROMPT = 1000  # characters; a model reads 77 tokens
@@ -194,6 +197,46 @@ CONTROLS = (
         choices=("crop", "letterbox"),
     ),
     Control("negative_prompt", "Negative prompt", "What to avoid."),
+    Control(
+        "deep_cache_interval",
+        "Deep cache interval",
+        "The whole U-Net runs at one of so many steps, and its outermost blocks at the others.",
+        low=1,
+        high=5,
+        step=1,
+    ),
+    Control(
+        "deep_cache_depth",
+        "Deep cache depth",
+        "How many outermost blocks these are: more cost more, and lose less.",
+        low=1,
+        high=12,
+        step=1,
+    ),
+    Control(
+        "guidance_reuse_interval",
+        "Guidance reuse interval",
+        "The unconditional pass runs at one of so many steps.",
+        low=1,
+        high=5,
+        step=1,
+    ),
+    Control(
+        "guidance_start",
+        "Guidance start",
+        "From which share of the steps there is guidance.",
+        low=0,
+        high=0.95,
+        step=0.05,
+    ),
+    Control(
+        "guidance_stop",
+        "Guidance stop",
+        "To which share of the steps there is guidance.",
+        low=0.05,
+        high=1,
+        step=0.05,
+    ),
 )
 """The settings of a request, in the order of the page."""
 

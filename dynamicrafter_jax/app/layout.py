@@ -1,5 +1,6 @@
 """The layout of the page, and its style."""
 
+from collections.abc import Sequence
 from importlib import resources
 from typing import Any, NamedTuple
 
@@ -28,9 +29,13 @@ _MASTHEAD = """
 
 
 class Inputs(NamedTuple):
-    """The fields that users fill in, by the names that `check_request` takes."""
+    """The fields that users fill in, by the names that `check_request` takes.
+
+    `preset` alone is no part of a request: it fills in `settings`.
+    """
 
     model: gr.Dropdown
+    preset: gr.Radio
     mode: gr.Radio
     image: gr.Image
     end_image: gr.Image
@@ -40,8 +45,9 @@ class Inputs(NamedTuple):
 
     @property
     def named(self) -> dict[str, Component]:
-        """All components by name."""
+        """All components of a request by name."""
         fields = self._asdict()
+        del fields["preset"]
         return {**fields.pop("settings"), **fields}
 
 
@@ -95,13 +101,14 @@ def css() -> str:
 
 
 def lay_out(
-    catalogue: ModelCatalogue, own: SamplingSettings, max_upload: int
+    catalogue: ModelCatalogue, own: SamplingSettings, presets: Sequence[str], max_upload: int
 ) -> tuple[Inputs, Outputs, Buttons]:
     """Adds all components to the page that is being built.
 
     Args:
         catalogue: The models to choose from.
         own: Settings of the first model.
+        presets: Names of presets.
         max_upload: Limit on a picture in bytes, for display.
     """
     gr.HTML(_MASTHEAD, elem_id="top")
@@ -121,7 +128,7 @@ def lay_out(
                 generate = gr.Button("Generate", variant="primary", elem_id="generate", scale=3)
                 stop = gr.Button("Stop", elem_id="stop", scale=1, min_width=80)
             status = gr.HTML("", elem_id="status")
-            settings = _settings(own)
+            preset, settings = _settings(own, presets)
             _examples(image, mode, prompt)
         with gr.Column(min_width=340, elem_id="results"):
             video = _video()
@@ -131,7 +138,9 @@ def lay_out(
                 with gr.Accordion("How it was made", open=False, elem_id="made"):
                     details = gr.HTML(elem_id="details")
     return (
-        Inputs(model, mode, image, end_image, prompt, num_samples, {"seed": seed, **settings}),
+        Inputs(
+            model, preset, mode, image, end_image, prompt, num_samples, {"seed": seed, **settings}
+        ),
         Outputs(video, status, session, gallery, command, details, gr.State([])),
         Buttons(generate, stop, dice, copy),
     )
@@ -203,10 +212,19 @@ def _draws(own: SamplingSettings) -> tuple[gr.Number, gr.Button, gr.Slider]:
     return seed, dice, num_samples
 
 
-def _settings(own: SamplingSettings) -> dict[str, Component]:
+def _settings(
+    own: SamplingSettings, presets: Sequence[str]
+) -> tuple[gr.Radio, dict[str, Component]]:
     values = controls.defaults(own)
+    preset = gr.Radio(
+        list(presets),
+        value=controls.OWN,
+        label="Preset",
+        info="Fills in the settings below: fewer passes of the model, and a little less quality.",
+        elem_id="preset",
+    )
     with gr.Accordion("Settings", open=False, elem_id="settings"), gr.Row():
-        return {
+        return preset, {
             control.name: _component(control, values[control.name]) for control in controls.CONTROLS
         }
 

@@ -1,6 +1,7 @@
 """The page: what happens when users press something on it."""
 
 import html
+from collections.abc import Iterable
 from typing import Any
 
 import gradio as gr
@@ -11,6 +12,7 @@ from dynamicrafter_jax.app.progress import Stopped
 from dynamicrafter_jax.app.request import check_picture, check_request
 from dynamicrafter_jax.app.studio import Result, Studio
 from dynamicrafter_jax.errors import UserError
+from dynamicrafter_jax.sampling.settings import preset_names
 
 SHOWN_RESULTS = 24
 """How many of a user's newest videos are kept."""
@@ -60,7 +62,8 @@ def build_page(studio: Studio, *, max_upload: int) -> gr.Blocks:
 
     own = studio.defaults(studio.catalogue.names[0])
     with gr.Blocks(title="DynamiCrafter", analytics_enabled=False, fill_width=True) as blocks:
-        inputs, outputs, buttons = lay_out(studio.catalogue, own, max_upload)
+        presets = preset_names(studio.catalogue.get(studio.catalogue.names[0]).config.sampling)
+        inputs, outputs, buttons = lay_out(studio.catalogue, own, presets, max_upload)
         _connect_making(studio, inputs, outputs, buttons)
         _connect_history(studio, outputs)
         _connect_inputs(studio, inputs, buttons)
@@ -130,18 +133,27 @@ def _connect_history(studio: Studio, outputs: Outputs) -> None:
 def _connect_inputs(studio: Studio, inputs: Inputs, buttons: Buttons) -> None:
     """Connects the fields that change others."""
 
-    def take_defaults(model: str) -> list[Any]:
+    def take(names: Iterable[str], model: str, preset: str | None) -> list[Any]:
         try:
-            own = controls.defaults(studio.defaults(model))
+            own = controls.defaults(studio.defaults(model, preset))
         except UserError as error:
             raise _shown(error) from error
-        return [own[name] for name in inputs.settings]
+        return [own[name] for name in names]
 
     inputs.model.change(
-        take_defaults,
+        lambda model: [*take(inputs.settings, model, None), controls.OWN],
         inputs.model,
-        list(inputs.settings.values()),
+        [*inputs.settings.values(), inputs.preset],
         show_progress_on=inputs.model,
+        **_RAW,
+        **_ONE_AT_A_TIME,
+    )
+    chosen = {name: field for name, field in inputs.settings.items() if name != "seed"}
+    inputs.preset.input(
+        lambda model, preset: take(chosen, model, None if preset == controls.OWN else preset),
+        [inputs.model, inputs.preset],
+        list(chosen.values()),
+        show_progress_on=inputs.preset,
         **_RAW,
         **_ONE_AT_A_TIME,
     )

@@ -58,13 +58,14 @@ class Studio:
         self._turn = threading.Lock()
         self._running: dict[threading.Event, str] = {}
 
-    def defaults(self, model: str) -> SamplingSettings:
-        """Returns a model's own settings, loading it if necessary.
+    def defaults(self, model: str, preset: str | None = None) -> SamplingSettings:
+        """Returns a model's own settings, or those of a preset, loading the model if necessary.
 
         Raises:
-            UserError: As in `ModelCatalogue.get`.
+            UserError: There is no such preset, or as in `ModelCatalogue.get`.
         """
-        return SamplingSettings.from_config(self.catalogue.get(model).config.sampling)
+        section = self.catalogue.get(model).config.sampling
+        return SamplingSettings.from_config(section, preset=preset)
 
     def generate(self, session: str, request: Request, show: Show) -> list[Result]:
         """Makes the videos of a request, after all earlier requests.

@@ -258,8 +258,7 @@ class Sampler:
         length = self.models.text_encoder.context_length
         fs = np.full(inputs.count, settings.fps, np.float32)
         batch = (inputs.first, inputs.last, inputs.ids, fs, draws)
-        passes = 1 if settings.sequential_guidance else settings.num_passes
-        multiple = sharding.batch_multiple(self.mesh, passes)
+        multiple = sharding.batch_multiple(self.mesh, settings.passes_at_once)
         pad = functools.partial(_pad_batch, multiple=multiple)
         batch = sharding.split_batch(jax.tree.map(pad, batch), self.mesh)
         first, last, ids, fs, draws = batch

@@ -130,6 +130,13 @@ class SamplingSettings:
             return 3
         return 1 if self.guidance_scale == 1 else 2
 
+    @property
+    def passes_at_once(self) -> int:
+        """Passes that the U-Net runs as one batch at every step: 1 where some run one alone."""
+        whole = self.guidance_reuse_interval == 1
+        whole &= (self.guidance_start, self.guidance_stop) == (0, 1)
+        return self.num_passes if whole and not self.sequential_guidance else 1
+
 
 def preset_names(section: ConfigDict) -> tuple[str, ...]:
     """Returns the names of the presets in the config section `sampling`, most steps first."""

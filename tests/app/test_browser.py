@@ -12,6 +12,9 @@ import pytest
 from app.servers import ROOT, Server, running
 from PIL import Image
 
+from dynamicrafter_jax.config import load_config
+from dynamicrafter_jax.sampling.settings import preset_of
+
 pytestmark = pytest.mark.slow
 
 PAUSE = 0.4  # seconds in each step
@@ -176,6 +179,23 @@ def test_modes_and_examples(person):
     person.generate()
     person.wait_for_results(2)
     assert "--end_image=coffee.jpg" in person.command
+
+
+def test_a_preset_fills_in_the_settings(person):
+    fast = preset_of(load_config("i2v_512").sampling, "fast")
+    person.page.fill("#seed input", "7")
+    person.page.click("#settings > button")
+    person.page.click("#preset label:has-text('fast')")
+    person.page.wait_for_function(
+        "steps => document.querySelector('#steps input[type=number]').value == steps",
+        arg=str(fast["steps"]),
+    )
+    person.upload(ASSETS / "coffee.jpg")
+    person.page.wait_for_selector("#image img")
+    person.generate()
+    person.wait_for_results(1)
+    assert {f"--{name}={value}" for name, value in fast.items()} <= set(person.command)
+    assert "--seed=7" in person.command
 
 
 def test_what_is_no_picture_is_said_at_once(person, tmp_path):

@@ -118,6 +118,11 @@ class Page:
             "spacing": "uniform",
             "fit": "crop",
             "negative_prompt": "",
+            "deep_cache_interval": 1,
+            "deep_cache_depth": 1,
+            "guidance_reuse_interval": 1,
+            "guidance_start": 0,
+            "guidance_stop": 1,
             None: None,  # the history, which the server has
         } | changes
         return [values[name] for name in self.inputs]
