@@ -9,8 +9,7 @@ in as many passes; its differences are paired, clip by clip, with bootstrap inte
 and the judgement of motion are those of `demo_quality.py`. What is finished lies in --folder, so
 the same command resumes.
 
-A pass is one evaluation of the U-Net for one clip; one that reuses the deep part counts by its
-share of the operations.
+Passes are counted as in `passes.py`.
 """
 
 import itertools
@@ -21,22 +20,18 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import cost_plots
-import jax
-import jax.numpy as jnp
 import numpy as np
 import timing
 from absl import flags
 from demo_quality import feature_distance
 from drawn_clips import Drawn, Generator, draw, find_changes, psnr, simple_features
+from passes import unet_passes
 from tracking import shows
 
 from dynamicrafter_jax import cli
-from dynamicrafter_jax.conditioning import Conditioning, reusing_unet
 from dynamicrafter_jax.errors import UserError
 from dynamicrafter_jax.pipeline import ImageToVideo
-from dynamicrafter_jax.sampling import stages
 from dynamicrafter_jax.sampling.settings import SamplingSettings, preset_of
-from dynamicrafter_jax.training.throughput import product_flops
 
 DOCUMENT = Path(__file__).parent.parent / "docs" / "sampling.md"
 
@@ -175,41 +170,6 @@ class Bench:
                 *_interval(distance),
             ],
         }
-
-
-def unet_passes(animate: ImageToVideo, settings: Mapping[str, Any]) -> float:
-    """Returns how many passes of the U-Net a clip takes."""
-    chosen = SamplingSettings.from_config(animate.config.sampling, **settings)
-    method, tables = stages.make_steps(animate.models, animate.sampler.schedule, chosen)
-    steps = len(tables.coefficients.timestep)
-    caches = tables.caches
-    every = np.ones(steps, bool) if caches.guidance is None else caches.guidance.all_passes
-    passes = np.where(every, chosen.num_passes, 1)
-    if method.depth is not None and caches.deep is not None:
-        share = shallow_share(animate, chosen, method.depth)
-        passes = passes * np.where(caches.deep, 1, share)
-    return float(passes.sum())
-
-
-def shallow_share(animate: ImageToVideo, settings: SamplingSettings, depth: int) -> float:
-    """Returns the operations of a pass that reuses the deep part, relative to a whole one."""
-    models, shape = animate.models, (1, *stages.latent_shape(animate.models, settings))
-    projector, width = models.projector, models.unet.context_dim
-    tokens = projector.num_queries
-    condition = Conditioning(
-        text=jnp.zeros((1, models.text_encoder.context_length, width)),
-        image=jnp.zeros((1, projector.video_length, tokens, width)),
-        concat=jnp.zeros((*shape[:-1], models.unet.in_channels - shape[-1])),
-        fs=jnp.zeros(1),
-    )
-    feature = models.unet.deep_feature(shape, depth)
-    run = jax.jit(reusing_unet(models, animate.params, depth))
-    inputs = jnp.zeros(shape), jnp.zeros(1), condition
-    whole, shallow = (
-        product_flops(run.trace(*inputs, *deep).jaxpr)
-        for deep in ((), (jnp.zeros(feature.shape, feature.dtype),))
-    )
-    return shallow / whole
 
 
 def screen(bench: Bench) -> dict[str, dict[str, Any]]:

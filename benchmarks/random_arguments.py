@@ -1,4 +1,4 @@
-"""Arguments for networks in benchmarks: random parameters, none zero, and shapes of inputs."""
+"""Models with random parameters, none of them zero, and arguments for them, in benchmarks."""
 
 import math
 from typing import Any
@@ -7,14 +7,19 @@ import jax
 import numpy as np
 from jaxtyping import PyTree
 from ml_collections import ConfigDict
+from PIL import Image
 
 from dynamicrafter_jax.config import networks_of
+from dynamicrafter_jax.models import abstract_models
 from dynamicrafter_jax.models.layers import Parameter
+from dynamicrafter_jax.pipeline import ImageToVideo
 from dynamicrafter_jax.sampling.settings import SamplingSettings
 from dynamicrafter_jax.sampling.stages import latent_shape
 
 # A prime, so that the rows of no matrix are alike.
 _PERIOD = 1_000_003
+
+PROMPT = "a rocket lifting off from its launch pad"
 
 
 def random_params(boxed: PyTree, seed: int = 0) -> PyTree:
@@ -67,3 +72,15 @@ def _fan_in(box: Parameter) -> int:
     if len(shape) < 2:
         return 12
     return math.prod(shape[:-1]) if box.names[0] in (None, "heads") else shape[0]
+
+
+def random_model(config: ConfigDict) -> ImageToVideo:
+    """Returns the whole model with random weights."""
+    return ImageToVideo(config, random_params(abstract_models(networks_of(config))))
+
+
+def picture(config: ConfigDict) -> Image.Image:
+    """Returns a picture in the size of the config, so that it is not resized."""
+    size = config.sampling
+    draw = np.random.default_rng(0).integers(0, 256, (size.height, size.width, 3), np.uint8)
+    return Image.fromarray(draw)

@@ -26,19 +26,16 @@ from typing import Any
 
 import flax.linen as nn
 import jax
-import numpy as np
 import timing
 from absl import flags
 from measures import psnr
 from ml_collections import ConfigDict
-from PIL import Image
-from random_arguments import random_params, unet_shapes
+from random_arguments import PROMPT, picture, random_model, unet_shapes
 
 from dynamicrafter_jax import cli
 from dynamicrafter_jax.config import networks_of
 from dynamicrafter_jax.errors import UserError
 from dynamicrafter_jax.models import abstract_models
-from dynamicrafter_jax.pipeline import ImageToVideo
 from dynamicrafter_jax.runtime.provenance import peak_memory
 from dynamicrafter_jax.sampling.settings import SamplingSettings
 from dynamicrafter_jax.training.throughput import product_flops
@@ -56,8 +53,6 @@ COMPARE = flags.DEFINE_string("compare", None, "Command that does the same other
 PSNR = flags.DEFINE_bool("psnr", False, "Compare bfloat16 with float32.")
 JSON = flags.DEFINE_string("json", None, "Write the measurements to this file.")
 WRITE_DOCS = flags.DEFINE_bool("write_docs", False, f"Put the table into {timing.DOCUMENT}.")
-
-PROMPT = "a rocket lifting off from its launch pad"
 
 
 def main(_: Sequence[str]) -> None:
@@ -97,18 +92,6 @@ def in_dtype(config: ConfigDict, dtype: str) -> ConfigDict:
     if dtype == "bfloat16":
         config.precision.update(param_dtype=dtype, matmul="default")
     return config
-
-
-def random_model(config: ConfigDict) -> ImageToVideo:
-    """Returns the whole model with random weights."""
-    return ImageToVideo(config, random_params(abstract_models(networks_of(config))))
-
-
-def picture(config: ConfigDict) -> Image.Image:
-    """Returns a picture in the size of the config, so that it is not resized."""
-    size = config.sampling
-    draw = np.random.default_rng(0).integers(0, 256, (size.height, size.width, 3), np.uint8)
-    return Image.fromarray(draw)
 
 
 def measure(config: ConfigDict, clips: int, repeats: int) -> dict[str, Any]:
