@@ -30,6 +30,7 @@ from dynamicrafter_jax.weights.tensors import open_tensors
 
 ROOT = Path(__file__).parent.parent.parent
 PROMPTS = ["a man surfing", "a dog", ""]
+METHOD: dict[str, Any] = {"solver": "unipc", "steps": 3, "deep_cache_interval": 2}
 
 
 def pictures(count: int) -> list[np.ndarray]:
@@ -53,7 +54,7 @@ def run(*command: str, cwd: Path = ROOT) -> str:
 
 @pytest.fixture(scope="module")
 def exported(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """What the command makes of a converted model: two clips a call, three steps."""
+    """What the command makes of a converted model: two clips a call, steps with a memory."""
     folder = tmp_path_factory.mktemp("exported")
     model = tiny.micro()
     for section, tree in model.params.items():
@@ -65,7 +66,7 @@ def exported(tmp_path_factory: pytest.TempPathFactory) -> Path:
         "dynamicrafter_jax.artifact",
         f"--checkpoint={folder / 'model'}",
         f"--config={ROOT / 'tests/configs/micro.py'}",
-        "--config.sampling.steps=3",
+        *(f"--config.sampling.{name}={value}" for name, value in METHOD.items()),
         "--batch_size=2",
         "--platforms=portable",
         f"--output={folder / 'artifact'}",
@@ -103,7 +104,7 @@ def test_clips_are_those_of_the_code(animate: artifact.Artifact):
         "negative_prompt": "blurred",
     }
     ours = animate.sample(pictures(3), PROMPTS, first_index=2, **settings)
-    theirs = tiny.micro().sample(pictures(3), PROMPTS, first_index=2, steps=3, **settings)
+    theirs = tiny.micro().sample(pictures(3), PROMPTS, first_index=2, **METHOD, **settings)
     np.testing.assert_allclose(ours.latents, theirs.latents, rtol=0, atol=1e-5)
     assert ours.frames.dtype == np.uint8 and ours.frames.std() > 10
     difference = ours.frames.astype(int) - theirs.frames()
@@ -121,7 +122,7 @@ def test_one_picture_is_one_video(animate: artifact.Artifact):
 def test_letterboxing_is_the_caller_s_choice(animate: artifact.Artifact):
     tall = pictures(1)[0].transpose(1, 0, 2)
     ours = animate.sample(tall, "a dog", fit="letterbox")
-    theirs = tiny.micro().sample(tall, "a dog", steps=3, fit="letterbox")
+    theirs = tiny.micro().sample(tall, "a dog", **METHOD, fit="letterbox")
     np.testing.assert_allclose(ours.latents, theirs.latents, rtol=0, atol=1e-5)
     assert ours.frames.shape == (1, 3, 16, 10, 3)
     assert np.abs(ours.frames.astype(int) - theirs.frames()).max() <= 1
