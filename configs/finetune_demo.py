@@ -1,9 +1,9 @@
-r"""Fine-tune the demo model on a folder of videos, in an estimated five minutes on a laptop.
+r"""Fine-tune the demo model on a folder of videos, in three minutes on two CPU cores.
 
     python train.py --config=finetune_demo --workdir=DIR --config.data.source=videos/
 
-Videos are cut to 64x64 pixels and 16 frames. On two CPU cores, a step takes about two seconds, and
-compilation a minute or two. See docs/faq.md.
+Videos are cut to 64x64 pixels and 16 frames. On two CPU cores, a step takes about a second, and
+compilation a minute. See docs/faq.md.
 """
 
 from ml_collections import ConfigDict
