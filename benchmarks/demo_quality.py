@@ -28,6 +28,7 @@ from drawn_clips import (
     Generator,
     Videos,
     draw,
+    feature_distance,
     find_changes,
     psnr,
     reconstruct,
@@ -38,7 +39,6 @@ from tracking import Change, made, shows
 from dynamicrafter_jax import cli
 from dynamicrafter_jax.data.synthetic import MOTIONS
 from dynamicrafter_jax.errors import UserError
-from dynamicrafter_jax.metrics.fvd import Moments, frechet_distance
 from dynamicrafter_jax.pipeline import ImageToVideo
 
 DOCUMENT = Path(__file__).parent.parent / "docs" / "results.md"
@@ -102,12 +102,6 @@ def judge(clips: Sequence[Drawn], changes: Sequence[Change], share: float) -> Mo
 def distance(real: Videos, other: Videos) -> float:
     """Returns the Fréchet distance of simple features, scaled to unit spread over real clips."""
     return feature_distance(simple_features(real), simple_features(other))
-
-
-def feature_distance(features: np.ndarray, others: np.ndarray) -> float:
-    """Returns the Fréchet distance of features (n, d), scaled to unit spread over the first."""
-    spread = features.std(0) + 1e-6
-    return frechet_distance(Moments.of(features / spread), Moments.of(others / spread))
 
 
 class Sampled(NamedTuple):

@@ -14,6 +14,7 @@ from tracking import Change, find_change
 from dynamicrafter_jax import sharding
 from dynamicrafter_jax.conditioning import Conditioning
 from dynamicrafter_jax.data.synthetic import Renderer, Scene, Split, draw_scene, trajectory
+from dynamicrafter_jax.metrics.fvd import Moments, frechet_distance
 from dynamicrafter_jax.pipeline import ImageToVideo
 from dynamicrafter_jax.runtime.program import Program
 from dynamicrafter_jax.sampling import stages
@@ -175,3 +176,9 @@ def simple_features(videos: Videos) -> Float64[np.ndarray, "n 59"]:
     ends = x[:, [0, -1]]
     colours = np.concatenate([ends.mean((2, 3)), ends.std((2, 3))], axis=-1).reshape(n, -1)
     return np.concatenate([where, whole, steps.mean((2, 3)), colours], axis=1)
+
+
+def feature_distance(features: np.ndarray, others: np.ndarray) -> float:
+    """Returns the Fréchet distance of features (n, d), scaled to unit spread over the first."""
+    spread = features.std(0) + 1e-6
+    return frechet_distance(Moments.of(features / spread), Moments.of(others / spread))

@@ -1,6 +1,6 @@
 r"""Measures what fewer steps, other solvers and caches cost in quality, on held-out drawn clips.
 
-    python benchmarks/quality_cost.py --folder=quality_cost --clips=128
+    python benchmarks/quality_cost.py --folder=quality_cost --clips=128 --write_docs
     python benchmarks/quality_cost.py --folder=quality_cost --clips=512 --presets --write_docs
 
 The first command screens: each solver at 4, 8, 12 and 25 steps, and each cache with --cached, the
@@ -23,8 +23,15 @@ import cost_plots
 import numpy as np
 import timing
 from absl import flags
-from demo_quality import feature_distance
-from drawn_clips import Drawn, Generator, draw, find_changes, psnr, simple_features
+from drawn_clips import (
+    Drawn,
+    Generator,
+    draw,
+    feature_distance,
+    find_changes,
+    psnr,
+    simple_features,
+)
 from passes import unet_passes
 from tracking import shows
 

@@ -117,7 +117,7 @@ class UNet(Module):
 
         Args:
             x: Noisy latents and image latent, concatenated on channels.
-            timestep: Diffusion timesteps, 0 to 999.
+            timestep: Diffusion timesteps, 0 to 999, possibly fractional.
             text: Text tokens.
             image: Image tokens for each frame, (b, t, n, d); or for all frames, (b, n, d).
             fs: Frame stride (256) or FPS (512, 1024).
@@ -149,12 +149,12 @@ class UNet(Module):
         block alone is left out.
 
         Args:
-            x: As in `__call__`, like all that is not below.
-            timestep: As there.
-            text: As there.
-            image: As there.
-            fs: As there.
-            dropout_keys: As there.
+            x: See `__call__`.
+            timestep: See `__call__`.
+            text: See `__call__`.
+            image: See `__call__`.
+            fs: See `__call__`.
+            dropout_keys: See `__call__`.
             deep: The deep feature of another call at the same depth; None to compute it.
             depth: Number of outermost input blocks, and of output blocks.
 

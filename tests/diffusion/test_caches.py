@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from toys import SCALES, SHAPE, normal
 
 from dynamicrafter_jax.diffusion.caches import (
     CacheTables,
@@ -122,18 +123,6 @@ def test_no_pass_reuses_what_is_too_old_or_was_never_made():
 def test_what_cannot_be_meant_is_refused(settings, message):
     with pytest.raises(UserError, match=message):
         tables(**settings)
-
-
-SHAPE = (3, 4, 2, 5, 4)
-SCALES = {
-    "guidance_scale": jnp.float32(7.5),
-    "image_guidance_scale": jnp.float32(2.0),
-    "guidance_rescale": jnp.float32(0.7),
-}
-
-
-def normal(seed, *shape):
-    return jnp.asarray(np.random.default_rng(seed).standard_normal(shape or SHAPE), jnp.float32)
 
 
 def denoiser(x, timestep, index, condition, carry):

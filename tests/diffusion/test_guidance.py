@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
+from toys import SCALES, SHAPE, normal
 
 from dynamicrafter_jax.diffusion.guidance import (
     guide,
@@ -15,17 +16,6 @@ from dynamicrafter_jax.diffusion.guidance import (
 from dynamicrafter_jax.diffusion.loop import initial_state, run_steps
 from dynamicrafter_jax.diffusion.schedule import make_grid
 from dynamicrafter_jax.diffusion.solvers import DDIM
-
-SHAPE = (3, 4, 2, 5, 4)
-SCALES = {
-    "guidance_scale": jnp.float32(7.5),
-    "image_guidance_scale": jnp.float32(2.0),
-    "guidance_rescale": jnp.float32(0.7),
-}
-
-
-def normal(seed, *shape):
-    return jnp.asarray(np.random.default_rng(seed).standard_normal(shape or SHAPE), jnp.float32)
 
 
 def condition(seed, b=3):

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import tiny
 
-from dynamicrafter_jax.diffusion.solvers import SOLVERS
+from dynamicrafter_jax.diffusion.solvers import SOLVERS, named_solver
 from dynamicrafter_jax.errors import UserError
 from dynamicrafter_jax.pipeline import ImageToVideo
 from dynamicrafter_jax.sampling import stages
@@ -113,4 +113,4 @@ def test_presets_of_the_configs_suit_their_models(name):
     settings = SamplingSettings.from_config(model.config.sampling, preset=name, guidance_scale=3.0)
     method, tables = stages.make_steps(model.models, model.sampler.schedule, settings)
     assert len(tables.coefficients.timestep) == settings.steps
-    assert method.solver is not None
+    assert method.solver == named_solver(settings.solver, model.sampler.schedule.parameterization)
