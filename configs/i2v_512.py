@@ -121,7 +121,7 @@ def get_config() -> ConfigDict:
     config.train.batch_size = 64  # clips per optimizer step, over all devices
     config.train.accumulation = 2  # parts of a batch, one after another
     config.train.trainable = "all"
-    config.train.objective = "denoise"  # "reconstruct" trains the VAE, "align" the towers
+    config.train.objective = "denoise"  # or "distill", "reconstruct" (the VAE), "align" (towers)
     config.train.concat = "frame"
     config.train.ends_share = 0.25  # for "either": share of clips whose two ends are given
     config.train.timestep_power = 1.0  # above 1: more of the noisy timesteps
@@ -152,6 +152,10 @@ def get_config() -> ConfigDict:
     config.train.sample_clips = 4  # clips to sample if there are no sample_images
     config.train.profile_start = placeholder(int)  # unset: no profiler trace
     config.train.profile_steps = 3
+    config.train.distill_steps = 4  # for "distill": steps that the model will sample in
+    config.train.distill_substeps = 2  # steps of its teacher in each of them
+    config.train.distill_guidance_scale = 7.5  # the teacher's; 1: it was distilled itself
+    config.train.distill_guidance_rescale = 0.7
 
     config.init = ConfigDict()  # what training starts from; all unset: random parameters
     config.init.checkpoint = placeholder(str)  # a release file or a converted model

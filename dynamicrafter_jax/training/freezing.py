@@ -28,6 +28,7 @@ PRESETS: Mapping[str, tuple[str, ...]] = {
     ),
     # The release's fine-tuning.
     "all": (_PROJECTOR, "unet/.*"),
+    "unet": ("unet/.*",),
     "vae": ("vae/.*",),
     "towers": (_PROJECTOR, "(text|image)_encoder/.*"),
     "temporal_frozen": (_PROJECTOR, rf"unet/(?!{_TEMPORAL}).*"),

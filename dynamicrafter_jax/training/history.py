@@ -7,7 +7,7 @@ import jax
 import numpy as np
 
 from dynamicrafter_jax.errors import UserError
-from dynamicrafter_jax.training.objectives import QUARTERS
+from dynamicrafter_jax.training.inputs import QUARTERS
 from dynamicrafter_jax.training.step import Metrics
 
 

@@ -4,18 +4,36 @@ from typing import Literal, NamedTuple, assert_never
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float, Float32, Int, Key, PyTree, UInt8, UInt32
+from jaxtyping import Array, Bool, Float, Float32, Int, Int32, Key, PyTree, UInt8, UInt32
 
 from dynamicrafter_jax import conditioning
 from dynamicrafter_jax.conditioning import Conditioning
 from dynamicrafter_jax.models import Models
 from dynamicrafter_jax.models.autoencoder import FRAMES, Posterior
 from dynamicrafter_jax.models.partitioning import map_in_chunks
+from dynamicrafter_jax.training.keys import Stream, streams
 
 Concat = Literal["frame", "ends", "either", "nothing"]
 """What is concatenated to the noise: the conditioning frame's latent, for every frame; the first
 and last frames' latents, at the ends (interpolation); either of these for each clip, so that one
 model learns both; nothing (the paper's first two stages)."""
+
+
+QUARTERS = 4
+"""Parts of the diffusion process whose losses are reported separately."""
+
+
+class ClipLosses(NamedTuple):
+    """The losses of the clips in a batch.
+
+    Attributes:
+        loss: Loss of each clip.
+        quarter: The quarter of the diffusion process that it is for, least noisy first; -1 for
+            none.
+    """
+
+    loss: Float32[Array, " b"]
+    quarter: Int32[Array, " b"]
 
 
 class Batch(NamedTuple):
@@ -78,13 +96,40 @@ def posteriors(models: Models, params: PyTree, batch: Batch, vae_frames: int) ->
     return jax.tree.map(lambda moment: moment.reshape(b, t, *moment.shape[1:]), posterior)
 
 
+def noisy_clips(
+    models: Models,
+    params: PyTree,
+    batch: Batch,
+    keys: Key[Array, " b"],
+    concat: Concat,
+    vae_frames: int,
+) -> tuple[Float[Array, "b t h w z"], Conditioning, Float[Array, "b t h w z"]]:
+    """Returns the scaled latents of clips, their conditions, and noise to add to them.
+
+    Args:
+        models: The networks.
+        params: Their parameters.
+        batch: The clips.
+        keys: A key for each clip.
+        concat: What to concatenate.
+        vae_frames: Frames that each device encodes at once.
+    """
+    posterior = posteriors(models, params, batch, vae_frames)
+    latents = clip_latents(models, posterior, streams(keys, Stream.POSTERIOR))
+    condition = clip_condition(models, params, batch, latents, concat)
+    return latents, condition, normal(streams(keys, Stream.NOISE), latents.shape[1:])
+
+
 def clip_latents(
     models: Models, posterior: Posterior, keys: Key[Array, " b"]
 ) -> Float[Array, "b t h w z"]:
     """Returns scaled latents sampled from the posterior, with a key for each clip."""
-    shape = posterior.mean.shape[1:]
-    noise = jax.vmap(lambda key: jax.random.normal(key, shape))(keys)
-    return models.vae.scale_factor * posterior.sample(noise)
+    return models.vae.scale_factor * posterior.sample(normal(keys, posterior.mean.shape[1:]))
+
+
+def normal(keys: Key[Array, " b"], shape: tuple[int, ...]) -> Float[Array, "b *shape"]:
+    """Returns standard normal draws of a shape for each key."""
+    return jax.vmap(lambda key: jax.random.normal(key, shape))(keys)
 
 
 def clip_condition(

@@ -1,5 +1,7 @@
 """The random keys of a run, one for each use of its seed, so that no two uses share draws."""
 
+import enum
+
 import jax
 from jaxtyping import Array, Key
 
@@ -24,3 +26,18 @@ def validation_key(seed: int) -> Key[Array, ""]:
 
 def _key(seed: int, use: int) -> Key[Array, ""]:
     return jax.random.fold_in(jax.random.key(seed), use)
+
+
+class Stream(enum.IntEnum):
+    """The draws of one sample, as the numbers that are folded into its key."""
+
+    POSTERIOR = 0
+    NOISE = 1
+    TIMESTEP = 2
+    DROPOUT = 3
+    MOVE = 4
+
+
+def streams(keys: Key[Array, " b"], stream: Stream) -> Key[Array, " b"]:
+    """Returns the key of one kind of draw for each sample."""
+    return jax.vmap(jax.random.fold_in, (0, None))(keys, int(stream))

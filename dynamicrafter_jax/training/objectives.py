@@ -1,11 +1,12 @@
 """Training objectives: one loss per clip, as pure functions of parameters, batch and keys.
 
 The release trains the U-Net and the projector with `denoise`, and takes the other networks from
-elsewhere. `reconstruct` and `align` train these too, for a model that is trained from scratch.
+elsewhere. `reconstruct` and `align` train these too, for a model that is trained from scratch, and
+`distillation.distill` a model that samples in few steps.
 """
 
 import functools
-from typing import NamedTuple, Protocol, assert_never, runtime_checkable
+from typing import Protocol, assert_never, runtime_checkable
 
 import jax
 import jax.numpy as jnp
@@ -19,33 +20,16 @@ from dynamicrafter_jax.models import Models
 from dynamicrafter_jax.models.autoencoder import FRAMES
 from dynamicrafter_jax.models.partitioning import map_in_chunks
 from dynamicrafter_jax.training import inputs
+from dynamicrafter_jax.training.distillation import distill
 from dynamicrafter_jax.training.equivariance import draw_move, inside, moved
-from dynamicrafter_jax.training.inputs import Batch, Concat
+from dynamicrafter_jax.training.inputs import QUARTERS, Batch, ClipLosses, Concat
+from dynamicrafter_jax.training.keys import Stream, streams
 from dynamicrafter_jax.training.settings import TrainSettings
-
-QUARTERS = 4
-"""Parts of the diffusion process whose losses are reported separately."""
-
-# The draws of one sample, as the numbers that are folded into its key.
-_POSTERIOR, _NOISE, _TIMESTEP, _DROPOUT, _MOVE = range(5)
 
 _NO_VIDEOS = (
     "the objective {!r} needs videos: set data.source to videos or to synthetic:train, instead of "
     "a cache"
 )
-
-
-class ClipLosses(NamedTuple):
-    """The losses of the clips in a batch.
-
-    Attributes:
-        loss: Loss of each clip.
-        quarter: The quarter of the diffusion process that it is for, least noisy first; -1 for
-            none.
-    """
-
-    loss: Float32[Array, " b"]
-    quarter: Int32[Array, " b"]
 
 
 @runtime_checkable
@@ -94,6 +78,15 @@ def make_objective(
                 vae_frames=vae_frames,
                 timestep_power=settings.timestep_power,
             )
+        case "distill":
+            return functools.partial(
+                distill,
+                models,
+                schedule,
+                concat=settings.concat,
+                vae_frames=vae_frames,
+                lesson=settings.lesson,
+            )
         case "reconstruct":
             return functools.partial(
                 reconstruct, models, vae_frames, settings.kl_weight, settings.equivariance
@@ -132,18 +125,15 @@ def denoise(
         share: See `Objective`.
         dropout: Whether to apply the U-Net's dropout.
     """
-    fold = jax.vmap(jax.random.fold_in, (0, None))
-    posterior = inputs.posteriors(models, params, batch, vae_frames)
-    latents = inputs.clip_latents(models, posterior, fold(keys, _POSTERIOR))
-    condition = inputs.clip_condition(models, params, batch, latents, concat)
-    shape, timesteps = latents.shape[1:], len(schedule.alpha_bar)
-    noise = jax.vmap(lambda key: jax.random.normal(key, shape))(fold(keys, _NOISE))
+    latents, condition, noise = inputs.noisy_clips(models, params, batch, keys, concat, vae_frames)
+    timesteps = len(schedule.alpha_bar)
     if share is not None:
         timestep = jnp.minimum(share * timesteps, timesteps - 1).astype(jnp.int32)
     else:
         draw = functools.partial(_draw_timestep, timesteps=timesteps, power=timestep_power)
-        timestep = jax.vmap(draw)(fold(keys, _TIMESTEP))
-    unet = conditioning.conditioned_unet(models, params, fold(keys, _DROPOUT) if dropout else None)
+        timestep = jax.vmap(draw)(streams(keys, Stream.TIMESTEP))
+    dropout_keys = streams(keys, Stream.DROPOUT) if dropout else None
+    unet = conditioning.conditioned_unet(models, params, dropout_keys)
 
     def predict(x: Array, timestep: Array) -> Array:
         return unet(x, timestep, condition)
@@ -192,13 +182,11 @@ def reconstruct(
         raise UserError(_NO_VIDEOS.format("reconstruct"))
     video = inputs.pixels(batch.video)
     posterior = inputs.posteriors(models, params, batch, vae_frames)
-    fold = jax.vmap(jax.random.fold_in, (0, None))
-    shape = posterior.mean.shape[1:]
-    noise = jax.vmap(lambda key: jax.random.normal(key, shape))(fold(keys, _POSTERIOR))
+    noise = inputs.normal(streams(keys, Stream.POSTERIOR), posterior.mean.shape[1:])
     z = posterior.sample(noise)
     seen = jnp.ones((1, 1, 1, 1, 1), jnp.float32)
     if dropout and equivariance > 0:
-        moves = jax.vmap(draw_move, (0, None))(fold(keys, _MOVE), equivariance)
+        moves = jax.vmap(draw_move, (0, None))(streams(keys, Stream.MOVE), equivariance)
         z, video = (jax.vmap(moved)(frames, moves) for frames in (z, video))
         height, width = video.shape[2:4]
         whole = jax.vmap(inside, (0, None, None))(moves, height, width)

@@ -5,10 +5,11 @@ from typing import Literal
 
 from dynamicrafter_jax.errors import UserError
 from dynamicrafter_jax.models.unet import REMAT_POLICIES
+from dynamicrafter_jax.training.distillation import Lesson
 from dynamicrafter_jax.training.freezing import trains
 from dynamicrafter_jax.training.inputs import Concat
 
-ObjectiveName = Literal["denoise", "reconstruct", "align"]
+ObjectiveName = Literal["denoise", "distill", "reconstruct", "align"]
 """What a run optimizes: the functions in `objectives` with these names."""
 
 Optimizer = Literal["adamw", "muon"]
@@ -28,7 +29,7 @@ class TrainSettings:
         batch_size: Clips per optimizer step, over all devices.
         accumulation: Parts into which a batch is divided, processed one by one to save memory.
         trainable: What trains: a preset in `freezing.PRESETS`, or regular expressions for paths.
-        objective: "denoise", "reconstruct" (the VAE) or "align" (the towers).
+        objective: "denoise", "distill", "reconstruct" (the VAE) or "align" (the towers).
         concat: What is concatenated to the noise: "frame", "ends", "either" or "nothing".
         ends_share: With "either", the share of clips for which both ends are given.
         timestep_power: See `objectives.denoise`.
@@ -60,6 +61,10 @@ class TrainSettings:
         sample_clips: How many clips to sample if there are no `sample_images`.
         profile_start: First step of a profiler trace; None makes none.
         profile_steps: Steps that it covers.
+        distill_steps: Steps that a distilled model samples in.
+        distill_substeps: Steps of its teacher in each of them.
+        distill_guidance_scale: The teacher's; 1 for a teacher that was distilled itself.
+        distill_guidance_rescale: The teacher's.
     """
 
     seed: int
@@ -98,6 +103,10 @@ class TrainSettings:
     sample_clips: int
     profile_start: int | None
     profile_steps: int
+    distill_steps: int = 4
+    distill_substeps: int = 2
+    distill_guidance_scale: float = 7.5
+    distill_guidance_rescale: float = 0.7
 
     def __post_init__(self) -> None:
         for name in _POSITIVE:
@@ -111,6 +120,16 @@ class TrainSettings:
                 raise UserError(
                     f"train.{name} is {getattr(self, name)}: give 0 or more, and below 1"
                 )
+        if self.distill_steps * self.distill_substeps > 1000:
+            raise UserError(
+                f"train.distill_steps is {self.distill_steps} and distill_substeps "
+                f"{self.distill_substeps}: together, they may be up to 1000 steps"
+            )
+        if not 0 <= self.distill_guidance_rescale <= 1:
+            raise UserError(
+                f"train.distill_guidance_rescale is {self.distill_guidance_rescale}: choose from 0 "
+                "to 1"
+            )
         if not 0 <= self.equivariance <= 1:
             raise UserError(
                 f"train.equivariance is {self.equivariance}: give a share of clips, 0 to 1"
@@ -137,6 +156,16 @@ class TrainSettings:
                 f"train.sample_prompts {len(self.sample_prompts)}: give one prompt per image"
             )
 
+    @property
+    def lesson(self) -> Lesson:
+        """How a student is taught, with the objective "distill"."""
+        return Lesson(
+            self.distill_steps,
+            self.distill_substeps,
+            self.distill_guidance_scale,
+            self.distill_guidance_rescale,
+        )
+
 
 _NOT_NEGATIVE = (
     "warmup_steps",
@@ -162,4 +191,6 @@ _POSITIVE = (
     "validation_clips",
     "sample_clips",
     "profile_steps",
+    "distill_steps",
+    "distill_substeps",
 )

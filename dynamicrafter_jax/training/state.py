@@ -13,6 +13,7 @@ from jaxtyping import Array, Int, PyTree
 
 from dynamicrafter_jax import sharding
 from dynamicrafter_jax.training import freezing
+from dynamicrafter_jax.training.distillation import start_of, with_teacher
 from dynamicrafter_jax.training.settings import TrainSettings
 
 
@@ -50,6 +51,8 @@ def abstract_state(
         settings: Say what trains, and whether there are averages.
         mesh: The mesh that the state will be on.
     """
+    if settings.objective == "distill":
+        boxed = with_teacher(boxed)
     shapes = nn.meta.unbox(boxed)
     placed = jax.tree.map(_place, shapes, sharding.parameter_shardings(boxed, mesh))
     params, frozen = freezing.split(placed, settings.trainable)
@@ -85,7 +88,7 @@ def create_state(
 
     def place(path: tuple, shape: jax.ShapeDtypeStruct) -> Array:
         name = jax.tree_util.keystr(path, simple=True, separator="/")
-        return sharding.place(leaf(name), shape.sharding)
+        return sharding.place(leaf(start_of(name)), shape.sharding)
 
     params = jax.tree_util.tree_map_with_path(place, abstract.params)
     frozen = jax.tree_util.tree_map_with_path(place, abstract.frozen)

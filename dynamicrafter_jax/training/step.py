@@ -11,8 +11,8 @@ from jaxtyping import Array, Bool, Float32, Int, Key, PyTree
 
 from dynamicrafter_jax import sharding
 from dynamicrafter_jax.training import freezing
-from dynamicrafter_jax.training.inputs import Batch
-from dynamicrafter_jax.training.objectives import QUARTERS, ClipLosses, Objective
+from dynamicrafter_jax.training.inputs import QUARTERS, Batch, ClipLosses
+from dynamicrafter_jax.training.objectives import Objective
 from dynamicrafter_jax.training.state import TrainState
 from dynamicrafter_jax.training.throughput import product_flops
 

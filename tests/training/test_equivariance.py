@@ -14,6 +14,7 @@ from scipy import stats
 from dynamicrafter_jax.models.autoencoder import Autoencoder, Posterior
 from dynamicrafter_jax.training import objectives
 from dynamicrafter_jax.training.equivariance import Move, draw_move, inside, moved
+from dynamicrafter_jax.training.keys import Stream
 
 
 def move(height: float, width: float, turns: int = 0) -> Move:
@@ -108,7 +109,7 @@ def test_only_what_is_of_the_picture_counts():
     keys = jax.random.split(jax.random.key(5), 4)
     expected = []
     for key in keys:
-        scale = np.asarray(draw_move(jax.random.fold_in(key, objectives._MOVE), 1.0).scale)
+        scale = np.asarray(draw_move(jax.random.fold_in(key, int(Stream.MOVE)), 1.0).scale)
         rows, columns = (
             np.abs(np.arange(n) + 0.5 - n / 2) < s * n / 2
             for n, s in zip((16, 24), scale, strict=True)

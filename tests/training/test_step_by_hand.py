@@ -14,8 +14,7 @@ import optax
 import pytest
 from stand_ins import quick_jit
 
-from dynamicrafter_jax.training.inputs import Batch
-from dynamicrafter_jax.training.objectives import ClipLosses
+from dynamicrafter_jax.training.inputs import Batch, ClipLosses
 from dynamicrafter_jax.training.state import TrainState, create_state
 from dynamicrafter_jax.training.step import make_train_step, update_ema, weighted_losses
 

@@ -8,7 +8,7 @@ import release_files
 
 from dynamicrafter_jax import sharding
 from dynamicrafter_jax.config import settings_of
-from dynamicrafter_jax.training.objectives import ClipLosses
+from dynamicrafter_jax.training.inputs import ClipLosses
 from dynamicrafter_jax.training.settings import TrainSettings
 from dynamicrafter_jax.training.validation import open_validation
 

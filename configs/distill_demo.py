@@ -1,0 +1,42 @@
+r"""Distil the demo model: four steps without guidance, for its eight with guidance.
+
+    python train.py --config=distill_demo --workdir=DIR
+
+For two steps, distil the result again: it needs no guidance by then.
+
+    python -m dynamicrafter_jax.convert --input=DIR --output=four
+    python train.py --config=distill_demo --workdir=DIR2 --config.init.checkpoint=four \\
+        --config.train.distill_steps=2 --config.train.distill_guidance_scale=1 \\
+        --config.sampling.steps=2
+
+See docs/training.md.
+"""
+
+from ml_collections import ConfigDict
+
+from dynamicrafter_jax.configs import demo
+
+
+def get_config() -> ConfigDict:
+    """Returns the recipe."""
+    config = demo.get_config()
+    guidance = config.sampling.guidance_scale
+    config.name = "distill_demo"
+    config.init.checkpoint = "demo"
+
+    config.sampling.solver = "euler"
+    config.sampling.steps = 4
+    config.sampling.guidance_scale = 1.0
+
+    config.train.objective = "distill"
+    config.train.trainable = "unet"
+    config.train.distill_guidance_scale = guidance
+    config.train.steps = 3000
+    config.train.batch_size = 16
+    config.train.optimizer = "adamw"
+    config.train.learning_rate = 1e-4
+    config.train.beta1 = 0.9
+    config.train.beta2 = 0.999
+    config.train.decay = "cosine"
+    config.train.ema_decay = 0.999
+    return config
