@@ -96,6 +96,7 @@ def get_config() -> ConfigDict:
     config.sampling.guidance_start = 0.0  # from which share of the run there is guidance
     config.sampling.guidance_stop = 1.0  # to which
     config.sampling.guidance_reuse_interval = 1  # all guided passes run at one of so many steps
+    config.sampling.distilled = False  # whether the model takes no guidance
     config.sampling.presets = ConfigDict()  # what `--preset` replaces of the above
     config.sampling.presets.quality = ConfigDict()
     config.sampling.presets.balanced = ConfigDict({"solver": "unipc", "steps": 20})

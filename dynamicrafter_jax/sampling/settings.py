@@ -45,6 +45,7 @@ class SamplingSettings:
         deep_cache_depth: How many outermost blocks these are; see `models.unet.UNet.reusing`.
         guidance_start: Guidance begins at this share of the run.
         guidance_stop: Guidance ends at this share of the run.
+        distilled: Whether the model was distilled from a guided one, and takes no guidance.
         guidance_reuse_interval: All guided passes run at one of so many steps, and the conditional
             one alone at the others, which take the differences from it; 1 for all at every step.
     """
@@ -71,6 +72,7 @@ class SamplingSettings:
     guidance_start: float = 0.0
     guidance_stop: float = 1.0
     guidance_reuse_interval: int = 1
+    distilled: bool = False
 
     def __post_init__(self) -> None:
         at_least = {"height": 8, "width": 8, "num_frames": 1, "vae_frames": 1, "seed": 0, "fps": 0}
@@ -92,6 +94,11 @@ class SamplingSettings:
                 raise UserError(
                     f"sampling.{name} is {getattr(self, name)!r}: choose from {', '.join(names)}"
                 )
+        if self.distilled and self.num_passes > 1:
+            raise UserError(
+                "this model was distilled from a guided one, and takes no guidance: leave "
+                "sampling.guidance_scale at 1 and image_guidance_scale unset"
+            )
         if not 0 <= self.guidance_rescale <= 1:
             raise UserError(
                 f"sampling.guidance_rescale is {self.guidance_rescale}: choose from 0 to 1"

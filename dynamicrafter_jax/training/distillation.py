@@ -18,6 +18,7 @@ from dynamicrafter_jax.diffusion.guidance import guide, rescale_guidance
 from dynamicrafter_jax.diffusion.prediction import add_noise
 from dynamicrafter_jax.diffusion.schedule import Schedule, make_grid
 from dynamicrafter_jax.diffusion.solvers.euler import Euler, EulerCoefficients
+from dynamicrafter_jax.errors import UserError
 from dynamicrafter_jax.models import Models
 from dynamicrafter_jax.tokenizer import tokenize
 from dynamicrafter_jax.training import inputs
@@ -44,9 +45,9 @@ class Lesson(NamedTuple):
     guidance_rescale: float
 
 
-def with_teacher(boxed: dict[str, PyTree]) -> dict[str, PyTree]:
-    """Returns abstract parameters by section, with a second U-Net for the teacher."""
-    return {**boxed, TEACHER: boxed["unet"]}
+def sections_of(boxed: dict[str, PyTree], objective: str) -> dict[str, PyTree]:
+    """Returns the abstract parameters of a run by section: a teacher has a U-Net of its own."""
+    return {**boxed, TEACHER: boxed["unet"]} if objective == "distill" else boxed
 
 
 def start_of(path: str) -> str:
@@ -81,7 +82,15 @@ def distill(
         lesson: How the student is taught.
         share: See `Objective`.
         dropout: Whether to apply the student's dropout.
+
+    Raises:
+        UserError: The batch is from a cache, but the teacher is guided.
     """
+    if batch.video is None and lesson.guidance_scale != 1:
+        raise UserError(
+            "the objective 'distill' needs videos, since its teacher reads an empty prompt and an "
+            "empty picture: set data.source to videos or to synthetic:train, instead of a cache"
+        )
     latents, condition, noise = inputs.noisy_clips(models, params, batch, keys, concat, vae_frames)
     if share is None:
         draw = jax.vmap(lambda key: jax.random.randint(key, (), 0, lesson.steps))

@@ -13,7 +13,7 @@ from jaxtyping import Array, Int, PyTree
 
 from dynamicrafter_jax import sharding
 from dynamicrafter_jax.training import freezing
-from dynamicrafter_jax.training.distillation import start_of, with_teacher
+from dynamicrafter_jax.training.distillation import sections_of, start_of
 from dynamicrafter_jax.training.settings import TrainSettings
 
 
@@ -51,8 +51,7 @@ def abstract_state(
         settings: Say what trains, and whether there are averages.
         mesh: The mesh that the state will be on.
     """
-    if settings.objective == "distill":
-        boxed = with_teacher(boxed)
+    boxed = sections_of(boxed, settings.objective)
     shapes = nn.meta.unbox(boxed)
     placed = jax.tree.map(_place, shapes, sharding.parameter_shardings(boxed, mesh))
     params, frozen = freezing.split(placed, settings.trainable)

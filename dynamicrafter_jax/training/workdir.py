@@ -31,6 +31,7 @@ from dynamicrafter_jax.config import config_from_json, config_to_json
 from dynamicrafter_jax.errors import UserError
 from dynamicrafter_jax.runtime import files, provenance
 from dynamicrafter_jax.training import checkpoints, freezing
+from dynamicrafter_jax.training.distillation import TEACHER, sections_of
 from dynamicrafter_jax.weights import stored
 from dynamicrafter_jax.weights.load import abstract_params
 from dynamicrafter_jax.weights.tensors import list_names
@@ -241,7 +242,9 @@ def open_run(path: epath.PathLike, *, step: int | None = None, averaged: bool | 
     device = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
     abstract = jax.tree.map(
         lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=device),
-        nn.meta.unbox(abstract_params(config)),
+        nn.meta.unbox(
+            sections_of(abstract_params(config), config.train.get("objective", "denoise"))
+        ),
     )
     parts = dict(
         zip(
@@ -258,7 +261,7 @@ def open_run(path: epath.PathLike, *, step: int | None = None, averaged: bool | 
             raise UserError(f"{file} is damaged: {error}") from error
         if misfit:
             raise UserError(f"{file} does not fit the config of its run: {misfit}")
-    readers = {name: partial(_read_network, parts, name) for name in abstract}
+    readers = {name: partial(_read_network, parts, name) for name in abstract if name != TEACHER}
     return Run(
         config,
         readers,

@@ -85,6 +85,7 @@ def test_settings_that_are_only_numbers_share_a_program():
             "guidance_scale is 1, which is no guidance",
         ),
         ({"guidance_reuse_interval": 2, "guidance_scale": 1.0}, "set only one of them"),
+        ({"distilled": True}, "distilled from a guided one, and takes no guidance: leave"),
     ],
 )
 def test_what_does_not_go_together_is_refused(settings, message):

@@ -14,9 +14,17 @@ from dynamicrafter_jax.diffusion.guidance import guide
 from dynamicrafter_jax.diffusion.loop import initial_state, run_steps
 from dynamicrafter_jax.diffusion.schedule import Schedule, make_grid, make_schedule
 from dynamicrafter_jax.diffusion.solvers import named_solver
+from dynamicrafter_jax.errors import UserError
 from dynamicrafter_jax.models import Models
 from dynamicrafter_jax.training import distillation
-from dynamicrafter_jax.training.distillation import Lesson, lesson_loss, start_of, with_teacher
+from dynamicrafter_jax.training.distillation import (
+    Lesson,
+    distill,
+    lesson_loss,
+    sections_of,
+    start_of,
+)
+from dynamicrafter_jax.training.inputs import Batch
 
 SHAPE = (2, 3, 4, 4, 4)
 BETAS = {"timesteps": 1000, "linear_start": 0.00085, "linear_end": 0.012}
@@ -132,9 +140,19 @@ def test_errors_are_those_of_v():
     np.testing.assert_allclose(loss(schedule, 1, off, [0, 3]), 0.01, rtol=1e-3)
 
 
+def test_a_cache_has_nothing_for_a_guided_teacher():
+    rows: Any = jnp.zeros(2)
+    batch = Batch(rows.astype(jnp.uint32), rows, rows, rows.astype(int), rows)
+    keys = jax.random.split(jax.random.key(0), 2)
+    lesson, options = Lesson(4, 2, 3.0, 0.0), {"concat": "frame", "vae_frames": 1}
+    with pytest.raises(UserError, match="'distill' needs videos"):
+        distill(Models(**NETWORKS), SCHEDULES["v"], {}, batch, keys, lesson=lesson, **options)
+
+
 def test_the_teacher_starts_as_the_unet():
     boxed = {"unet": {"out": 1}, "vae": {"in": 2}}
-    assert with_teacher(boxed) == {**boxed, "teacher": {"out": 1}}
+    assert sections_of(boxed, "distill") == {**boxed, "teacher": {"out": 1}}
+    assert sections_of(boxed, "denoise") == boxed
     assert start_of("teacher/out/kernel") == "unet/out/kernel"
     assert start_of("vae/teacher/kernel") == "vae/teacher/kernel"
 
