@@ -13,7 +13,7 @@ from tracking import Change, find_change
 
 from dynamicrafter_jax import sharding
 from dynamicrafter_jax.conditioning import Conditioning
-from dynamicrafter_jax.data.synthetic import Renderer, Scene, Split, draw_scene, trajectory
+from dynamicrafter_jax.data.synthetic import Motion, Renderer, Scene, Split, draw_scene, trajectory
 from dynamicrafter_jax.metrics.fvd import Moments, frechet_distance
 from dynamicrafter_jax.pipeline import ImageToVideo
 from dynamicrafter_jax.runtime.program import Program
@@ -45,9 +45,15 @@ class Drawn(NamedTuple):
     video: Video
 
 
-def draw(number: int, num_frames: int, side: int, split: Split = "test") -> Drawn:
-    """Draws a clip."""
-    scene = draw_scene(number, split)
+def draw(
+    number: int,
+    num_frames: int,
+    side: int,
+    split: Split = "test",
+    motions: tuple[Motion, ...] | None = None,
+) -> Drawn:
+    """Draws a clip, with given motions or its own."""
+    scene = draw_scene(number, split, motions=motions)
     return Drawn(scene, Renderer(scene, side, side).frames(trajectory(scene, num_frames)))
 
 

@@ -21,7 +21,7 @@ def write(found: Mapping[str, Any]) -> None:
 
     matplotlib.use("svg")
     matplotlib.rcParams["svg.hashsalt"] = "results"  # the same file from the same numbers
-    _draw_motions(found["main"]["motions"])
+    _draw_motions(found["each"]["made"] if found["each"] else found["main"]["motions"])
     _draw_speeds(np.asarray(found["main"]["speeds"]))
     if found["curve"]:
         _draw_curve(found["curve"])
@@ -44,7 +44,7 @@ def _draw_motions(motions: Mapping[str, Any]) -> None:
             label=label,
         )
     axes.invert_yaxis()
-    axes.axvline(95, color=GREY, linestyle="--", linewidth=1)
+    axes.axvline(80, color=GREY, linestyle="--", linewidth=1)
     axes.set(xlim=(0, 100), xlabel="clips that name the motion, in percent")
     figure.legend(loc="outside upper center", ncols=2, frameon=False)
     _save(figure, "motions")
@@ -76,7 +76,8 @@ def _draw_curve(curve: Mapping[str, Mapping[str, float]]) -> None:
     for axes, (name, label) in zip(panels, labels.items(), strict=True):
         values = [one[name] * (100 if name == "motion" else 1) for one in curve.values()]
         axes.plot(steps, values, color=BLUE, marker="o", markersize=4, linewidth=2)
-        axes.set(xlabel="training step", title=label, ylim=(0, None))
+        axes.set(xlabel="clips seen in training", title=label, ylim=(0, None))
+        axes.xaxis.set_major_formatter("{x:,.0f}")
         axes.grid(alpha=0.3)
     _save(figure, "curve")
 

@@ -9,8 +9,8 @@ import tiny
 from dynamicrafter_jax.conditioning import Conditioning
 from dynamicrafter_jax.errors import UserError
 
-demo_quality, drawn_clips, tracking = benchmark_modules.load(
-    "demo_quality", "drawn_clips", "tracking"
+demo_quality, demo_tables, drawn_clips, judging, tracking = benchmark_modules.load(
+    "demo_quality", "demo_tables", "drawn_clips", "judging", "tracking"
 )
 Change = tracking.Change
 
@@ -31,35 +31,75 @@ def test_a_clip_that_does_what_it_is_told_is_right():
     clips = clips_that_move()
     seconds = [3 / clip.scene.fps for clip in clips]
     whole = [change_of(clip, 0.9 * s) for clip, s in zip(clips, seconds, strict=True)]
-    judged = demo_quality.judge(clips, whole, share=0.3)
-    assert judged.overall == judged.named == 1
+    judged = judging.judge(clips, whole, share=0.3)
+    assert judged.overall == judged.single == judged.named == 1
     assert set(judged.by_motion) == {clip.scene.motions[0] for clip in clips}
     assert judged.named_by_motion == dict.fromkeys(judged.by_motion, 1)
     assert judged.speed == pytest.approx(1)
 
     backwards = [change_of(clip, -0.9 * s) for clip, s in zip(clips, seconds, strict=True)]
-    judged = demo_quality.judge(clips, backwards, share=0.3)
+    judged = judging.judge(clips, backwards, share=0.3)
     assert judged.overall == 0
     assert judged.speed == pytest.approx(-1)
 
     still = [Change()] * len(clips)
-    assert demo_quality.judge(clips, still, share=0.3).overall == 0
+    assert judging.judge(clips, still, share=0.3).overall == 0
 
     # All else moves too.
     besides = [
         Change(*(value or 0.5 * s for value in change))
         for change, s in zip(whole, seconds, strict=True)
     ]
-    judged = demo_quality.judge(clips, besides, share=0.3)
+    judged = judging.judge(clips, besides, share=0.3)
     assert (judged.overall, judged.named) == (0, 1)
     assert set(judged.by_motion.values()) == {0}
     assert set(judged.named_by_motion.values()) == {1}
 
 
+def test_clips_with_one_motion_are_counted_by_themselves():
+    (one,) = clips_that_move(1)
+    drawn = (drawn_clips.draw(number, 4, 16) for number in range(200))
+    two = next(clip for clip in drawn if len(clip.scene.motions) == 2)
+    right = change_of(one, 3 / one.scene.fps)
+    judged = judging.judge([one, two], [right, Change()], share=0.3)
+    assert (judged.overall, judged.single) == (0.5, 1)
+
+
+def test_the_last_frame_counts_where_nothing_new_comes_into_view():
+    motions = ("zoom_in", "zoom_out", "pan_left", "grow", "shrink", "clockwise")
+    clips = [drawn_clips.draw(i, 4, 16, motions=(one,)) for i, one in enumerate(motions)]
+    assert [clip.scene.motions for clip in clips] == [(one,) for one in motions]
+    videos = judging.videos_of(clips)
+    counted = [0, 3, 5]
+    videos[[1, 2, 4], -1] ^= 255
+    videos[:, :-1] ^= 255
+    close = judging.videos_of(clips)[counted, -1] // 2
+    videos[counted, -1] = close
+    wanted = drawn_clips.psnr(close, judging.videos_of(clips)[counted, -1]).mean()
+    assert judging.last_frame_db(clips, videos) == pytest.approx(wanted)
+
+
+def test_sharpness_is_relative_and_of_the_last_frames():
+    ramp = np.zeros((1, 6, 8, 8, 3), np.uint8)
+    ramp[:] = (10 * np.arange(8))[:, None]  # to the right
+    assert judging.sharpness(ramp, ramp) == 1
+    assert judging.sharpness(ramp, ramp // 2) == pytest.approx(0.5)
+    assert judging.sharpness(ramp, ramp.swapaxes(2, 3)) == pytest.approx(1)
+    blurred = ramp.copy()
+    blurred[:, :2] = 0
+    assert judging.sharpness(ramp, blurred) == 1
+    blurred[:, 2:4] = 0
+    assert judging.sharpness(ramp, blurred) == pytest.approx(0.5)
+
+
+def test_weights_are_counted_as_the_package_holds_them():
+    assert demo_quality.megabytes({"a": np.zeros((1000, 500)), "b": np.zeros(1000)}) == 1.002
+
+
 def test_a_crossfade_goes_from_end_to_end():
     videos = np.zeros((1, 5, 2, 2, 3), np.uint8)
     videos[:, -1] = 200
-    faded = demo_quality.crossfade(videos)
+    faded = judging.crossfade(videos)
     assert faded[0, :, 0, 0, 0].tolist() == [0, 50, 100, 150, 200]
 
 
@@ -75,7 +115,7 @@ def test_features_tell_stills_from_videos():
     still = np.repeat(others[:, :1], 6, axis=1)
     assert drawn_clips.simple_features(videos).shape[1] == 16 + 16 + 5 + 12
     with pytest.warns(UserWarning):  # fewer clips than features
-        assert demo_quality.distance(videos, others) < demo_quality.distance(videos, still)
+        assert judging.distance(videos, others) < judging.distance(videos, still)
 
 
 @pytest.mark.parametrize("without", ["nothing", "prompt", "text", "concat", "image"])
@@ -102,54 +142,77 @@ def _fitted(video, width):
     return np.resize(np.moveaxis(video, 2, 0), (width, *video.shape[:2], 3)).transpose(1, 2, 0, 3)
 
 
-def test_the_table_has_every_measure():
-    motions = {
-        "overall": 0.97,
-        "named": 0.98,
-        "by_motion": {"left": 0.9, "still": 1.0},
-        "named_by_motion": {"left": 0.92},
-        "speed": 0.9,
+def measured(**replaced):
+    """One model's measures, made up."""
+    motions = {"overall": 0.93, "single": 0.97, "named": 0.98, "speed": 0.9, "by_motion": {}}
+    made_up = {
+        "motions": motions,
+        "first_frame_db": 27.5,
+        "last_frame_db": 22.5,
+        "vae_db": 28.6,
+        "between_db": 25.0,
+        "sharpness": 0.85,
+        "distance": 1.0,
+        "seconds_per_clip": 2.0,
+        "megabytes": 24.1,
     }
+    return made_up | replaced
+
+
+def test_the_table_has_every_measure():
+    shares = dict.fromkeys(demo_quality.MOTIONS, 0.5) | {"left": 0.9, "right": 0.8}
     found = {
         "clips": 512,
         "ablated_clips": 128,
+        "each_clips": 64,
+        "still_share": 0.1,
         "steps": 16,
-        "main": {
-            "motions": motions,
-            "real": motions,
-            "first_frame_db": 27.5,
-            "vae_db": 28.6,
-            "between_db": 25.0,
-            "crossfade_db": 20.0,
-            "distance": 1.0,
-            "still_distance": 9.0,
-            "seconds_per_clip": 2.0,
+        "main": measured(),
+        "before": measured(distance=6.0),
+        "real": measured()["motions"] | {"overall": 0.99},
+        "crossfade_db": 20.0,
+        "still_distance": 9.0,
+        "each": {
+            "made": {"by_motion": shares, "named_by_motion": shares},
+            "real": {"by_motion": dict.fromkeys(shares, 1.0)},
         },
         "ablated": {
-            name: {"motion": 0.1, "first_frame_db": 20.0} for name in drawn_clips.ABLATIONS
+            name: {"motion": 0.12, "first_frame_db": 20.0} for name in drawn_clips.ABLATIONS
         },
-        "curve": {"3000": {"motion": 0.5, "distance": 3.0}},
+        "curve": {"300000": {"motion": 0.5, "distance": 3.0}},
     }
-    table = demo_quality.tables(found)
+    table = demo_tables.tables(found)
     for part in (
-        "97.0%",
-        "98.0%",
-        "27.50 dB",
-        "23.00 dB",
-        "below 9.00",
-        "| left | 90.0% | 90.0% | 92.0% |",
-        "| still | 100.0% | 100.0% | |",
-        "| 3000 | 50.0%",
+        "one motion in the clip | 97.0% | 97.0% | 97.0% | 95 % |",
+        "the same, all clips | 93.0% | 93.0% | 99.0% | 90 % |",
+        "27.50 dB | 27.50 dB |  | 27.10 dB",
+        "of clockwise, anticlockwise, grow, zoom in | 22.50 dB",
+        "85% | 85% |  | 80 %",
+        "23.00 dB: 3 above cross-fading",
+        "| 1.00 | 6.00 |  | 3.00: half of the one before |",
+        "24.1 MB",
+        "| left | 90.0% | 85.0% | 100.0% | 90.0% |",
+        "| right | 80.0% | 85.0% |",
+        "(an empty one) | 12.0% | at most 15.0% |",
+        "| image tokens | 12.0% |  | 20.00 dB |",
+        "10.0% are still",
+        "| 300,000 | 50.0% | 3.00 |",
     ):
-        assert part in table
+        assert part in table, part
+    lines = [line for line in table.splitlines() if line.startswith("|")]
+    assert "nan" not in table and len(lines) == 13 + 16 + 7 + 3
+
+    alone = demo_tables.tables(found | {"before": None, "each": None, "curve": {}})
+    lines = [line for line in alone.splitlines() if line.startswith("|")]
+    assert "before" not in alone and len(lines) == 13 + 7
 
 
-def test_the_curve_s_models_are_named_by_their_steps():
+def test_the_curve_s_models_are_named_by_the_clips_that_they_saw():
     assert demo_quality._curve(["20=a", "40=b=c"]) == {"20": "a", "40": "b=c"}
     for entries, message in (
-        (["half=a"], "--curve=half=a is not STEP=MODEL"),
-        (["20"], "--curve=20 is not STEP=MODEL"),
-        (["20=a", "20=b"], "two models of step 20"),
+        (["half=a"], "--curve=half=a is not CLIPS=MODEL"),
+        (["20"], "--curve=20 is not CLIPS=MODEL"),
+        (["20=a", "20=b"], "two models of 20 clips"),
     ):
         with pytest.raises(UserError, match=message):
             demo_quality._curve(entries)
