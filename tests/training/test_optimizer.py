@@ -194,7 +194,7 @@ def test_moments_lie_where_their_parameters_do(name):
         ("remat", "dots", "train.remat is 'dots': choose from none, products, blocks"),
         ("concat", "image", "choose from frame, ends, either, nothing"),
         ("optimizer", "sgd", "choose from adamw, muon"),
-        ("objective", "guess", "choose from denoise, reconstruct, align"),
+        ("objective", "guess", "choose from denoise, distill, reconstruct, align"),
         ("timestep_power", 0, "train.timestep_power is 0.0: it must be above 0"),
         ("decay", "linear", "choose from constant, cosine"),
         ("trainable", "some", "train.trainable is 'some': choose from projector_and_image"),
