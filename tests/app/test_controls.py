@@ -8,7 +8,7 @@ from dynamicrafter_jax.errors import UserError
 from dynamicrafter_jax.sampling.settings import SamplingSettings
 
 # What is not asked for: the size is the model's, and two settings only trade memory for time.
-NOT_SHOWN = {"height", "width", "num_frames", "sequential_guidance", "vae_frames"}
+NOT_SHOWN = {"height", "width", "num_frames", "sequential_guidance", "vae_frames", "distilled"}
 BY_NAME = {control.name: control for control in (controls.SEED, *controls.CONTROLS)}
 
 

@@ -177,8 +177,8 @@ def test_split_and_join_are_inverse_and_presets_mean_what_they_say():
         counts[preset] = paths
         sections = {path.split("/")[0] for path in paths}
         match preset:
-            case "vae":
-                assert sections == {"vae"}
+            case "vae" | "unet":
+                assert sections == {preset}
             case "towers":
                 assert sections == {"text_encoder", "image_encoder", "projector"}
             case _:
