@@ -27,8 +27,10 @@ from dynamicrafter_jax.diffusion.schedule import make_schedule
 from dynamicrafter_jax.errors import UserError
 from dynamicrafter_jax.runtime import distributed
 from dynamicrafter_jax.runtime.preemption import EXIT_STATUS, Preemption
+from dynamicrafter_jax.sampling.settings import SamplingSettings
 from dynamicrafter_jax.training.checkpoints import Checkpoints, start_or_restore
 from dynamicrafter_jax.training.console import Console
+from dynamicrafter_jax.training.distillation import check_sampling
 from dynamicrafter_jax.training.feed import Feed
 from dynamicrafter_jax.training.history import History
 from dynamicrafter_jax.training.keys import parameter_key, step_key, validation_key
@@ -59,6 +61,8 @@ def main(_: Sequence[str]) -> None:
     if config is None or workdir is None:
         raise UserError("--config and --workdir are needed: what to train, and where to keep it")
     settings = settings_of(TrainSettings, "train", config.train)
+    if settings.objective == "distill":
+        check_sampling(settings.lesson, SamplingSettings.from_config(config.sampling))
     with PROCESSES.joined(), contextlib.ExitStack() as stack:
         finished = train(config, settings, workdir, stack)
     if not finished:

@@ -9,7 +9,6 @@ runs have no one end.
 """
 
 import argparse
-from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -42,10 +41,10 @@ Errors = dict[str, dict[str, dict[int, float]]]
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, allow_abbrev=False)
-    timing.add_outputs(parser)
+    timing.add_outputs(parser, DOCUMENT)
     arguments = parser.parse_args()
     found = {name: errors(schedule_of(name)) for name in ("i2v_256", "i2v_512", "i2v_1024")}
-    text = table(found)
+    text = f"{timing.made_with()}\n\n{table(found)}"
     timing.say(text)
     if arguments.json:
         timing.write_json(arguments.json, found)
@@ -65,33 +64,32 @@ def errors(schedule: Schedule) -> dict[str, dict[int, float]]:
     found = {}
     for name in SOLVERS:
         for spacing in SPACINGS:
-            end = ending(schedule, name, spacing)
-            exact = end(x, LONGEST)
-            gaps = {steps: end(x, steps) - exact for steps in STEPS}
+            exact = end(schedule, name, spacing, x, LONGEST)
+            gaps = {steps: end(schedule, name, spacing, x, steps) - exact for steps in STEPS}
             found[f"{name}, {spacing}"] = {
                 steps: float(np.sqrt(np.mean(np.square(gap)))) for steps, gap in gaps.items()
             }
     return found
 
 
-def ending(schedule: Schedule, name: str, spacing: Any) -> Callable[[Array, int], Array]:
-    """Returns a function from noise and a number of steps to where a run ends."""
+def end(
+    schedule: Schedule, name: str, spacing: str, x: Float[Array, "1 n"], steps: int
+) -> Float[Array, "1 n"]:
+    """Returns where a solver's run from `x` ends."""
     solver = named_solver(name, schedule.parameterization)
+    grid = make_grid(schedule, spacing, steps)
+    columns = (grid.alpha, grid.sigma, np.sqrt(grid.alpha_bar), grid.scale)
+    levels = tuple(jnp.asarray(column, jnp.float32) for column in columns)
 
-    def end(x: Float[Array, "1 n"], steps: int) -> Float[Array, "1 n"]:
-        grid = make_grid(schedule, spacing, steps)
-        columns = (grid.alpha, grid.sigma, np.sqrt(grid.alpha_bar), grid.scale)
-        levels = tuple(jnp.asarray(column, jnp.float32) for column in columns)
+    def denoise(x: Array, _: Array, index: Array, carry: Any) -> tuple[Array, Any]:
+        return ideal(schedule, x, *(level[index] for level in levels)), carry
 
-        def denoise(x: Array, _: Array, index: Array, carry: Any) -> tuple[Array, Any]:
-            return ideal(schedule, x, *(level[index] for level in levels)), carry
+    def no_noise(_: Array) -> Array:
+        return jnp.zeros_like(x)
 
-        state, rows = initial_state(solver, x), solver.coefficients(grid, 0.0)
-        return jax.jit(run_steps, static_argnums=(0, 1, 4, 5, 6))(
-            denoise, solver, state, rows, lambda index: jnp.zeros_like(x), 0, steps
-        ).x
-
-    return end
+    state, rows = initial_state(solver, x), solver.coefficients(grid, 0.0)
+    run = jax.jit(run_steps, static_argnums=(0, 1, 4))
+    return run(denoise, solver, state, rows, no_noise, 0, steps).x
 
 
 def ideal(
@@ -112,12 +110,13 @@ def ideal(
         signal: Their signal level without it.
         scale: The rescale, by which models multiply x0.
     """
-    variance = jnp.square(alpha * DEVIATIONS) + jnp.square(sigma)
-    gap = x[..., None] - alpha * MEANS
+    weights, means, deviations = (part[None, None] for part in (WEIGHTS, MEANS, DEVIATIONS))
+    variance = jnp.square(alpha * deviations) + jnp.square(sigma)
+    gap = x[..., None] - alpha * means
     share = jax.nn.softmax(
-        jnp.log(WEIGHTS) - jnp.log(variance) / 2 - jnp.square(gap) / (2 * variance)
+        jnp.log(weights) - jnp.log(variance) / 2 - jnp.square(gap) / (2 * variance)
     )
-    x0 = scale * (share * (MEANS + alpha * DEVIATIONS**2 / variance * gap)).sum(-1)
+    x0 = scale * (share * (means + alpha * jnp.square(deviations) / variance * gap)).sum(-1)
     eps = (x - signal * x0) / sigma
     return eps if schedule.parameterization == "eps" else signal * eps - sigma * x0
 
@@ -131,7 +130,7 @@ def table(found: Errors) -> str:
     return timing.markdown([f"{TABLED} steps", *(f"`{name}`" for name in found)], rows)
 
 
-def draw(found: Mapping[str, Mapping[str, Mapping[int, float]]]) -> None:
+def draw(found: Errors) -> None:
     """Draws the errors against the steps, a panel for each model."""
     import matplotlib
 

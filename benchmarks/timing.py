@@ -169,10 +169,10 @@ def markdown(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     return "\n".join(f"| {' | '.join(cells)} |" for cells in padded)
 
 
-def add_outputs(parser: argparse.ArgumentParser) -> None:
+def add_outputs(parser: argparse.ArgumentParser, document: Path = DOCUMENT) -> None:
     """Defines the flags for where to write results besides the screen."""
     parser.add_argument("--json", type=Path, help="write the measurements to this file")
-    parser.add_argument("--write_docs", action="store_true", help=f"put the table into {DOCUMENT}")
+    parser.add_argument("--write_docs", action="store_true", help=f"put the table into {document}")
 
 
 def write_json(path: str | Path, measured: Any) -> None:

@@ -5,8 +5,8 @@ r"""Distil the demo model: four steps without guidance, for its eight with guida
 For two steps, distil the result again: it needs no guidance by then.
 
     python -m dynamicrafter_jax.convert --input=DIR --output=four
-    python train.py --config=distill_demo --workdir=DIR2 --config.init.checkpoint=four \\
-        --config.train.distill_steps=2 --config.train.distill_guidance_scale=1 \\
+    python train.py --config=distill_demo --workdir=DIR2 --config.init.checkpoint=four \
+        --config.train.distill_steps=2 --config.train.distill_guidance_scale=1 \
         --config.sampling.steps=2
 
 See docs/training.md.

@@ -74,6 +74,7 @@ def test_demo_animates_photographs_and_drawn_scenes(tmp_path):
 
 def test_an_end_is_the_middle_of_its_beginning():
     still = demo.two_crops()
+    assert still.end is not None
     h, w, _ = still.end.shape
     assert h == w and h / len(still.picture) == pytest.approx(0.65, abs=0.01)
     around = (len(still.picture) - h) // 2

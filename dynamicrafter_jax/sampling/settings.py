@@ -45,9 +45,9 @@ class SamplingSettings:
         deep_cache_depth: How many outermost blocks these are; see `models.unet.UNet.reusing`.
         guidance_start: Guidance begins at this share of the run.
         guidance_stop: Guidance ends at this share of the run.
-        distilled: Whether the model was distilled from a guided one, and takes no guidance.
         guidance_reuse_interval: All guided passes run at one of so many steps, and the conditional
             one alone at the others, which take the differences from it; 1 for all at every step.
+        distilled: Whether the model was distilled from a guided one, and takes no guidance.
     """
 
     height: int

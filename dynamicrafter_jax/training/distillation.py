@@ -20,6 +20,7 @@ from dynamicrafter_jax.diffusion.schedule import Schedule, make_grid
 from dynamicrafter_jax.diffusion.solvers.euler import Euler, EulerCoefficients
 from dynamicrafter_jax.errors import UserError
 from dynamicrafter_jax.models import Models
+from dynamicrafter_jax.sampling.settings import SamplingSettings
 from dynamicrafter_jax.tokenizer import tokenize
 from dynamicrafter_jax.training import inputs
 from dynamicrafter_jax.training.inputs import QUARTERS, Batch, ClipLosses, Concat
@@ -27,6 +28,9 @@ from dynamicrafter_jax.training.keys import Stream, streams
 
 TEACHER = "teacher"
 """The section of the frozen parameters that holds the teacher's U-Net."""
+
+SPACING = "uniform_trailing"
+"""Which timesteps students are taught."""
 
 
 class Lesson(NamedTuple):
@@ -43,6 +47,27 @@ class Lesson(NamedTuple):
     substeps: int
     guidance_scale: float
     guidance_rescale: float
+
+
+def check_sampling(lesson: Lesson, sampling: SamplingSettings) -> None:
+    """Refuses a config whose model would not sample as it is taught to.
+
+    Raises:
+        UserError: The solver, the steps, the spacing or the guidance differ.
+    """
+    taught = {
+        "distilled": True,
+        "solver": "euler",
+        "steps": lesson.steps,
+        "spacing": SPACING,
+        "guidance_scale": 1.0,
+    }
+    for name, value in taught.items():
+        if (found := getattr(sampling, name)) != value:
+            raise UserError(
+                f"sampling.{name} is {found}, but the student is taught {value}: set "
+                f"sampling.{name} to {value} (for steps, train.distill_steps may change instead)"
+            )
 
 
 def sections_of(boxed: dict[str, PyTree], objective: str) -> dict[str, PyTree]:
@@ -132,7 +157,7 @@ def lesson_loss(
         step: The student's step for each clip, 0 for the noisiest.
         dropout_keys: Keys of the student's dropout, or None.
     """
-    grid = make_grid(schedule, "uniform_trailing", lesson.steps * lesson.substeps)
+    grid = make_grid(schedule, SPACING, lesson.steps * lesson.substeps)
     rows = Euler(schedule.parameterization, stochastic=False).coefficients(grid, 0.0)
     begin, end = step * lesson.substeps, (step + 1) * lesson.substeps
     alpha, sigma = (jnp.asarray(table, jnp.float32) for table in (grid.alpha, grid.sigma))

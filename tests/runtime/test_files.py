@@ -1,8 +1,11 @@
 """Files are whole or absent, whatever goes wrong."""
 
+import contextlib
 import json
 import os
-from collections.abc import Callable
+import pwd
+import tempfile
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -263,11 +266,26 @@ def test_check_writable_refuses(tmp_path: Path):
     assert names(tmp_path) == ["file", "full"]
 
 
-@pytest.mark.skipif(os.geteuid() == 0, reason="permission bits do not bind root")
-def test_check_writable_refuses_a_locked_directory(tmp_path: Path):
-    tmp_path.chmod(0o555)
-    with pytest.raises(UserError, match="can't be written: Permission denied"):
-        files.check_writable(tmp_path / "a.mp4")
+@contextlib.contextmanager
+def bound_by_permissions() -> Iterator[None]:
+    """Root is not bound by permission bits, so it is nobody for a while."""
+    user = os.geteuid()
+    if user == 0:
+        os.seteuid(pwd.getpwnam("nobody").pw_uid)
+    try:
+        yield
+    finally:
+        os.seteuid(user)
+
+
+def test_check_writable_refuses_a_locked_directory():
+    # Not in `tmp_path`: nobody may not enter root's.
+    with tempfile.TemporaryDirectory() as folder:
+        for mode, refused in ((0o777, False), (0o555, True)):
+            Path(folder).chmod(mode)
+            raises = pytest.raises(UserError, match="can't be written: Permission denied")
+            with raises if refused else contextlib.nullcontext(), bound_by_permissions():
+                files.check_writable(Path(folder) / "a.mp4")
 
 
 def test_bucket(bucket: dict[str, object]):

@@ -10,21 +10,25 @@ import pytest
 
 from dynamicrafter_jax import conditioning
 from dynamicrafter_jax.conditioning import Conditioning
+from dynamicrafter_jax.config import load_config, settings_of
 from dynamicrafter_jax.diffusion.guidance import guide
 from dynamicrafter_jax.diffusion.loop import initial_state, run_steps
 from dynamicrafter_jax.diffusion.schedule import Schedule, make_grid, make_schedule
 from dynamicrafter_jax.diffusion.solvers import named_solver
 from dynamicrafter_jax.errors import UserError
 from dynamicrafter_jax.models import Models
+from dynamicrafter_jax.sampling.settings import SamplingSettings
 from dynamicrafter_jax.training import distillation
 from dynamicrafter_jax.training.distillation import (
     Lesson,
+    check_sampling,
     distill,
     lesson_loss,
     sections_of,
     start_of,
 )
 from dynamicrafter_jax.training.inputs import Batch
+from dynamicrafter_jax.training.settings import TrainSettings
 
 SHAPE = (2, 3, 4, 4, 4)
 BETAS = {"timesteps": 1000, "linear_start": 0.00085, "linear_end": 0.012}
@@ -147,6 +151,23 @@ def test_a_cache_has_nothing_for_a_guided_teacher():
     lesson, options = Lesson(4, 2, 3.0, 0.0), {"concat": "frame", "vae_frames": 1}
     with pytest.raises(UserError, match="'distill' needs videos"):
         distill(Models(**NETWORKS), SCHEDULES["v"], {}, batch, keys, lesson=lesson, **options)
+
+
+@pytest.mark.parametrize(
+    "field, value",
+    [
+        *[("steps", 8), ("solver", "unipc"), ("spacing", "karras")],
+        *[("distilled", False), ("guidance_scale", 3.0)],
+    ],
+)
+def test_a_recipe_that_samples_otherwise_than_it_teaches_is_refused(field, value):
+    config = load_config("distill_demo")
+    lesson = settings_of(TrainSettings, "train", config.train).lesson
+    check_sampling(lesson, SamplingSettings.from_config(config.sampling))
+    config.sampling[field] = value
+    config.sampling.distilled &= field != "guidance_scale"  # else that is refused by itself
+    with pytest.raises(UserError, match=r"sampling\.\w+ is .*, but the student is taught"):
+        check_sampling(lesson, SamplingSettings.from_config(config.sampling))
 
 
 def test_the_teacher_starts_as_the_unet():
