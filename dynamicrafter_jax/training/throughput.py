@@ -96,6 +96,8 @@ def _cost(equation: Any) -> int:
             sizes = parameters["mesh"].shape
             shards = math.prod(sizes[axis] for axis in parameters["newly_manual_axes"])
             return shards * _count(parameters["jaxpr"])
+        case "pallas_call" if parameters["cost_estimate"] is None:
+            return math.prod(parameters["grid_mapping"].grid) * _count(parameters["jaxpr"])
     if parameters.get("cost_estimate") is not None:  # a kernel that estimates its own cost
         return parameters["cost_estimate"].flops
     return sum(_count(inner) for value in parameters.values() for inner in _programs(value))

@@ -8,6 +8,7 @@ from jax import lax
 from jax.sharding import PartitionSpec
 
 from dynamicrafter_jax import sharding
+from dynamicrafter_jax.attention.splash import splash_attention
 from dynamicrafter_jax.training import throughput
 from dynamicrafter_jax.training.throughput import Throughput, peak_flops, product_flops
 
@@ -56,6 +57,20 @@ def test_batched_products_are_counted():
 
     q, kv = jnp.ones((b, n, heads, d)), jnp.ones((b, m, heads, d))
     assert flops(attend, q, kv, kv) == 2 * (2 * b * heads * n * m * d)
+
+
+@pytest.mark.parametrize("tokens", [512, 2560])  # in one block, and in 4 x 4
+def test_a_kernel_counts_in_every_block(tokens):
+    """The backward kernels recompute logits: 3 products for queries, 4 for keys and values."""
+    shape = jax.ShapeDtypeStruct((2, tokens, 3, 64), jnp.bfloat16)
+    product = 2 * (2 * 3 * tokens * tokens * 64)
+
+    def loss(q, k, v):
+        return splash_attention(q, k, v).astype(jnp.float32).sum()
+
+    assert flops(splash_attention, shape, shape, shape) == 2 * product
+    with_gradient = flops(jax.grad(loss, (0, 1, 2)), shape, shape, shape)
+    assert with_gradient == pytest.approx((2 + 3 + 4) * product, rel=1e-3)  # and some row sums
 
 
 @pytest.mark.parametrize("groups", [1, 2])
