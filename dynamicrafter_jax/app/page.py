@@ -12,7 +12,6 @@ from dynamicrafter_jax.app.progress import Stopped
 from dynamicrafter_jax.app.request import check_picture, check_request
 from dynamicrafter_jax.app.studio import Result, Studio
 from dynamicrafter_jax.errors import UserError
-from dynamicrafter_jax.sampling.settings import preset_names
 
 SHOWN_RESULTS = 24
 """How many of a user's newest videos are kept."""
@@ -60,9 +59,9 @@ def build_page(studio: Studio, *, max_upload: int) -> gr.Blocks:
     def leave(request: gr.Request) -> None:
         studio.stop(_session(request))
 
-    own = studio.defaults(studio.catalogue.names[0])
+    first = studio.catalogue.names[0]
+    own, presets = studio.defaults(first), studio.presets(first)
     with gr.Blocks(title="DynamiCrafter", analytics_enabled=False, fill_width=True) as blocks:
-        presets = preset_names(studio.catalogue.get(studio.catalogue.names[0]).config.sampling)
         inputs, outputs, buttons = lay_out(studio.catalogue, own, presets, max_upload)
         _connect_making(studio, inputs, outputs, buttons)
         _connect_history(studio, outputs)
@@ -133,15 +132,19 @@ def _connect_history(studio: Studio, outputs: Outputs) -> None:
 def _connect_inputs(studio: Studio, inputs: Inputs, buttons: Buttons) -> None:
     """Connects the fields that change others."""
 
-    def take(names: Iterable[str], model: str, preset: str | None) -> list[Any]:
+    def take(names: Iterable[str], model: str, preset: str = controls.OWN) -> list[Any]:
         try:
-            own = controls.defaults(studio.defaults(model, preset))
+            values = controls.defaults(studio.defaults(model, preset))
         except UserError as error:
             raise _shown(error) from error
-        return [own[name] for name in names]
+        return [values[name] for name in names]
+
+    def take_model(model: str) -> list[Any]:
+        values = take(inputs.settings, model)
+        return [*values, gr.Radio(list(studio.presets(model)), value=controls.OWN)]
 
     inputs.model.change(
-        lambda model: [*take(inputs.settings, model, None), controls.OWN],
+        take_model,
         inputs.model,
         [*inputs.settings.values(), inputs.preset],
         show_progress_on=inputs.model,
@@ -150,7 +153,7 @@ def _connect_inputs(studio: Studio, inputs: Inputs, buttons: Buttons) -> None:
     )
     chosen = {name: field for name, field in inputs.settings.items() if name != "seed"}
     inputs.preset.input(
-        lambda model, preset: take(chosen, model, None if preset == controls.OWN else preset),
+        lambda model, preset: take(chosen, model, preset),
         [inputs.model, inputs.preset],
         list(chosen.values()),
         show_progress_on=inputs.preset,

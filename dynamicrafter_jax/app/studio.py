@@ -11,12 +11,12 @@ from jaxtyping import UInt8
 
 from dynamicrafter_jax.app.catalogue import ModelCatalogue
 from dynamicrafter_jax.app.command import sample_command
-from dynamicrafter_jax.app.controls import CONTROLS, SEED
+from dynamicrafter_jax.app.controls import CONTROLS, OWN, SEED
 from dynamicrafter_jax.app.progress import Show, Watch, format_seconds
 from dynamicrafter_jax.app.request import Request
 from dynamicrafter_jax.app.results import ResultStore, Stored
 from dynamicrafter_jax.pipeline import ImageToVideo, Progress
-from dynamicrafter_jax.sampling.settings import SamplingSettings
+from dynamicrafter_jax.sampling.settings import SamplingSettings, preset_names
 
 
 @dataclass(frozen=True)
@@ -58,14 +58,24 @@ class Studio:
         self._turn = threading.Lock()
         self._running: dict[threading.Event, str] = {}
 
-    def defaults(self, model: str, preset: str | None = None) -> SamplingSettings:
-        """Returns a model's own settings, or those of a preset, loading the model if necessary.
+    def presets(self, model: str) -> tuple[str, ...]:
+        """Returns the names of a model's presets, `controls.OWN` among them.
+
+        Raises:
+            UserError: As in `ModelCatalogue.get`.
+        """
+        names = preset_names(self.catalogue.get(model).config.sampling)
+        return names if OWN in names else (OWN, *names)
+
+    def defaults(self, model: str, preset: str = OWN) -> SamplingSettings:
+        """Returns the settings of a model's preset, loading the model if necessary.
 
         Raises:
             UserError: There is no such preset, or as in `ModelCatalogue.get`.
         """
         section = self.catalogue.get(model).config.sampling
-        return SamplingSettings.from_config(section, preset=preset)
+        own = preset == OWN and preset not in preset_names(section)
+        return SamplingSettings.from_config(section, preset=None if own else preset)
 
     def generate(self, session: str, request: Request, show: Show) -> list[Result]:
         """Makes the videos of a request, after all earlier requests.

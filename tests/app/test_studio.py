@@ -1,3 +1,4 @@
+import copy
 import threading
 import time
 from pathlib import Path
@@ -5,6 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import tiny
+from ml_collections import ConfigDict
 from PIL import Image
 
 from dynamicrafter_jax.app import controls
@@ -14,6 +16,7 @@ from dynamicrafter_jax.app.request import Request
 from dynamicrafter_jax.app.results import ResultStore
 from dynamicrafter_jax.app.studio import Studio
 from dynamicrafter_jax.media import read_video
+from dynamicrafter_jax.pipeline import ImageToVideo
 
 
 @pytest.fixture
@@ -51,6 +54,28 @@ def test_a_request_becomes_a_video_and_its_story(studio, request_):
     assert result.details["Video"] == "3 frames of 24 x 16"
     assert "--prompt=a cat" in result.command and str(request_.image.parent) not in result.command
     assert "step 2 of 2" in shown and shown[0] == "loading the model"
+
+
+def with_presets(folder: Path, **presets: dict[str, int]) -> Studio:
+    """A studio whose only model, `mine`, takes 50 steps and has these presets."""
+    config = copy.deepcopy(tiny.micro().config)
+    config.sampling.steps, config.sampling.presets = 50, ConfigDict(presets)
+    mine = ImageToVideo(config, tiny.micro().params)
+    catalogue = ModelCatalogue(["mine"], load=lambda name: mine)
+    return Studio(catalogue, ResultStore(folder / "results", 10))
+
+
+def test_a_model_without_a_preset_of_its_own_settings_is_offered_them(tmp_path):
+    studio = with_presets(tmp_path, draft={"steps": 3})
+    assert studio.presets("mine") == (controls.OWN, "draft")
+    assert studio.defaults("mine").steps == 50
+    assert studio.defaults("mine", "draft").steps == 3
+
+
+def test_a_preset_may_bear_the_name_of_a_models_own_settings(tmp_path):
+    studio = with_presets(tmp_path, draft={"steps": 3}, **{controls.OWN: {"steps": 60}})
+    assert studio.presets("mine") == (controls.OWN, "draft")
+    assert studio.defaults("mine").steps == 60
 
 
 def test_several_videos_are_a_result_each(studio, request_):
