@@ -1,7 +1,7 @@
 """Chooses which parameters train: presets by name, and splitting and joining of trees."""
 
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from flax import traverse_util
@@ -14,53 +14,46 @@ _TEMPORAL = r".*/(temporal|temporal_conv)/.*|init_attn/.*"
 
 # What trains, as regular expressions for whole paths, "section/module/.../leaf". VAE and towers
 # are pretrained, and train only for a model that is trained from scratch.
-PRESETS: Mapping[str, tuple[str, ...]] = {
+PRESETS: Mapping[str, str] = {
     # Stage 1 of arXiv 2310.12190, section 3.4.
     "projector_and_image_attention": (
-        _PROJECTOR,
-        r"unet/.*/attn2/(image_key|image_value)/kernel",
-        r"unet/.*/attn2/alpha",
+        rf"{_PROJECTOR}|unet/.*/attn2/((image_key|image_value)/kernel|alpha)"
     ),
     # Stages 2 and 3: everything that works within a frame.
-    "projector_and_spatial": (
-        _PROJECTOR,
-        rf"unet/(?!{_TEMPORAL}|(time|fs)_embed/).*",
-    ),
+    "projector_and_spatial": rf"{_PROJECTOR}|unet/(?!{_TEMPORAL}|(time|fs)_embed/).*",
     # The release's fine-tuning.
-    "all": (_PROJECTOR, "unet/.*"),
-    "unet": ("unet/.*",),
-    "vae": ("vae/.*",),
-    "towers": (_PROJECTOR, "(text|image)_encoder/.*"),
-    "temporal_frozen": (_PROJECTOR, rf"unet/(?!{_TEMPORAL}).*"),
+    "all": f"{_PROJECTOR}|unet/.*",
+    "unet": "unet/.*",
+    "vae": "vae/.*",
+    "towers": f"{_PROJECTOR}|(text|image)_encoder/.*",
+    "temporal_frozen": rf"{_PROJECTOR}|unet/(?!{_TEMPORAL}).*",
 }
 
 
-def trains(trainable: str | Sequence[str]) -> Callable[[str], bool]:
+def trains(trainable: str) -> Callable[[str], bool]:
     """Returns a function that tells whether the parameter at a path ("unet/out/kernel") trains.
 
     Args:
-        trainable: The name of a preset, or regular expressions for whole paths.
+        trainable: The name of a preset, or a regular expression for whole paths.
 
     Raises:
-        UserError: There is no such preset, or an expression is invalid.
+        UserError: There is no such preset, or the expression is invalid.
     """
-    if isinstance(trainable, str):
-        if trainable not in PRESETS:
-            raise UserError(
-                f"train.trainable is {trainable!r}: choose from {', '.join(PRESETS)}, "
-                "or give a tuple of regular expressions"
-            )
-        trainable = PRESETS[trainable]
+    if trainable not in PRESETS and "/" not in trainable:
+        raise UserError(
+            f"train.trainable is {trainable!r}: choose from {', '.join(PRESETS)}, or give a "
+            "regular expression for whole paths, as 'unet/out/.*'"
+        )
     try:
-        patterns = [re.compile(pattern) for pattern in trainable]
+        pattern = re.compile(PRESETS.get(trainable, trainable))
     except re.error as error:
         raise UserError(
-            f"train.trainable: {error.pattern!r} is not a regular expression: {error}"
+            f"train.trainable: {trainable!r} is not a regular expression: {error}"
         ) from None
-    return lambda path: any(pattern.fullmatch(path) for pattern in patterns)
+    return lambda path: pattern.fullmatch(path) is not None
 
 
-def split(tree: PyTree, trainable: str | Sequence[str]) -> tuple[dict[str, Any], dict[str, Any]]:
+def split(tree: PyTree, trainable: str) -> tuple[dict[str, Any], dict[str, Any]]:
     """Splits parameters into those that train and those that don't, as two nested dicts.
 
     Raises:

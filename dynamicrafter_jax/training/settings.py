@@ -28,7 +28,7 @@ class TrainSettings:
         steps: Optimizer steps of the whole run.
         batch_size: Clips per optimizer step, over all devices.
         accumulation: Parts into which a batch is divided, processed one by one to save memory.
-        trainable: What trains: a preset in `freezing.PRESETS`, or regular expressions for paths.
+        trainable: What trains: a preset in `freezing.PRESETS`, or a regular expression for paths.
         objective: "denoise", "distill", "reconstruct" (the VAE) or "align" (the towers).
         concat: What is concatenated to the noise: "frame", "ends", "either" or "nothing".
         ends_share: With "either", the share of clips for which both ends are given.
@@ -71,7 +71,7 @@ class TrainSettings:
     steps: int
     batch_size: int
     accumulation: int
-    trainable: str | tuple[str, ...]
+    trainable: str
     objective: ObjectiveName
     concat: Concat
     ends_share: float

@@ -198,7 +198,7 @@ def test_moments_lie_where_their_parameters_do(name):
         ("timestep_power", 0, "train.timestep_power is 0.0: it must be above 0"),
         ("decay", "linear", "choose from constant, cosine"),
         ("trainable", "some", "train.trainable is 'some': choose from projector_and_image"),
-        ("trainable", ("unet/(",), "is not a regular expression"),
+        ("trainable", "unet/(", "is not a regular expression"),
         ("keep_every", 0, "train.keep_every is 0: give at least 1, or None for none"),
         ("sample_images", ("a.png",), "1 entries, but train.sample_prompts 0"),
         ("seed", 2**32, "choose one below 2^32"),

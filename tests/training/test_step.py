@@ -166,6 +166,15 @@ def test_a_clip_of_a_batch_draws_by_its_number_alone():
     assert not np.isclose(metrics.losses.mean, other.losses.mean, rtol=1e-5)
 
 
+def test_a_regular_expression_chooses_whole_paths():
+    trained, frozen = freezing.split(
+        abstract_models(tiny.models("eps")), "vae/(decoder/.*|quant/bias)"
+    )
+    assert set(trained) == {"vae"} and set(trained["vae"]) == {"decoder", "quant"}
+    assert set(trained["vae"]["quant"]) == {"bias"}
+    assert "decoder" not in frozen["vae"] and set(frozen["vae"]["quant"]) == {"kernel"}
+
+
 def test_split_and_join_are_inverse_and_presets_mean_what_they_say():
     model = tiny.models("eps")
     tree = abstract_models(model)
