@@ -18,6 +18,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from jaxtyping import install_import_hook
+from needed import module_needed
 from numpy.typing import ArrayLike
 from quick import xla_flags
 
@@ -49,6 +50,12 @@ def programs_are_forgotten() -> Iterator[None]:
     trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
     if trim is not None:  # glibc keeps what compilers freed
         trim(0)
+
+
+@pytest.fixture(scope="session")
+def tpu_compiler() -> None:
+    """Of TPUs that are not there."""
+    module_needed("the TPU compiler", "libtpu", "tpu")
 
 
 @pytest.fixture(scope="session")

@@ -55,8 +55,8 @@ def test_a_section_with_an_unknown_axis_is_refused():
         sharding.mesh_of(config)
 
 
+@pytest.mark.usefixtures("tpu_compiler")
 def test_only_batches_are_split_from_slice_to_slice(monkeypatch):
-    pytest.importorskip("libtpu")
     monkeypatch.setenv("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")  # other workers may have it loaded
     devices = chips.topology_devices(chips.parse_topology("2*v5e:2x2"))
     mesh = sharding.make_mesh(data=4, fsdp=2, devices=devices)

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
-from app.servers import needed
+from needed import module_needed, needed
 
 
 @pytest.fixture(scope="module")
@@ -16,11 +16,9 @@ def chromium() -> Iterator[Any]:
     """
     path = shutil.which("chromium")
     needed("Chromium", path is not None, "apt-get install chromium")
-    try:
-        from playwright.sync_api import sync_playwright
-    except ModuleNotFoundError:
-        needed("playwright", False, 'pip install "dynamicrafter-jax[dev]"')
-        raise
+    module_needed("playwright", "playwright", "dev")
+    from playwright.sync_api import sync_playwright
+
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=path, args=["--no-sandbox"])
         yield browser

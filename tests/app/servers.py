@@ -8,21 +8,13 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-import pytest
+from needed import module_needed
 
 HERE = Path(__file__).parent
 ROOT = HERE.parents[1]
-
-
-def needed(what: str, there: bool, how: str) -> None:
-    """Skips a test where something is missing; where all must run, that is a failure."""
-    if not there:
-        message = f"{what} is not installed: {how}"
-        pytest.fail(message) if os.environ.get("CI") == "true" else pytest.skip(message)
 
 
 @dataclass
@@ -45,7 +37,7 @@ class Server:
 @contextlib.contextmanager
 def running(folder: Path, **options: Any) -> Iterator[Server]:
     """Runs a server in `folder`, with options of `serving.Site` and of `tiny_server.py`."""
-    needed("gradio", find_spec("gradio") is not None, 'pip install "dynamicrafter-jax[app]"')
+    module_needed("gradio", "gradio", "app")
     workdir, log = folder / "workdir", folder / "opened.txt"
     # Strictness is for our own tests; a person's session has none of it.
     environment = {k: v for k, v in os.environ.items() if not k.startswith("JAX_NUMPY")}

@@ -1,6 +1,5 @@
 """What the TPU compiler says of the kernels: they fit the chip, and do not store logits."""
 
-import importlib.util
 import json
 import os
 import subprocess
@@ -8,13 +7,7 @@ import sys
 
 import pytest
 
-pytestmark = [
-    pytest.mark.slow,
-    pytest.mark.skipif(
-        importlib.util.find_spec("libtpu") is None,
-        reason="needs the TPU compiler: pip install libtpu",
-    ),
-]
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("tpu_compiler")]
 
 # Compiles one attention, forward and backward, for one v5e chip, and prints temporary bytes.
 PROGRAM = """

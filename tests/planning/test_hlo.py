@@ -242,9 +242,9 @@ def test_trips_of_loops_as_the_tpu_compiler_writes_them(
     assert found.unknown_trips == (("loop",) if trips is None else ())
 
 
+@pytest.mark.usefixtures("tpu_compiler")
 @pytest.mark.filterwarnings("ignore:Error reading persistent compilation cache")
 def test_the_tpu_compilers_own_loops_count_as_their_trace_says(monkeypatch: pytest.MonkeyPatch):
-    pytest.importorskip("libtpu")
     monkeypatch.setenv("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")  # other workers may have it loaded
     topology = chips.topology_devices(chips.parse_topology("v5e:1x1"))
     where = sharding.replicated(sharding.make_mesh(devices=topology))

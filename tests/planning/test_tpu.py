@@ -1,6 +1,5 @@
 """The command itself, with the TPU compiler."""
 
-import importlib.util
 import json
 import os
 import subprocess
@@ -14,10 +13,7 @@ MICRO = ROOT / "tests" / "configs" / "micro.py"
 
 pytestmark = [
     pytest.mark.slow,  # the compiler takes minutes for a training step
-    pytest.mark.skipif(
-        importlib.util.find_spec("libtpu") is None,
-        reason="the TPU compiler is not installed: pip install 'dynamicrafter-jax[tpu]'",
-    ),
+    pytest.mark.usefixtures("tpu_compiler"),
 ]
 
 
