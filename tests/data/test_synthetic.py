@@ -102,7 +102,7 @@ def test_photographs_are_there_and_their_terms_are_told():
 def test_kinds_of_clips_come_as_often_as_they_should():
     drawn = scenes()
     counts = np.bincount([len(scene.motions) for scene in drawn], minlength=4) / len(drawn)
-    np.testing.assert_allclose(counts, (0.1, 0.65, 0.25, 0), atol=0.025)
+    np.testing.assert_allclose(counts, (0.1, 0.75, 0.15, 0), atol=0.025)
 
     single = [scene.motions[0] for scene in drawn if len(scene.motions) == 1]
     shares = np.array([single.count(motion) for motion in MOTIONS]) / len(single)
@@ -118,6 +118,9 @@ def test_kinds_of_clips_come_as_often_as_they_should():
     for first, second in (scene.motions for scene in drawn if len(scene.motions) == 2):
         assert second in kinds
         assert first in CAMERA_MOTIONS or (kinds[first] == "move" and kinds[second] != "move")
+
+    diameters = np.array([scene.sprite.diameter for scene in drawn if scene.sprite])
+    assert 0.4 <= diameters.min() < 0.405 and 0.545 < diameters.max() <= 0.55
 
     fps = np.array([scene.fps for scene in drawn])
     assert (fps.min(), fps.max()) == (6, 24)

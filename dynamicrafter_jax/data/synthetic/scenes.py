@@ -176,7 +176,7 @@ def _draw_motions(dice: Dice) -> tuple[Motion, ...]:
     kind = dice.uniform(0, 1)
     if kind < 0.1:
         return ()
-    if kind < 0.75:
+    if kind < 0.85:
         return (dice.choose(MOTIONS),)
     first = dice.choose(TRANSLATIONS if dice.chance(0.5) else CAMERA_MOTIONS)
     if first in TRANSLATIONS:
@@ -192,7 +192,7 @@ def _draw_sprite(dice: Dice, split: Split) -> Sprite:
         pattern=dice.choose(PATTERNS),
         colours=(colour, other),
         photograph=dice.choose(PHOTOGRAPHS[split]),
-        diameter=dice.uniform(0.34, 0.46),
+        diameter=dice.uniform(0.40, 0.55),
         position=(dice.uniform(0.38, 0.62), dice.uniform(0.38, 0.62)),
         angle=dice.uniform(0, 360),
     )
