@@ -58,6 +58,7 @@ def get_config() -> ConfigDict:
     config.projector.num_queries = 4
     config.projector.embedding_dim = 64
     config.projector.output_dim = 48
+    config.projector.other_lengths = "nearest"  # each frame reads its own tokens, also in training
 
     config.sampling.height = 64
     config.sampling.width = 64
