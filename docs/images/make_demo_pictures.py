@@ -14,7 +14,7 @@ from PIL import Image
 
 from dynamicrafter_jax import media
 from dynamicrafter_jax.data.synthetic.photographs import photograph
-from dynamicrafter_jax.demo import Still, drawn
+from dynamicrafter_jax.demo import Still, drawn, two_crops
 from dynamicrafter_jax.pipeline import ImageToVideo
 
 FOLDER = Path(__file__).parent
@@ -27,7 +27,7 @@ PHOTOGRAPHS = (
     ("rocket", "the camera pans left"),
     ("flower", "the camera zooms out"),
 )
-CLIPS = (4, 13, 17, 18, 22)  # of the test split: short captions of various motions
+CLIPS = range(5)  # the first of the test split, whatever becomes of them
 
 
 class Shown(NamedTuple):
@@ -38,13 +38,16 @@ class Shown(NamedTuple):
 
 
 def make_videos() -> list[Shown]:
-    """Animates all photographs and drawn scenes."""
+    """Animates all photographs and drawn scenes, and last goes from one picture to another."""
     animate = ImageToVideo.from_pretrained("demo")
     side = animate.config.sampling.height
     stills = [Still(name, photograph(name), prompt) for name, prompt in PHOTOGRAPHS]
     stills += [drawn(clip, side) for clip in CLIPS]
     videos = animate([still.picture for still in stills], [still.prompt for still in stills])
-    return [Shown(still, video) for still, video in zip(stills, videos, strict=True)]
+    shown = [Shown(still, video) for still, video in zip(stills, videos, strict=True)]
+    between = two_crops()
+    video = animate(between.picture, between.prompt, end_image=between.end)
+    return [*shown, Shown(between, video)]
 
 
 def moving_picture(shown: list[Shown]) -> list[Image.Image]:
@@ -75,7 +78,7 @@ def moving_picture(shown: list[Shown]) -> list[Image.Image]:
 
 def main() -> None:
     """Makes and writes everything."""
-    shown = make_videos()
+    *shown, between = make_videos()
     frames = moving_picture(shown)
     frames[0].save(
         FOLDER / "demo.webp",
@@ -86,7 +89,7 @@ def main() -> None:
         quality=70,
         method=6,
     )
-    for still, video in shown[: len(PHOTOGRAPHS)]:
+    for still, video in (*shown[: len(PHOTOGRAPHS)], between):
         sheet = media.contact_sheet(
             video, columns=8, picture=still.picture, caption=f'"{still.prompt}"'
         )
