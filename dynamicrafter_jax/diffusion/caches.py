@@ -62,7 +62,8 @@ def cache_tables(
 
     Args:
         steps: Steps of the run.
-        num_passes: Guided passes of a whole step; 1 without guidance.
+        num_passes: Guided passes of a whole step; 1 without guidance, which then has no steps to
+            leave out.
         max_depth: The largest `deep_cache_depth` that the denoiser has.
         deep_cache_interval: The deep part is run at one of so many steps.
         deep_cache_depth: How many outermost blocks are run at the others; checked only.
@@ -73,7 +74,7 @@ def cache_tables(
             the first, and the conditional pass alone at the others.
 
     Raises:
-        UserError: A value is out of range, or there is no guidance to cache.
+        UserError: A value is out of range.
     """
     intervals = {
         "deep_cache_interval": deep_cache_interval,
@@ -102,13 +103,8 @@ def cache_tables(
             f"none of the {steps} steps is from sampling.guidance_start={guidance_start} to "
             f"guidance_stop={guidance_stop}: widen this, or set guidance_scale to 1 for none"
         )
-    partly = not guided.all()
-    if num_passes == 1 and (partly or guidance_reuse_interval > 1):
-        names = "guidance_start or guidance_stop" if partly else "guidance_reuse_interval"
-        raise UserError(
-            f"sampling.{names} is set, but guidance_scale is 1, which is no guidance: set only one "
-            "of them"
-        )
+    if num_passes == 1:
+        guided, guidance_reuse_interval = np.ones(steps, bool), 1
     all_passes = guided & ((np.cumsum(guided) - 1) % guidance_reuse_interval == 0)
     tables = GuidanceTables(all_passes, guided.astype(np.float32))
     return CacheTables(

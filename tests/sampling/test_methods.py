@@ -80,11 +80,6 @@ def test_settings_that_are_only_numbers_share_a_program():
             "start is 0.5 and guidance_stop 0.5",
         ),
         ({"guidance_start": 0.95}, "none of the 6 steps is from .*guidance_start=0.95"),
-        (
-            {"guidance_stop": 0.5, "guidance_scale": 1.0},
-            "guidance_scale is 1, which is no guidance",
-        ),
-        ({"guidance_reuse_interval": 2, "guidance_scale": 1.0}, "set only one of them"),
         ({"distilled": True}, "distilled from a guided one, and takes no guidance: leave"),
     ],
 )
