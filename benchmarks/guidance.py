@@ -26,6 +26,7 @@ SECTION = "guidance"
 CHECKPOINT = flags.DEFINE_string("checkpoint", "demo", "The model.")
 SCALES = flags.DEFINE_list("scales", ["1", "2", "3", "5", "7.5"], "Guidance scales.")
 RESCALES = flags.DEFINE_list("rescales", ["0.7"], "Guidance rescales.")
+STOPS = flags.DEFINE_list("stops", ["1"], "Shares of the run that guidance ends at.")
 CLIPS = flags.DEFINE_integer("clips", 96, "Clips of the validation split.")
 BATCH = flags.DEFINE_integer("batch_size", 16, "Clips sampled at once.")
 SHARE = flags.DEFINE_float("share", 0.3, "Of its way that a motion has to go to count.")
@@ -52,14 +53,14 @@ def measure(animate: ImageToVideo, clips: list[Drawn], **settings: float) -> dic
 def table(found: Sequence[Mapping[str, float]]) -> str:
     """Returns measurements in Markdown."""
     lines = [
-        "| guidance scale | rescale | motion right | one motion in the clip | first frame | "
-        "last frame | gradient | Fréchet distance |",
-        "|---|---|---|---|---|---|---|---|",
+        "| guidance scale | rescale | of the run | motion right | one motion in the clip | "
+        "first frame | last frame | gradient | Fréchet distance |",
+        "|---|---|---|---|---|---|---|---|---|",
     ]
     lines += [
-        f"| {one['guidance_scale']:g} | {one['guidance_rescale']:g} | {one['motion']:.1%} | "
-        f"{one['single']:.1%} | {one['first_frame_db']:.2f} dB | {one['last_frame_db']:.2f} dB | "
-        f"{one['sharpness']:.0%} | {one['distance']:.2f} |"
+        f"| {one['guidance_scale']:g} | {one['guidance_rescale']:g} | {one['guidance_stop']:.0%} | "
+        f"{one['motion']:.1%} | {one['single']:.1%} | {one['first_frame_db']:.2f} dB | "
+        f"{one['last_frame_db']:.2f} dB | {one['sharpness']:.0%} | {one['distance']:.2f} |"
         for one in found
     ]
     return "\n".join(lines)
@@ -67,15 +68,27 @@ def table(found: Sequence[Mapping[str, float]]) -> str:
 
 def main(_: Sequence[str]) -> None:
     """Samples, measures, and prints the table."""
-    scales, rescales = _numbers("scales", SCALES.value), _numbers("rescales", RESCALES.value)
+    settings = itertools.product(
+        _numbers("scales", SCALES.value),
+        _numbers("rescales", RESCALES.value),
+        _numbers("stops", STOPS.value),
+    )
     animate = ImageToVideo.from_pretrained(CHECKPOINT.value)
     chosen = animate.config.sampling
     clips = [
         draw(i, chosen.num_frames, chosen.height, split="validation") for i in range(CLIPS.value)
     ]
     found: list[dict[str, Any]] = []
-    for scale, rescale in itertools.product(scales, rescales):
-        found.append(measure(animate, clips, guidance_scale=scale, guidance_rescale=rescale))
+    for scale, rescale, stop in settings:
+        found.append(
+            measure(
+                animate,
+                clips,
+                guidance_scale=scale,
+                guidance_rescale=rescale,
+                guidance_stop=stop,
+            )
+        )
         timing.say(table(found[-1:]).splitlines()[-1])
     text = f"{timing.made_with()}\n\n{table(found)}\n\nOn {len(clips)} clips, {chosen.steps} steps."
     timing.say(text)
