@@ -11,9 +11,11 @@ moved is found by drawing the known scene again (`tracking.py`), without using t
 is right if every motion named in its caption goes the right way, by at least --share of the
 distance in a real clip of this speed, and nothing else moves that far.
 
---curve adds models by the clips that they had seen in training, --before a model to compare with.
+--curve adds models by the clips that they had seen in training, sampled as this one; --before adds
+a model to compare with, sampled as its own config says.
 """
 
+import dataclasses
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -52,6 +54,7 @@ from dynamicrafter_jax import cli
 from dynamicrafter_jax.data.synthetic import MOTIONS
 from dynamicrafter_jax.errors import UserError
 from dynamicrafter_jax.pipeline import ImageToVideo
+from dynamicrafter_jax.sampling.settings import SamplingSettings
 
 DOCUMENT = Path(__file__).parent.parent / "docs" / "results.md"
 SECTION = "demo quality"
@@ -211,6 +214,11 @@ def main(_: Sequence[str]) -> None:
     clips = [draw(i, chosen.num_frames, chosen.height) for i in range(CLIPS.value)]
     few = clips[: ABLATED.value]
     generator = Generator(animate, BATCH.value)
+
+    def alike(model: ImageToVideo) -> Generator:
+        settings = SamplingSettings.from_config(chosen)
+        return Generator(model, BATCH.value, **dataclasses.asdict(settings))
+
     found: dict[str, Any] = {
         "clips": len(clips),
         "ablated_clips": len(few),
@@ -236,7 +244,7 @@ def main(_: Sequence[str]) -> None:
         _keep(found)
     for seen, model in curve.items():
         known = model is animate
-        there = sampled.first(len(few)) if known else sample(Generator(model, BATCH.value), few)
+        there = sampled.first(len(few)) if known else sample(alike(model), few)
         found["curve"][seen] = measure_training(few, there)
         _keep(found)
     if before is not None:
