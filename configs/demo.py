@@ -64,7 +64,8 @@ def get_config() -> ConfigDict:
     config.sampling.width = 64
     config.sampling.steps = 8
     config.sampling.eta = 0.0
-    config.sampling.guidance_scale = 3.0
+    config.sampling.guidance_scale = 5.0
+    config.sampling.guidance_stop = 0.5  # later steps decide no motion, and have no guided pass
     config.sampling.fps = 12
     config.sampling.vae_frames = 64
 
