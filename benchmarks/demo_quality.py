@@ -214,11 +214,7 @@ def main(_: Sequence[str]) -> None:
     clips = [draw(i, chosen.num_frames, chosen.height) for i in range(CLIPS.value)]
     few = clips[: ABLATED.value]
     generator = Generator(animate, BATCH.value)
-
-    def alike(model: ImageToVideo) -> Generator:
-        settings = SamplingSettings.from_config(chosen)
-        return Generator(model, BATCH.value, **dataclasses.asdict(settings))
-
+    alike = dataclasses.asdict(SamplingSettings.from_config(chosen))
     found: dict[str, Any] = {
         "clips": len(clips),
         "ablated_clips": len(few),
@@ -243,8 +239,10 @@ def main(_: Sequence[str]) -> None:
         found["each"] = measure_each(generator, chosen.num_frames, chosen.height, EACH.value)
         _keep(found)
     for seen, model in curve.items():
-        known = model is animate
-        there = sampled.first(len(few)) if known else sample(alike(model), few)
+        if model is animate:
+            there = sampled.first(len(few))
+        else:
+            there = sample(Generator(model, BATCH.value, **alike), few)
         found["curve"][seen] = measure_training(few, there)
         _keep(found)
     if before is not None:

@@ -1,4 +1,4 @@
-r"""Measures what guidance does to drawn clips, to choose the scale of a model's config.
+r"""Measures what guidance does to drawn clips, to choose that of a model's config.
 
     python benchmarks/guidance.py --checkpoint=demo --write_docs
 
@@ -80,15 +80,8 @@ def main(_: Sequence[str]) -> None:
     ]
     found: list[dict[str, Any]] = []
     for scale, rescale, stop in settings:
-        found.append(
-            measure(
-                animate,
-                clips,
-                guidance_scale=scale,
-                guidance_rescale=rescale,
-                guidance_stop=stop,
-            )
-        )
+        guidance = {"guidance_scale": scale, "guidance_rescale": rescale, "guidance_stop": stop}
+        found.append(measure(animate, clips, **guidance))
         timing.say(table(found[-1:]).splitlines()[-1])
     text = f"{timing.made_with()}\n\n{table(found)}\n\nOn {len(clips)} clips, {chosen.steps} steps."
     timing.say(text)
