@@ -41,7 +41,7 @@ def test_sampling_is_planned_and_kept(tmp_path: Path):
     assert json.loads(again.stdout) == found
 
 
-def test_training_sends_what_fsdp_must(tmp_path: Path):
+def test_training_from_a_cache_sends_what_fsdp_must(tmp_path: Path):
     done = plan(
         tmp_path,
         "--topology=v5e:2x2",
@@ -55,6 +55,7 @@ def test_training_sends_what_fsdp_must(tmp_path: Path):
     )
     assert done.returncode == 0, done.stderr
     (step,) = json.loads(done.stdout)["programs"]
+    assert step["name"] == "step"
     assert step["collectives"]["all-gather"]["bytes"] > 0
     assert step["memory_bytes"]["optimizer"] > 0
 
