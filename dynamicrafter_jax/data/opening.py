@@ -40,7 +40,17 @@ def open_examples(
     if not training:
         settings = dataclasses.replace(settings, condition_dropout=0.0, frames=None)
     if source.startswith(_SYNTHETIC):
-        return SyntheticExamples(settings, seed, source.removeprefix(_SYNTHETIC))
+        return SyntheticExamples(
+            settings,
+            seed,
+            source.removeprefix(_SYNTHETIC),
+            motions=config.data.motions if training else (),
+            motions_share=float(config.data.motions_share) if training else 0.0,
+        )
+    if training and config.data.motions:
+        raise UserError(
+            f"data.motions is for drawn clips, and data.source is {source}: leave it empty"
+        )
     if is_cache(source):
         examples = CachedExamples(source, settings, seed, videos=config.data.videos)
         check_networks(source, examples.recipe, config)

@@ -39,6 +39,9 @@ SETTINGS = ClipSettings(
 )
 
 
+CHOICES = (None, ("clockwise",), ("anticlockwise",))
+
+
 class Broken:
     """A source of one video that can't be read: its sample is blank, with every array."""
 
@@ -104,6 +107,27 @@ def test_conditions_are_dropped_as_often_as_said():
     assert {int(sample["frame"]) for sample in drawn} == {0, 1}
 
 
+def test_some_motions_can_be_shown_more_often():
+    def drawn(**chosen: Any) -> list[dict[str, Any]]:
+        small = replace(SETTINGS, height=8, width=8, num_frames=2, condition_dropout=0.0)
+        samples = SyntheticExamples(small, 3, **chosen)
+        return [dict(samples(index)) for index in range(100)]
+
+    turns = ("clockwise", "anticlockwise")
+    seen = []
+    for sample, usual in zip(drawn(motions=turns, motions_share=0.6), drawn(), strict=True):
+        scenes = [draw_scene(int(sample["item"]), motions=motions) for motions in CHOICES]
+        captions = [tokenize([scene.caption], 77)[0].tolist() for scene in scenes]
+        seen.append(captions.index(sample["ids"].tolist()))
+        frames = Renderer(scenes[seen[-1]], 8, 8).frames(trajectory(scenes[seen[-1]], 2))
+        np.testing.assert_array_equal(sample["video"], frames)
+        if seen[-1] == 0:
+            assert all(np.array_equal(sample[name], usual[name]) for name in usual)
+    for chosen in (1, 2):
+        assert seen.count(chosen) == pytest.approx(30, abs=14)
+    assert seen.count(0) == pytest.approx(40, abs=14)
+
+
 def test_seeds_have_clips_of_their_own_but_for_tests():
     def numbers(seed: int, split: str) -> set[int]:
         small = replace(SETTINGS, height=4, width=4, num_frames=1)
@@ -136,6 +160,15 @@ def test_a_config_names_the_split():
     whole = open_examples(config, "synthetic:test", 5, training=False)(2)
     np.testing.assert_array_equal(whole["video"], found["video"])
     config.data.frames = None
+    config.data.motions, config.data.motions_share = ("left",), 1.0
+    moved = open_examples(config, "synthetic:test", 5)(2)
+    assert not np.array_equal(moved["video"], found["video"])
+    np.testing.assert_array_equal(
+        open_examples(config, "synthetic:test", 5, training=False)(2)["video"], found["video"]
+    )
+    with pytest.raises(UserError, match=r"data\.motions is for drawn clips"):
+        open_examples(config, "videos", 0)
+    config.data.motions, config.data.motions_share = (), 0.0
     assert found["ids"].tolist() == tokenize([draw_scene(2, "test").caption], 77)[0].tolist()
     with pytest.raises(UserError, match="synthetic:new is unknown: choose from synthetic:train, s"):
         open_examples(config, "synthetic:new", 0)
@@ -150,6 +183,11 @@ def test_mistakes_are_named():
         SyntheticExamples(SETTINGS, -1)
     with pytest.raises(UserError, match=r"data\.fs is 'stride': set it to 'fps' for drawn clips"):
         SyntheticExamples(replace(SETTINGS, fs="stride"), 0)
+    with pytest.raises(UserError, match=r"data\.motions has 'spin': choose from left, right"):
+        SyntheticExamples(SETTINGS, 0, motions=("left", "spin"))
+    for motions, share in (((), 0.5), (("left",), 1.5)):
+        with pytest.raises(UserError, match=rf"data\.motions_share is {share}: give 0 to 1"):
+            SyntheticExamples(SETTINGS, 0, motions=motions, motions_share=share)
     with pytest.raises(UserError, match="clips is 0: give 1 or more"):
         ClipSet(clips=0)
 

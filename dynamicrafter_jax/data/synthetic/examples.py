@@ -1,12 +1,15 @@
 """Training samples from drawn clips."""
 
 import hashlib
+from collections.abc import Sequence
 from typing import cast
 
 import numpy as np
 
 from dynamicrafter_jax.data.clips import PROBLEM_BYTES, Example, drawn_arrays, prompt_ids
 from dynamicrafter_jax.data.draws import ClipSettings, draw_clip
+from dynamicrafter_jax.data.synthetic.dice import Dice
+from dynamicrafter_jax.data.synthetic.motion import MOTIONS, Motion
 from dynamicrafter_jax.data.synthetic.photographs import SPLITS, Split
 from dynamicrafter_jax.data.synthetic.rendering import Renderer
 from dynamicrafter_jax.data.synthetic.scenes import draw_scene, trajectory
@@ -22,13 +25,30 @@ class SyntheticExamples:
     `item` is the clip's number. Prompts and images are dropped as they are for videos.
     """
 
-    def __init__(self, settings: ClipSettings, seed: int, split: str = "train") -> None:
-        """Prepares the samples of a split; they depend on nothing but the three arguments.
+    def __init__(
+        self,
+        settings: ClipSettings,
+        seed: int,
+        split: str = "train",
+        *,
+        motions: Sequence[str] = (),
+        motions_share: float = 0.0,
+    ) -> None:
+        """Prepares the samples of a split; they depend on nothing but the arguments.
 
         A clip of stride n is every n-th frame of a longer clip, which can have any length.
 
+        Args:
+            settings: How clips are cut.
+            seed: Seed of the run.
+            split: One of `SPLITS`.
+            motions: Motions to show more often than the others, from `MOTIONS`.
+            motions_share: Share of clips in which one of `motions` is all that happens. The others
+                are what they are without.
+
         Raises:
-            UserError: The seed is negative, there is no such split, or `fs` is the stride.
+            UserError: The seed is negative, there is no such split or motion, the share is out of
+                range or has no motions, or `fs` is the stride.
         """
         if seed < 0:
             raise UserError(f"train.seed is {seed}: give 0 or more")
@@ -39,7 +59,15 @@ class SyntheticExamples:
             raise UserError(
                 "data.fs is 'stride': set it to 'fps' for drawn clips, whose speeds depend on it"
             )
+        unknown = [motion for motion in motions if motion not in MOTIONS]
+        if unknown:
+            raise UserError(f"data.motions has {unknown[0]!r}: choose from {', '.join(MOTIONS)}")
+        if not 0 <= motions_share <= (1 if motions else 0):
+            raise UserError(
+                f"data.motions_share is {motions_share}: give 0 to 1, and 0 without data.motions"
+            )
         self._settings, self._seed = settings, seed
+        self._motions, self._motions_share = cast(Sequence[Motion], motions), motions_share
         self._split: Split = cast(Split, split)
 
     def __len__(self) -> int:
@@ -50,7 +78,7 @@ class SyntheticExamples:
         """Makes a sample."""
         settings = self._settings
         number = _mix(self._seed, index) if self._split == "train" else index
-        scene = draw_scene(number, self._split)
+        scene = draw_scene(number, self._split, motions=self._chosen(number))
         renderer = Renderer(scene, settings.height, settings.width)
         longest = settings.num_frames * settings.max_stride
         draw = draw_clip(self._seed, index, longest, settings)
@@ -68,6 +96,11 @@ class SyntheticExamples:
             "fs": np.asarray(settings.fs_condition(scene.fps, draw.stride), np.float32),
             "problem": np.asarray(b"", f"S{PROBLEM_BYTES}"),
         }
+
+    def _chosen(self, number: int) -> tuple[Motion] | None:
+        """Draws what replaces the motions of a clip, or None."""
+        dice = Dice(number, f"{self._split} chosen motions")
+        return (dice.choose(self._motions),) if dice.chance(self._motions_share) else None
 
 
 def _mix(seed: int, index: int) -> int:
