@@ -8,9 +8,12 @@ find out but the motion that the caption names. The model's prediction of the cl
 decoded and compared with the clip, once with the caption and once with an empty prompt. The
 difference shows what the words are worth. Clips and timesteps are the same for all models, and so
 is the noise if their latents have the same shape.
+
+With --each_clips, clips of one motion each are judged too, told their caption and then that of the
+opposite motion: where that makes no difference, a model does not tell the two apart.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -20,6 +23,7 @@ import timing
 from absl import flags
 from drawn_clips import Drawn, draw, psnr, reconstruct
 from jaxtyping import Array, Float, Int, PyTree, UInt8
+from judging import OPPOSITES
 
 from dynamicrafter_jax import cli, conditioning
 from dynamicrafter_jax.conditioning import Conditioning
@@ -35,6 +39,7 @@ from dynamicrafter_jax.training.inputs import pixels
 
 MODEL = flags.DEFINE_multi_string("model", [], "NAME=MODEL, as few_frames=runs/few_model.")
 CLIPS = flags.DEFINE_integer("clips", 96, "Clips of the validation split.")
+EACH = flags.DEFINE_integer("each_clips", 0, "Validation clips of each motion by itself.")
 BATCH = flags.DEFINE_integer("batch_size", 8, "Clips at once.")
 TIMESTEPS = flags.DEFINE_multi_integer("timestep", [600, 733, 866, 999], "Where to judge.")
 JSON = flags.DEFINE_string("json", None, "Write the measurements to this file.")
@@ -126,8 +131,12 @@ def clean_clips(
     )
 
 
-def measure(animate: ImageToVideo, clips: Sequence[Drawn]) -> Seen:
-    """Measures a model on clips."""
+Judge = Callable[[Sequence[Drawn], Sequence[str], int], float]
+"""Returns the mean PSNR of a model's predictions for clips under captions, at a timestep."""
+
+
+def make_judge(animate: ImageToVideo) -> Judge:
+    """Returns the judge of a model, which compiles once."""
     schedule = make_schedule(**animate.config.diffusion.to_dict())
     length = animate.models.text_encoder.context_length
 
@@ -136,7 +145,7 @@ def measure(animate: ImageToVideo, clips: Sequence[Drawn]) -> Seen:
         unet = conditioning.conditioned_unet(animate.models, params)
         return clean_clips(animate.models, schedule, params, unet, *arguments)
 
-    def judge(captions: Sequence[str], timestep: int) -> float:
+    def judge(clips: Sequence[Drawn], captions: Sequence[str], timestep: int) -> float:
         found = []
         for start in range(0, len(clips), BATCH.value):
             # The last clips come twice where they do not fill a batch; only once they count.
@@ -154,13 +163,56 @@ def measure(animate: ImageToVideo, clips: Sequence[Drawn]) -> Seen:
             found += decibels[: len(clips) - start].tolist()
         return float(np.mean(found))
 
+    return judge
+
+
+def measure(animate: ImageToVideo, judge: Judge, clips: Sequence[Drawn]) -> Seen:
+    """Measures a model on clips."""
     captions = [clip.scene.caption for clip in clips]
     with animate.sampler.in_force():
-        told = {t: judge(captions, t) for t in TIMESTEPS.value}
-        untold = {t: judge([""] * len(clips), t) for t in TIMESTEPS.value}
+        told = {t: judge(clips, captions, t) for t in TIMESTEPS.value}
+        untold = {t: judge(clips, [""] * len(clips), t) for t in TIMESTEPS.value}
     through = np.stack([reconstruct(animate, clip.video) for clip in clips])
     real = np.stack([clip.video for clip in clips])
     return Seen(told, untold, float(psnr(through, real).mean()))
+
+
+def measure_opposites(
+    animate: ImageToVideo, judge: Judge, count: int, timesteps: Sequence[int]
+) -> dict[str, dict[int, float]]:
+    """Returns how much each motion's caption is worth over that of its opposite, in dB.
+
+    Args:
+        animate: The model.
+        judge: Its judge.
+        count: Clips of each motion.
+        timesteps: Where to judge.
+
+    Returns:
+        For each pair of opposites, the difference by timestep, as a mean of both motions.
+    """
+    chosen = animate.config.sampling
+    found: dict[str, dict[int, float]] = {}
+    for pair in OPPOSITES:
+        clips = [
+            [
+                draw(number, chosen.num_frames, chosen.height, "validation", (motion,))
+                for number in range(count)
+            ]
+            for motion in pair
+        ]
+        captions = [[clip.scene.caption for clip in some] for some in clips]
+        with animate.sampler.in_force():
+            found[" and ".join(pair).replace("_", " ")] = {
+                timestep: sum(
+                    judge(clips[i], captions[i], timestep)
+                    - judge(clips[i], captions[1 - i], timestep)
+                    for i in (0, 1)
+                )
+                / 2
+                for timestep in timesteps
+            }
+    return found
 
 
 def table(found: dict[str, Seen]) -> str:
@@ -176,6 +228,19 @@ def table(found: dict[str, Seen]) -> str:
         [name, f"{seen.mean:.2f}", f"{seen.gain:.2f}", f"{seen.vae:.2f}"]
         + [f"{value:.2f}" for value in seen.told.values()]
         for name, seen in sorted(found.items(), key=lambda pair: -pair[1].mean)
+    ]
+    return timing.markdown(columns, rows)
+
+
+def opposites_table(opposites: Mapping[str, Mapping[str, Mapping[int, float]]]) -> str:
+    """Returns in Markdown what captions are worth over their opposites, by model and motions."""
+    lines = [
+        (name, pair, values) for name, pairs in opposites.items() for pair, values in pairs.items()
+    ]
+    columns = ["model", "motions", *(f"at {timestep} (dB)" for timestep in lines[0][2])]
+    rows = [
+        [name, pair, *(f"{value:+.2f}" for value in values.values())]
+        for name, pair, values in lines
     ]
     return timing.markdown(columns, rows)
 
@@ -201,20 +266,27 @@ def main(_: Sequence[str]) -> None:
         name: ImageToVideo.from_pretrained(path) for name, path in models_of(MODEL.value).items()
     }
     found: dict[str, Seen] = {}
+    opposites: dict[str, dict[str, dict[int, float]]] = {}
     for name, animate in models.items():
         chosen = animate.config.sampling
         clips = [
             draw(number, chosen.num_frames, chosen.height, "validation")
             for number in range(CLIPS.value)
         ]
-        found[name] = measure(animate, clips)
+        judge = make_judge(animate)
+        found[name] = measure(animate, judge, clips)
+        if EACH.value:
+            opposites[name] = measure_opposites(animate, judge, EACH.value, TIMESTEPS.value)
         if JSON.value is not None:  # at once: the next model may fail
             values: dict[str, Any] = {
                 one: {**seen._asdict(), "mean": seen.mean, "gain": seen.gain}
                 for one, seen in found.items()
             }
-            timing.write_json(JSON.value, {"clips": CLIPS.value, "models": values})
+            content = {"clips": CLIPS.value, "models": values, "opposites": opposites}
+            timing.write_json(JSON.value, content)
     timing.say(table(found))
+    if opposites:
+        timing.say(opposites_table(opposites))
 
 
 if __name__ == "__main__":

@@ -62,6 +62,23 @@ def test_words_are_worth_what_they_add():
     assert [line.split()[1] for line in lines[2:]] == ["better", "worse"]
 
 
+def test_a_caption_is_held_against_that_of_the_opposite():
+    def judge(some, captions, timestep):
+        told = [clip.scene.caption == caption for clip, caption in zip(some, captions, strict=True)]
+        (motion,) = {clip.scene.motions for clip in some}
+        knows = motion in {("left",), ("zoom_in",), ("zoom_out",)}
+        return 20.0 + timestep * np.mean(told) * knows
+
+    found = demo_search.measure_opposites(tiny.micro(), judge, 2, [600, 999])
+    assert len(found) == 7
+    assert found["left and right"] == {600: 300, 999: 499.5}
+    assert found["zoom in and zoom out"] == {600: 600, 999: 999}
+    assert found["clockwise and anticlockwise"] == {600: 0, 999: 0}
+    lines = demo_search.opposites_table({"a": found}).splitlines()
+    assert len(lines) == 9
+    assert " ".join(lines[2].split()) == "| a | left and right | +300.00 | +499.50 |"
+
+
 @pytest.mark.parametrize("entries, message", [
     ((), "--model is needed"),
     (("a",), "--model=a is not NAME=MODEL"),
