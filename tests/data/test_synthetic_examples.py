@@ -16,7 +16,13 @@ from dynamicrafter_jax.data.clips import VideoExamples
 from dynamicrafter_jax.data.draws import ClipSettings
 from dynamicrafter_jax.data.opening import open_examples
 from dynamicrafter_jax.data.sources import open_source
-from dynamicrafter_jax.data.synthetic import Renderer, SyntheticExamples, draw_scene, trajectory
+from dynamicrafter_jax.data.synthetic import (
+    Motion,
+    Renderer,
+    SyntheticExamples,
+    draw_scene,
+    trajectory,
+)
 from dynamicrafter_jax.data.synthetic.clip_sets import ClipSet, write_folder
 from dynamicrafter_jax.data.synthetic.tfds import SyntheticMotion, prepare
 from dynamicrafter_jax.data.tfds.source import open_tfds
@@ -39,7 +45,7 @@ SETTINGS = ClipSettings(
 )
 
 
-CHOICES = (None, ("clockwise",), ("anticlockwise",))
+CHOICES: tuple[tuple[Motion, ...] | None, ...] = (None, ("clockwise",), ("anticlockwise",))
 
 
 class Broken:
