@@ -27,6 +27,7 @@ from judging import OPPOSITES
 
 from dynamicrafter_jax import cli, conditioning
 from dynamicrafter_jax.conditioning import Conditioning
+from dynamicrafter_jax.data.synthetic import Motion
 from dynamicrafter_jax.diffusion.prediction import add_noise, per_sample, to_x0_and_eps
 from dynamicrafter_jax.diffusion.schedule import Schedule, make_schedule
 from dynamicrafter_jax.errors import UserError
@@ -34,6 +35,7 @@ from dynamicrafter_jax.models import Models
 from dynamicrafter_jax.pipeline import ImageToVideo
 from dynamicrafter_jax.sampling import stages
 from dynamicrafter_jax.sampling.sampler import shown_frames
+from dynamicrafter_jax.sampling.settings import SamplingSettings
 from dynamicrafter_jax.tokenizer import tokenize
 from dynamicrafter_jax.training.inputs import pixels
 
@@ -151,14 +153,15 @@ def make_judge(animate: ImageToVideo) -> Judge:
             # The last clips come twice where they do not fill a batch; only once they count.
             chosen = [min(start + row, len(clips) - 1) for row in range(BATCH.value)]
             video = np.stack([clips[i].video for i in chosen])
-            made = clean(
-                animate.params,
+            arguments = (
                 jnp.asarray(video),
                 jnp.asarray(tokenize([captions[i] for i in chosen], length), jnp.int32),
                 jnp.asarray([clips[i].scene.fps for i in chosen], jnp.float32),
                 jnp.asarray(chosen, jnp.int32),
                 jnp.asarray(timestep, jnp.int32),
             )
+            with animate.sampler.in_force():
+                made = clean(animate.params, *arguments)
             decibels = psnr(shown_frames(np.asarray(made), loop=False), video)
             found += decibels[: len(clips) - start].tolist()
         return float(np.mean(found))
@@ -169,49 +172,43 @@ def make_judge(animate: ImageToVideo) -> Judge:
 def measure(animate: ImageToVideo, judge: Judge, clips: Sequence[Drawn]) -> Seen:
     """Measures a model on clips."""
     captions = [clip.scene.caption for clip in clips]
-    with animate.sampler.in_force():
-        told = {t: judge(clips, captions, t) for t in TIMESTEPS.value}
-        untold = {t: judge(clips, [""] * len(clips), t) for t in TIMESTEPS.value}
+    told = {t: judge(clips, captions, t) for t in TIMESTEPS.value}
+    untold = {t: judge(clips, [""] * len(clips), t) for t in TIMESTEPS.value}
     through = np.stack([reconstruct(animate, clip.video) for clip in clips])
     real = np.stack([clip.video for clip in clips])
     return Seen(told, untold, float(psnr(through, real).mean()))
 
 
 def measure_opposites(
-    animate: ImageToVideo, judge: Judge, count: int, timesteps: Sequence[int]
+    judge: Judge, settings: SamplingSettings, count: int, timesteps: Sequence[int]
 ) -> dict[str, dict[int, float]]:
     """Returns how much each motion's caption is worth over that of its opposite, in dB.
 
     Args:
-        animate: The model.
-        judge: Its judge.
+        judge: The judge of a model.
+        settings: The model's, for the size of clips.
         count: Clips of each motion.
         timesteps: Where to judge.
 
     Returns:
         For each pair of opposites, the difference by timestep, as a mean of both motions.
     """
-    chosen = animate.config.sampling
+
+    def drawn(motion: Motion) -> list[Drawn]:
+        frames, side = settings.num_frames, settings.height
+        return [draw(number, frames, side, "validation", (motion,)) for number in range(count)]
+
     found: dict[str, dict[int, float]] = {}
     for pair in OPPOSITES:
-        clips = [
-            [
-                draw(number, chosen.num_frames, chosen.height, "validation", (motion,))
-                for number in range(count)
-            ]
-            for motion in pair
-        ]
-        captions = [[clip.scene.caption for clip in some] for some in clips]
-        with animate.sampler.in_force():
-            found[" and ".join(pair).replace("_", " ")] = {
-                timestep: sum(
-                    judge(clips[i], captions[i], timestep)
-                    - judge(clips[i], captions[1 - i], timestep)
-                    for i in (0, 1)
-                )
-                / 2
-                for timestep in timesteps
-            }
+        one, other = map(drawn, pair)
+        gains: dict[int, float] = {}
+        for timestep in timesteps:
+            gains[timestep] = 0.0
+            for clips, opposites in ((one, other), (other, one)):
+                told = judge(clips, [clip.scene.caption for clip in clips], timestep)
+                misled = judge(clips, [clip.scene.caption for clip in opposites], timestep)
+                gains[timestep] += (told - misled) / 2
+        found[" and ".join(pair).replace("_", " ")] = gains
     return found
 
 
@@ -276,7 +273,9 @@ def main(_: Sequence[str]) -> None:
         judge = make_judge(animate)
         found[name] = measure(animate, judge, clips)
         if EACH.value:
-            opposites[name] = measure_opposites(animate, judge, EACH.value, TIMESTEPS.value)
+            opposites[name] = measure_opposites(
+                judge, SamplingSettings.from_config(chosen), EACH.value, TIMESTEPS.value
+            )
         if JSON.value is not None:  # at once: the next model may fail
             values: dict[str, Any] = {
                 one: {**seen._asdict(), "mean": seen.mean, "gain": seen.gain}

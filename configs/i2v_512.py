@@ -113,8 +113,8 @@ def get_config() -> ConfigDict:
     config.data.condition_dropout = 0.05  # p: a share 2p of prompts and 2p of images is dropped
     config.data.random_frame = True  # the conditioning image is any frame; False: the first
     config.data.frames = placeholder(int)  # frames to read from a clip, at random; unset: all
-    config.data.motions = ()  # of drawn clips: one of these alone is in
-    config.data.motions_share = 0.0  # this share of them
+    config.data.motions = ()  # of drawn clips, to be shown more often
+    config.data.motions_share = 0.0  # of drawn clips: one of `motions` is all that happens
     config.data.workers = 4  # processes that read videos, on each host; 0: none
     config.data.prefetch = 2  # batches that each of them keeps ready
 

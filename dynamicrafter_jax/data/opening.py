@@ -49,7 +49,7 @@ def open_examples(
         )
     if training and config.data.motions:
         raise UserError(
-            f"data.motions is for drawn clips, and data.source is {source}: leave it empty"
+            f"data.motions is for drawn clips alone, and data.source is {source}: set it to ()"
         )
     if is_cache(source):
         examples = CachedExamples(source, settings, seed, videos=config.data.videos)

@@ -10,6 +10,7 @@ from random_clips import clips
 
 from dynamicrafter_jax.diffusion.schedule import make_schedule
 from dynamicrafter_jax.errors import UserError
+from dynamicrafter_jax.sampling.settings import SamplingSettings
 from dynamicrafter_jax.training.inputs import pixels
 
 (demo_search,) = benchmark_modules.load("demo_search")
@@ -69,7 +70,8 @@ def test_a_caption_is_held_against_that_of_the_opposite():
         knows = motion in {("left",), ("zoom_in",), ("zoom_out",)}
         return 20.0 + timestep * np.mean(told) * knows
 
-    found = demo_search.measure_opposites(tiny.micro(), judge, 2, [600, 999])
+    settings = SamplingSettings.from_config(tiny.micro().config.sampling)
+    found = demo_search.measure_opposites(judge, settings, 2, [600, 999])
     assert len(found) == 7
     assert found["left and right"] == {600: 300, 999: 499.5}
     assert found["zoom in and zoom out"] == {600: 600, 999: 999}

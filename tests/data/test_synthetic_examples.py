@@ -172,7 +172,7 @@ def test_a_config_names_the_split():
     np.testing.assert_array_equal(
         open_examples(config, "synthetic:test", 5, training=False)(2)["video"], found["video"]
     )
-    with pytest.raises(UserError, match=r"data\.motions is for drawn clips"):
+    with pytest.raises(UserError, match=r"data\.motions is for drawn clips alone, .* videos: set"):
         open_examples(config, "videos", 0)
     config.data.motions, config.data.motions_share = (), 0.0
     assert found["ids"].tolist() == tokenize([draw_scene(2, "test").caption], 77)[0].tolist()
@@ -191,8 +191,8 @@ def test_mistakes_are_named():
         SyntheticExamples(replace(SETTINGS, fs="stride"), 0)
     with pytest.raises(UserError, match=r"data\.motions has 'spin': choose from left, right"):
         SyntheticExamples(SETTINGS, 0, motions=("left", "spin"))
-    for motions, share in (((), 0.5), (("left",), 1.5)):
-        with pytest.raises(UserError, match=rf"data\.motions_share is {share}: give 0 to 1"):
+    for motions, share in (((), 0.5), (("left",), 1.5), (("left",), 0.0)):
+        with pytest.raises(UserError, match=rf"data\.motions_share {share}: give motions and a"):
             SyntheticExamples(SETTINGS, 0, motions=motions, motions_share=share)
     with pytest.raises(UserError, match="clips is 0: give 1 or more"):
         ClipSet(clips=0)

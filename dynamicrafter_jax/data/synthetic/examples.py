@@ -48,7 +48,8 @@ class SyntheticExamples:
 
         Raises:
             UserError: The seed is negative, there is no such split or motion, the share is out of
-                range or has no motions, or `fs` is the stride.
+                range, there are motions without a share or a share without motions, or `fs` is
+                the stride.
         """
         if seed < 0:
             raise UserError(f"train.seed is {seed}: give 0 or more")
@@ -62,9 +63,10 @@ class SyntheticExamples:
         unknown = [motion for motion in motions if motion not in MOTIONS]
         if unknown:
             raise UserError(f"data.motions has {unknown[0]!r}: choose from {', '.join(MOTIONS)}")
-        if not 0 <= motions_share <= (1 if motions else 0):
+        if not 0 <= motions_share <= 1 or bool(motions_share) != bool(motions):
             raise UserError(
-                f"data.motions_share is {motions_share}: give 0 to 1, and 0 without data.motions"
+                f"data.motions is {tuple(motions)} and data.motions_share {motions_share}: give "
+                "motions and a share above 0, up to 1, or neither"
             )
         self._settings, self._seed = settings, seed
         self._motions, self._motions_share = cast(Sequence[Motion], motions), motions_share
