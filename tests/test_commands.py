@@ -40,8 +40,15 @@ READ = (
     *("config.init.checkpoint", "config.init.towers", "config.data.source"),
 )
 WRITTEN = ("output", "output_dir", "workdir", "save_latents", "save_video")
-# A recipe is run for as many steps as show that it begins, saves and becomes a model.
-FEW_STEPS = ["--config.train.steps=2"]
+# A recipe is run for as many steps as show that it begins, saves and becomes a model; videos are
+# sampled in few steps, unless a command says how many, and batches and data sets have few clips.
+LESS = {
+    "sample.py": ["--config.sampling.steps=3"],
+    "train.py": [
+        f"--config.train.{flag}" for flag in ("steps=2", "batch_size=2", "sample_every=0")
+    ],
+    "dynamicrafter_jax.data.synthetic": ["--clips=4"],
+}
 # What makes the environment that tests run in already.
 ACTIVATION = ["source", ".venv/bin/activate"]
 
@@ -188,7 +195,8 @@ def test_documents_run_from_top_to_bottom(document: Path, tmp_path: Path):
             snippets.append(block.text)
             continue
         for words in block.programs:
-            run(tmp_path, words + FEW_STEPS * (words[0] == "train.py"))
+            program = words[1] if words[0] == "-m" else words[0]
+            run(tmp_path, [*words, *LESS.get(program, ())])
     if snippets:
         (tmp_path / "snippets.py").write_text("\n".join(snippets))
         run(tmp_path, ["snippets.py"])

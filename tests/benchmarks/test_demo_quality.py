@@ -1,5 +1,7 @@
 """How videos of drawn clips are judged, and what a model has to do without."""
 
+from typing import Any
+
 import benchmark_modules
 import jax.numpy as jnp
 import numpy as np
@@ -136,6 +138,33 @@ def test_each_clip_is_sampled_alike_in_any_batch():
     two, three = (drawn_clips.Generator(animate, size, steps=2)(clips) for size in (2, 3))
     assert two.shape == (3, chosen.num_frames, chosen.height, chosen.width, 3)
     assert np.abs(two.astype(int) - three).max() <= 1
+
+
+def test_what_a_folder_has_is_not_sampled_again(tmp_path, monkeypatch):
+    sampled = []
+
+    def sample(self, clips, first, without, interpolate):
+        sampled.append((first, without, interpolate))
+        return np.full((len(clips), 1, 1, 1, 3), first, np.uint8)
+
+    monkeypatch.setattr(drawn_clips.Generator, "_sample", sample)
+    clips = [drawn_clips.draw(number, 2, 16) for number in range(3)]
+
+    def videos(steps=2, clips=clips, **how):
+        generator = drawn_clips.Generator(tiny.micro(), 2, tmp_path, steps=steps)
+        return generator(clips, **how).ravel().tolist()
+
+    assert videos() == videos() == [0] * 6 + [2] * 3
+    assert sampled == [(0, "nothing", False), (2, "nothing", False)]
+    changes: tuple[Any, ...] = (
+        {"without": "text"},
+        {"interpolate": True},
+        {"steps": 3},
+        {"clips": clips[::-1]},
+    )
+    for count, changed in enumerate(changes, 2):
+        videos(**changed)
+        assert len(sampled) == 2 * count
 
 
 def _fitted(video, width):

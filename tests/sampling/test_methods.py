@@ -41,16 +41,15 @@ def sample(model: ImageToVideo, rows: slice, **settings) -> np.ndarray:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("solver", SOLVERS)
-def test_a_clip_is_the_same_alone_in_a_batch_and_on_eight_devices(relative_error, solver):
+def test_a_clip_is_the_same_alone_and_in_a_batch_on_eight_devices(relative_error, solver):
     settings = {"solver": solver, **METHODS[solver]}
-    batch = sample(tiny.micro(), slice(0, 4), **settings)
-    assert np.isfinite(batch).all() and not np.allclose(batch[0], batch[1])
-    alone = sample(tiny.micro(), slice(2, 3), **settings)
-    assert relative_error(alone[0], batch[2]) < 2e-5
     config = tiny.micro().config.copy_and_resolve_references()
     config.mesh.data = 8
     split = ImageToVideo(config, tiny.micro().params)
-    assert relative_error(sample(split, slice(0, 4), **settings), batch) < 2e-5
+    batch = sample(split, slice(0, 4), **settings)
+    assert np.isfinite(batch).all() and not np.allclose(batch[0], batch[1])
+    alone = sample(tiny.micro(), slice(2, 3), **settings)
+    assert relative_error(alone[0], batch[2]) < 2e-5
 
 
 def test_settings_that_are_only_numbers_share_a_program():

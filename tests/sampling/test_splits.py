@@ -26,9 +26,7 @@ from dynamicrafter_jax.planning.hlo import read_program
 from dynamicrafter_jax.training.throughput import product_flops
 
 MIXES: list[dict[str, int]] = [
-    {"data": 8},
     {"fsdp": 8},
-    {"sequence": 4},
     {"data": 2, "sequence": 2, "tensor": 2},
     {"data": 2, "fsdp": 2, "sequence": 2},
 ]

@@ -7,8 +7,10 @@ import numpy as np
 import pytest
 import runs
 
-STEPS = 40
-KILLS = 10
+pytestmark = pytest.mark.slow
+
+STEPS = 45
+KILLS = 3
 
 # Most of a restart is to trace and to load what was compiled: less of a network, less time.
 FLAGS = (
@@ -19,8 +21,10 @@ FLAGS = (
 
 # Before any run: the steps at which it is killed, and how many seconds later: not past the end.
 DRAW = np.random.default_rng(2310_12190)
-KILLED_AT = np.sort(DRAW.integers(1, STEPS - 10, KILLS)).tolist()
+KILLED_AT = np.sort(DRAW.integers(1, 30, KILLS)).tolist()
 LATER = DRAW.uniform(0, 0.5, KILLS).tolist()
+# Then it is asked to stop after a step that is not saved anyway.
+ASKED_AT = 32
 
 
 @pytest.fixture(scope="module")
@@ -52,8 +56,7 @@ def assert_same(workdir, uninterrupted):
         assert np.array_equal(ours[name], array), name
 
 
-@pytest.mark.slow
-def test_ten_kills_change_no_loss_and_no_parameter(tmp_path, videos, uninterrupted):
+def test_kills_and_a_wish_to_stop_change_no_loss_and_no_parameter(tmp_path, videos, uninterrupted):
     for step, later in zip(KILLED_AT, LATER, strict=True):
         process = runs.start(tmp_path, videos, *FLAGS)
         wait_for(tmp_path, step, process)
@@ -61,20 +64,13 @@ def test_ten_kills_change_no_loss_and_no_parameter(tmp_path, videos, uninterrupt
         process.send_signal(signal.SIGKILL)
         process.communicate()
         assert process.returncode == -signal.SIGKILL
-    runs.finish(runs.start(tmp_path, videos, *FLAGS))
-    assert_same(tmp_path, uninterrupted)
-
-
-@pytest.mark.slow
-def test_a_run_that_is_asked_to_stop_loses_no_step(tmp_path, videos, uninterrupted):
-    flags = [*FLAGS, "--config.train.checkpoint_every=1000"]
-    process = runs.start(tmp_path, videos, *flags)
-    wait_for(tmp_path, 7, process)
+    process = runs.start(tmp_path, videos, *FLAGS)
+    wait_for(tmp_path, ASKED_AT, process)
     process.send_signal(signal.SIGTERM)
     said = runs.finish(process, status=143)
     last = max(runs.losses(tmp_path))
     assert f"stopped after step {last}, which is saved: run the same command to resume" in said
     assert (tmp_path / "checkpoints" / str(last)).is_dir()
-    said = runs.finish(runs.start(tmp_path, videos, *flags))
+    said = runs.finish(runs.start(tmp_path, videos, *FLAGS))
     assert f"step {last + 1}/{STEPS}" in said and f"step {last}/{STEPS}" not in said
     assert_same(tmp_path, uninterrupted)

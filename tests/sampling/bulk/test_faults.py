@@ -12,7 +12,8 @@ import pytest
 
 pytestmark = pytest.mark.slow
 
-KILLS = 10
+KILLS = 5
+CLIPS = 30  # and one whose picture is missing
 ROWS = [
     {
         "id": f"r{i:02d}",
@@ -20,9 +21,9 @@ ROWS = [
         "prompt": f"prompt {i % 3}",
         "seed": i,
         "guidance_scale": 2 + i,
-        "steps": 20 + i % 2,
+        "steps": 6 + i % 2,
     }
-    for i in range(43)
+    for i in range(CLIPS + 1)
 ]
 FLAGS = ("--batch_size=2",)
 
@@ -50,8 +51,8 @@ def undisturbed(folder, checkpoint):
     """The folder of a job that nothing happened to, but for one picture that is missing."""
     process = bulk_jobs.start(folder / "table.jsonl", folder / "whole", checkpoint, *FLAGS)
     said, errors = bulk_jobs.finish(process, status=1)
-    assert "error: 1 of 43 clips failed" in errors and "manifest.jsonl" in errors
-    assert re.search(r"42 clips in .* clips/s, device busy .* %", said)
+    assert f"error: 1 of {CLIPS + 1} clips failed" in errors and "manifest.jsonl" in errors
+    assert re.search(rf"{CLIPS} clips in .* clips/s, device busy .* %", said)
     return folder / "whole"
 
 
@@ -75,7 +76,9 @@ def assert_same(output_dir, undisturbed):
     assert names == {file.name for file in undisturbed.iterdir()}
 
 
-def test_ten_kills_change_no_video_and_no_line(tmp_path, folder, checkpoint, undisturbed):
+def test_kills_and_a_wish_to_stop_change_no_video_and_no_line(
+    tmp_path, folder, checkpoint, undisturbed
+):
     job = folder / "table.jsonl", tmp_path, checkpoint, *FLAGS
     for lines, later in zip(LINES, LATER, strict=True):
         process = bulk_jobs.start(*job)
@@ -85,21 +88,13 @@ def test_ten_kills_change_no_video_and_no_line(tmp_path, folder, checkpoint, und
         process.send_signal(signal.SIGKILL)
         process.communicate()
         assert process.returncode == -signal.SIGKILL
-    assert len(bulk_jobs.videos(tmp_path)) < 42, "every run was killed before the end"
-    said, _ = bulk_jobs.finish(bulk_jobs.start(*job), status=1)
-    assert " 0 were there already" not in said
-    assert_same(tmp_path, undisturbed)
-
-
-def test_a_job_that_is_asked_to_stop_goes_on_later(tmp_path, folder, checkpoint, undisturbed):
-    job = folder / "table.jsonl", tmp_path, checkpoint, *FLAGS
     process = bulk_jobs.start(*job)
-    wait_for(tmp_path, 4, process)
+    wait_for(tmp_path, noted(tmp_path) + 1, process)
     process.send_signal(signal.SIGTERM)
     _, errors = bulk_jobs.finish(process, status=143)
     assert "stopped as requested: run the same command to resume" in errors
     made = len(bulk_jobs.videos(tmp_path))
-    assert 4 <= made < 42
+    assert made < CLIPS, "no run came to the end"
     said, _ = bulk_jobs.finish(bulk_jobs.start(*job), status=1)
     assert f"{made} were there already" in said
     assert_same(tmp_path, undisturbed)
@@ -122,7 +117,7 @@ def test_two_processes_share_the_rows(tmp_path, folder, checkpoint, undisturbed)
     job = folder / "table.jsonl", tmp_path, checkpoint, *FLAGS
     said = shared(2, job, devices=1)
     made = [int(re.findall(r"process \d: (\d+) clips", one)[0]) for one in said]
-    assert sum(made) == 42 and min(made) > 10
+    assert sum(made) == CLIPS and min(made) > 7
     (tmp_path / "summary-00001.json").unlink()
     assert_same(tmp_path, undisturbed)
 
