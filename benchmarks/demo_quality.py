@@ -13,7 +13,7 @@ distance in a real clip of this speed, and nothing else moves that far.
 
 --curve adds models by the clips that they had seen in training, sampled as this one; --before adds
 a model to compare with, sampled as its own config says. What is sampled lies in --folder, so the
-same command resumes.
+same command resumes: empty the folder when the code that samples has changed.
 """
 
 import dataclasses
@@ -32,6 +32,7 @@ from drawn_clips import (
     Ablation,
     Drawn,
     Generator,
+    KeepingGenerator,
     Videos,
     draw,
     find_changes,
@@ -91,8 +92,8 @@ class Sampled(NamedTuple):
 
 
 def generator_of(animate: ImageToVideo, **settings: Any) -> Generator:
-    """Returns what samples with a model, and keeps the videos."""
-    return Generator(animate, BATCH.value, Path(FOLDER.value), **settings)
+    """Returns what samples with a model, and keeps the videos in --folder."""
+    return KeepingGenerator(animate, BATCH.value, Path(FOLDER.value), **settings)
 
 
 def seconds_per_clip(animate: ImageToVideo, clips: list[Drawn]) -> float:

@@ -62,25 +62,10 @@ def draw(
 class Generator:
     """Samples videos that start from the first frames of drawn clips."""
 
-    def __init__(
-        self, animate: ImageToVideo, batch_size: int, folder: Path | None = None, **settings: Any
-    ) -> None:
-        """Binds a model.
-
-        Args:
-            animate: The model.
-            batch_size: Clips sampled at once.
-            folder: Where videos are kept, batch by batch: what it has is not sampled again.
-            settings: Fields of `SamplingSettings` that replace the config's.
-        """
-        self._animate, self._batch_size, self._folder = animate, batch_size, folder
+    def __init__(self, animate: ImageToVideo, batch_size: int, **settings: Any) -> None:
+        """Binds a model; `settings` are fields of `SamplingSettings` that replace the config's."""
+        self._animate, self._batch_size = animate, batch_size
         self._settings = SamplingSettings.from_config(animate.config.sampling, **settings)
-        if folder is not None:
-            folder.mkdir(parents=True, exist_ok=True)
-            made_from = hashlib.sha256(f"{animate.config.to_json()} {self._settings}".encode())
-            for leaf in jax.tree.leaves(animate.params):
-                made_from.update(np.asarray(leaf).tobytes())
-            self._made_from = made_from
         encode = functools.partial(stages.encode, animate.models)
         self._encode = Program(functools.partial(_encode_without, encode))
 
@@ -94,33 +79,11 @@ class Generator:
             without: What the model is not given.
             interpolate: Whether the last frame is given too.
         """
-        sample = self._sample if self._folder is None else self._sample_or_read
         parts = [
-            sample(clips[start : start + self._batch_size], start, without, interpolate)
+            self._sample(clips[start : start + self._batch_size], start, without, interpolate)
             for start in range(0, len(clips), self._batch_size)
         ]
         return np.concatenate(parts)
-
-    def _sample_or_read(
-        self, clips: Sequence[Drawn], first: int, without: Ablation, interpolate: bool
-    ) -> Videos:
-        """Samples clips unless the folder has them, under a digest of all that they depend on."""
-        asked = self._made_from.copy()
-        asked.update(f"{first} {self._batch_size} {without} {interpolate}".encode())
-        for clip in clips:
-            asked.update(f"{clip.scene.caption} {clip.scene.fps}".encode())
-            asked.update(clip.video[[0, -1]].tobytes())
-        assert self._folder is not None
-        file = self._folder / f"{asked.hexdigest()}.npz"
-        if file.exists():
-            with np.load(file) as kept:
-                return kept["videos"]
-        videos = self._sample(clips, first, without, interpolate)
-        begun = file.with_suffix(".part")
-        with begun.open("wb") as output:
-            np.savez_compressed(output, videos=videos)
-        begun.replace(file)
-        return videos
 
     def _sample(
         self, clips: Sequence[Drawn], first: int, without: Ablation, interpolate: bool
@@ -159,6 +122,44 @@ class Generator:
             latents = sampler.denoise(params, conditions, settings, draws)
             video = np.asarray(sampler.decode(params, latents, self._settings))
         return shown_frames(video[:count], loop=False)
+
+
+class KeepingGenerator(Generator):
+    """Keeps the videos in a folder, batch by batch, and does not sample again what is there.
+
+    A batch is found by a digest of weights, config and clips, but not of the code.
+    """
+
+    def __init__(
+        self, animate: ImageToVideo, batch_size: int, folder: Path, **settings: Any
+    ) -> None:
+        """Binds a model and makes the folder; the rest is as without it."""
+        super().__init__(animate, batch_size, **settings)
+        self._folder = folder
+        folder.mkdir(parents=True, exist_ok=True)
+        config = f"{animate.config.to_json()} {self._settings} {batch_size}"
+        self._digest = hashlib.sha256(config.encode())
+        for leaf in jax.tree.leaves(animate.params):
+            self._digest.update(np.asarray(leaf).tobytes())
+
+    def _sample(
+        self, clips: Sequence[Drawn], first: int, without: Ablation, interpolate: bool
+    ) -> Videos:
+        digest = self._digest.copy()
+        digest.update(f"{first} {without} {interpolate}".encode())
+        for clip in clips:
+            digest.update(f"{clip.scene.caption} {clip.scene.fps}".encode())
+            digest.update(clip.video[[0, -1]].tobytes())
+        file = self._folder / f"{digest.hexdigest()}.npz"
+        if file.exists():
+            with np.load(file) as kept:
+                return kept["videos"]
+        videos = super()._sample(clips, first, without, interpolate)
+        part = file.with_suffix(".part")
+        with part.open("wb") as output:
+            np.savez_compressed(output, videos=videos)
+        part.replace(file)
+        return videos
 
 
 def _encode_without(

@@ -37,7 +37,7 @@ WRITE_DOCS = flags.DEFINE_bool("write_docs", False, f"Put the table into {DOCUME
 
 def measure(animate: ImageToVideo, clips: list[Drawn], **settings: float) -> dict[str, float]:
     """Returns the measures of a model's samples under settings of its own but for these."""
-    videos = Generator(animate, BATCH.value, None, **settings)(clips)
+    videos = Generator(animate, BATCH.value, **settings)(clips)
     motions = judge(clips, find_changes(clips, videos, PROCESSES.value), SHARE.value)
     return {
         **settings,

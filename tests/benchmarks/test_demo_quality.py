@@ -151,7 +151,7 @@ def test_what_a_folder_has_is_not_sampled_again(tmp_path, monkeypatch):
     clips = [drawn_clips.draw(number, 2, 16) for number in range(3)]
 
     def videos(steps=2, clips=clips, **how):
-        generator = drawn_clips.Generator(tiny.micro(), 2, tmp_path, steps=steps)
+        generator = drawn_clips.KeepingGenerator(tiny.micro(), 2, tmp_path, steps=steps)
         return generator(clips, **how).ravel().tolist()
 
     assert videos() == videos() == [0] * 6 + [2] * 3

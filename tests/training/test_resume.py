@@ -23,8 +23,9 @@ FLAGS = (
 DRAW = np.random.default_rng(2310_12190)
 KILLED_AT = np.sort(DRAW.integers(1, 30, KILLS)).tolist()
 LATER = DRAW.uniform(0, 0.5, KILLS).tolist()
-# Then it is asked to stop after a step that is not saved anyway.
+# Then it is asked to stop, where nothing would be saved otherwise.
 ASKED_AT = 32
+RARELY = "--config.train.checkpoint_every=1000"
 
 
 @pytest.fixture(scope="module")
@@ -64,13 +65,13 @@ def test_kills_and_a_wish_to_stop_change_no_loss_and_no_parameter(tmp_path, vide
         process.send_signal(signal.SIGKILL)
         process.communicate()
         assert process.returncode == -signal.SIGKILL
-    process = runs.start(tmp_path, videos, *FLAGS)
+    process = runs.start(tmp_path, videos, *FLAGS, RARELY)
     wait_for(tmp_path, ASKED_AT, process)
     process.send_signal(signal.SIGTERM)
     said = runs.finish(process, status=143)
     last = max(runs.losses(tmp_path))
     assert f"stopped after step {last}, which is saved: run the same command to resume" in said
     assert (tmp_path / "checkpoints" / str(last)).is_dir()
-    said = runs.finish(runs.start(tmp_path, videos, *FLAGS))
+    said = runs.finish(runs.start(tmp_path, videos, *FLAGS, RARELY))
     assert f"step {last + 1}/{STEPS}" in said and f"step {last}/{STEPS}" not in said
     assert_same(tmp_path, uninterrupted)
