@@ -12,12 +12,11 @@ is right if every motion named in its caption goes the right way, by at least --
 distance in a real clip of this speed, and nothing else moves that far.
 
 --curve adds models by the clips that they had seen in training, sampled as this one; --before adds
-a model to compare with, sampled as its own config says. What is sampled lies in --folder, so the
-same command resumes: empty the folder when the code that samples has changed.
+a model to compare with on --ablated_clips, sampled as its own config says. What is sampled and
+found lies in --folder, so the same command resumes: empty it when the code that does so changes.
 """
 
 import dataclasses
-import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -38,6 +37,7 @@ from drawn_clips import (
     find_changes,
     psnr,
     reconstruct,
+    seconds_per_clip,
 )
 from jaxtyping import PyTree
 from judging import (
@@ -63,13 +63,15 @@ SECTION = "demo quality"
 
 CHECKPOINT = flags.DEFINE_string("checkpoint", "demo", "The model.")
 CLIPS = flags.DEFINE_integer("clips", 512, "Clips of the main measures.")
-ABLATED = flags.DEFINE_integer("ablated_clips", 128, "Clips of each ablation and of the curve.")
+ABLATED = flags.DEFINE_integer("ablated_clips", 128, "Clips of ablations, curve, --before.")
 BATCH = flags.DEFINE_integer("batch_size", 16, "Clips sampled at once.")
-FOLDER = flags.DEFINE_string("folder", "outputs/demo_quality", "Where samples are kept.")
+FOLDER = flags.DEFINE_string(
+    "folder", "outputs/demo_quality", "Where samples, and what moved, are kept."
+)
 SHARE = flags.DEFINE_float("share", 0.3, "Of its way that a motion has to go to count.")
 PROCESSES = flags.DEFINE_integer("processes", 2, "Processes that look for what moved.")
 CURVE = flags.DEFINE_multi_string("curve", [], "CLIPS=MODEL: a model, by the clips it has seen.")
-BEFORE = flags.DEFINE_string("before", None, "A model to compare with on the same clips.")
+BEFORE = flags.DEFINE_string("before", None, "A model to compare with on --ablated_clips.")
 EACH = flags.DEFINE_integer("each_clips", 64, "Clips of each motion by itself; 0 for none.")
 JSON = flags.DEFINE_string("json", None, "Write the measurements to this file.")
 WRITE_DOCS = flags.DEFINE_bool("write_docs", False, f"Put tables and plots into {DOCUMENT}.")
@@ -96,19 +98,15 @@ def generator_of(animate: ImageToVideo, **settings: Any) -> Generator:
     return KeepingGenerator(animate, BATCH.value, Path(FOLDER.value), **settings)
 
 
-def seconds_per_clip(animate: ImageToVideo, clips: list[Drawn]) -> float:
-    """Returns the time to sample a clip, of a batch that is sampled for the second time."""
-    generator, batch = Generator(animate, BATCH.value), clips[: BATCH.value]
-    generator(batch)  # compiles
-    started = time.perf_counter()
-    generator(batch)
-    return (time.perf_counter() - started) / len(batch)
-
-
 def sample(generator: Generator, clips: list[Drawn], without: Ablation = "nothing") -> Sampled:
     """Samples videos, and finds what moved in them."""
     videos = generator(clips, without=without)
-    return Sampled(videos, find_changes(clips, videos, PROCESSES.value))
+    return Sampled(videos, changes_in(clips, videos))
+
+
+def changes_in(clips: list[Drawn], videos: Videos) -> list[Change]:
+    """Returns what has changed in each video, and keeps it in --folder."""
+    return find_changes(clips, videos, PROCESSES.value, Path(FOLDER.value))
 
 
 def measure_main(
@@ -133,7 +131,6 @@ def measure_main(
         "vae_db": float(psnr(reconstruct(animate, real[:, 0]), real[:, 0]).mean()),
         "between_db": float(psnr(between[moving, middle], real[moving, middle]).mean()),
         "distance": distance(real, sampled.videos),
-        "seconds_per_clip": seconds_per_clip(animate, clips),
         "megabytes": megabytes(animate.params),
         "speeds": [
             [seconds_of(clip), made(change, motion)]
@@ -150,7 +147,7 @@ def measure_real(clips: list[Drawn]) -> dict[str, Any]:
     middle = slice(1, -1)
     still = np.repeat(real[:, :1], real.shape[1], axis=1)
     return {
-        "real": judge(clips, find_changes(clips, real, PROCESSES.value), SHARE.value)._asdict(),
+        "real": judge(clips, changes_in(clips, real), SHARE.value)._asdict(),
         "crossfade_db": float(psnr(crossfade(real)[moving, middle], real[moving, middle]).mean()),
         "still_distance": distance(real, still),
     }
@@ -164,7 +161,7 @@ def measure_each(generator: Generator, frames: int, side: int, count: int) -> di
         for number in range(count)
     ]
     changes = sample(generator, clips).changes
-    real = find_changes(clips, videos_of(clips), PROCESSES.value)
+    real = changes_in(clips, videos_of(clips))
     return {
         "made": judge(clips, changes, SHARE.value)._asdict(),
         "real": judge(clips, real, SHARE.value)._asdict(),
@@ -241,7 +238,9 @@ def main(_: Sequence[str]) -> None:
     }
     sampled = sample(generator, clips)
     found |= measure_real(clips)
-    found["main"] = measure_main(animate, clips, sampled, generator(clips, interpolate=True))
+    between = generator(clips, interpolate=True)
+    found["main"] = measure_main(animate, clips, sampled, between)
+    found["seconds_per_clip"] = seconds_per_clip(Generator(animate, BATCH.value), clips)
     found["ablated"]["nothing"] = measure_ablation(few, sampled.first(len(few)))
     _keep(found)
     for name in WITHOUT:
@@ -260,9 +259,10 @@ def main(_: Sequence[str]) -> None:
         _keep(found)
     if before is not None:
         old = generator_of(before)
-        found["before"] = measure_main(
-            before, clips, sample(old, clips), old(clips, interpolate=True)
-        )
+        found["before"] = [
+            measure_main(animate, few, sampled.first(len(few)), between[: len(few)]),
+            measure_main(before, few, sample(old, few), old(few, interpolate=True)),
+        ]
         _keep(found)
     table = f"{timing.made_with()}\n\n{tables(found)}"
     timing.say(table)

@@ -1,11 +1,17 @@
 """The tables of docs/results.md."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 from drawn_clips import Ablation
 from judging import NOTHING_NEW, OPPOSITES
+
+
+def plain(motion: str) -> str:
+    """Returns a motion's name in words."""
+    return motion.replace("_", " ")
+
 
 WITHOUT: dict[Ablation, str] = {
     "nothing": "nothing",
@@ -15,51 +21,97 @@ WITHOUT: dict[Ablation, str] = {
     "image": "image tokens",
 }
 
+MEASURES = {
+    "single": "motion named is the motion made, one motion in the clip",
+    "overall": "the same, all clips",
+    "named": "what is named goes the right way, whatever else moves",
+    "first_frame_db": "first frame against the image",
+    "vae_db": "the VAE's own",
+    "last_frame_db": f"last frame against the true clip, of {', '.join(map(plain, NOTHING_NEW))}",
+    "sharpness": "mean gradient of the last frames, relative to real clips",
+    "speed": "speed follows `fs`, rank correlation",
+    "between_db": "interpolation, frames between, clips that move",
+    "distance": "Fréchet distance of simple features",
+    "megabytes": "weights",
+}
+
 
 def tables(found: Mapping[str, Any]) -> str:
     """Returns what `demo_quality` measured in Markdown."""
     return "\n\n".join(
         part
-        for part in (_main(found), _each(found), _ablated(found), _curve(found["curve"]))
+        for part in (
+            _main(found),
+            _before(found),
+            _each(found),
+            _ablated(found),
+            _curve(found["curve"]),
+        )
         if part
     )
 
 
 def _main(found: Mapping[str, Any]) -> str:
-    main, before = found["main"], found["before"]
-    columns = [main, *([before] if before else []), {"motions": found["real"]}]
-    new = ", ".join(plain(name) for name in NOTHING_NEW)
-    least = "" if before is None else f"{before['distance'] / 2:.2f}: half of the one before"
-    rows = [
-        ("motion named is the motion made, one motion in the clip",
-         [f"{one['motions']['single']:.1%}" for one in columns], "95 %"),
-        ("the same, all clips", [f"{one['motions']['overall']:.1%}" for one in columns], "90 %"),
-        ("what is named goes the right way, whatever else moves",
-         [f"{one['motions']['named']:.1%}" for one in columns], ""),
-        ("first frame against the image", _decibels(columns, "first_frame_db"),
-         f"{main['vae_db'] - 1.5:.2f} dB: the VAE's own less 1.5"),
-        ("the VAE's own", _decibels(columns, "vae_db"), "30 dB"),
-        (f"last frame against the true clip, of {new}", _decibels(columns, "last_frame_db"),
-         "22 dB"),
-        ("mean gradient of the last frames, relative to real clips",
-         [f"{one['sharpness']:.0%}" if "sharpness" in one else "" for one in columns], "80 %"),
-        ("speed follows `fs`, rank correlation",
-         [f"{one['motions']['speed']:.3f}" for one in columns], "0.8"),
-        ("interpolation, frames between, clips that move", _decibels(columns, "between_db"),
-         f"{found['crossfade_db'] + 3:.2f} dB: 3 above cross-fading"),
-        ("Fréchet distance of simple features",
-         [f"{one['distance']:.2f}" if "distance" in one else "" for one in columns], least),
-        ("weights", [f"{one['megabytes']:.1f} MB" if "megabytes" in one else ""
-                     for one in columns], "25 MB"),
-    ]  # fmt: skip
-    names = ["this model", *(["the one before"] if before else []), "real clips"]
-    lines = [f"| measure | {' | '.join(names)} | target |", f"|---|{'---|' * len(names)}---|"]
-    lines += [f"| {name} | {' | '.join(cells)} | {target} |" for name, cells, target in rows]
+    main = found["main"]
+    rows = _measures([main, {"motions": found["real"]}])
+    targets = {
+        "single": "95 %",
+        "overall": "90 %",
+        "first_frame_db": f"{main['vae_db'] - 1.5:.2f} dB: the VAE's own less 1.5",
+        "vae_db": "30 dB",
+        "last_frame_db": "22 dB",
+        "sharpness": "80 %",
+        "speed": "0.8",
+        "between_db": f"{found['crossfade_db'] + 3:.2f} dB: 3 above cross-fading",
+        "megabytes": "25 MB",
+    }
+    lines = ["| measure | this model | real clips | target |", "|---|---|---|---|"]
+    lines += [
+        f"| {MEASURES[name]} | {' | '.join(cells)} | {targets.get(name, '')} |"
+        for name, cells in rows.items()
+    ]
     return "\n".join(lines) + (
-        f"\n\nOn {found['clips']} clips; {main['seconds_per_clip']:.2f} s a clip, "
+        f"\n\nOn {found['clips']} clips; {found['seconds_per_clip']:.2f} s a clip, "
         f"{found['steps']} steps. Still images are at a Fréchet distance of "
         f"{found['still_distance']:.2f}."
     )
+
+
+def _before(found: Mapping[str, Any]) -> str:
+    """Returns the table that compares with another model."""
+    if not found["before"]:
+        return ""
+    few = found["ablated_clips"]
+    lines = [f"| on the first {few} clips | this model | the one before |", "|---|---|---|"]
+    lines += [
+        f"| {MEASURES[name]} | {' | '.join(cells)} |"
+        for name, cells in _measures(found["before"]).items()
+    ]
+    half = found["before"][1]["distance"] / 2
+    return "\n".join(lines) + f"\n\nThe target of the Fréchet distance is half of that: {half:.2f}."
+
+
+def _measures(columns: Sequence[Mapping[str, Any]]) -> dict[str, list[str]]:
+    """Returns the cells of each measure, empty where a column lacks it."""
+
+    def cells(form: Callable[[Any], str], name: str) -> list[str]:
+        found = [{**one, **one["motions"]} for one in columns]
+        return [form(one[name]) if name in one else "" for one in found]
+
+    forms: dict[str, Callable[[Any], str]] = {
+        "single": "{:.1%}".format,
+        "overall": "{:.1%}".format,
+        "named": "{:.1%}".format,
+        "first_frame_db": "{:.2f} dB".format,
+        "vae_db": "{:.2f} dB".format,
+        "last_frame_db": "{:.2f} dB".format,
+        "sharpness": "{:.0%}".format,
+        "speed": "{:.3f}".format,
+        "between_db": "{:.2f} dB".format,
+        "distance": "{:.2f}".format,
+        "megabytes": "{:.1f} MB".format,
+    }
+    return {name: cells(form, name) for name, form in forms.items()}
 
 
 def _each(found: Mapping[str, Any]) -> str:
@@ -106,12 +158,3 @@ def _curve(curve: Mapping[str, Mapping[str, float]]) -> str:
         for clips, values in curve.items()
     ]
     return "\n".join(lines)
-
-
-def plain(motion: str) -> str:
-    """Returns a motion's name in words."""
-    return motion.replace("_", " ")
-
-
-def _decibels(columns: list[Mapping[str, Any]], name: str) -> list[str]:
-    return [f"{one[name]:.2f} dB" if name in one else "" for one in columns]

@@ -3,6 +3,7 @@
 import functools
 import hashlib
 import multiprocessing
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, get_args
@@ -11,6 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float64, UInt8
+from keeping import kept
 from tracking import Change, find_change
 
 from dynamicrafter_jax import sharding
@@ -33,6 +35,8 @@ Ablation = Literal["nothing", "prompt", "text", "concat", "image"]
 image tokens."""
 
 ABLATIONS: tuple[Ablation, ...] = get_args(Ablation)
+
+_AT_ONCE = 32  # clips whose changes are kept together
 
 
 class Drawn(NamedTuple):
@@ -64,7 +68,7 @@ class Generator:
 
     def __init__(self, animate: ImageToVideo, batch_size: int, **settings: Any) -> None:
         """Binds a model; `settings` are fields of `SamplingSettings` that replace the config's."""
-        self._animate, self._batch_size = animate, batch_size
+        self._animate, self.batch_size = animate, batch_size
         self._settings = SamplingSettings.from_config(animate.config.sampling, **settings)
         encode = functools.partial(stages.encode, animate.models)
         self._encode = Program(functools.partial(_encode_without, encode))
@@ -80,15 +84,15 @@ class Generator:
             interpolate: Whether the last frame is given too.
         """
         parts = [
-            self._sample(clips[start : start + self._batch_size], start, without, interpolate)
-            for start in range(0, len(clips), self._batch_size)
+            self._sample(clips[start : start + self.batch_size], start, without, interpolate)
+            for start in range(0, len(clips), self.batch_size)
         ]
         return np.concatenate(parts)
 
     def _sample(
         self, clips: Sequence[Drawn], first: int, without: Ablation, interpolate: bool
     ) -> Videos:
-        count, size = len(clips), self._batch_size
+        count, size = len(clips), self.batch_size
         padded = [*clips, *[clips[-1]] * (size - count)]
         sampler, params = self._animate.sampler, self._animate.params
         length = self._animate.models.text_encoder.context_length
@@ -150,16 +154,9 @@ class KeepingGenerator(Generator):
         for clip in clips:
             digest.update(f"{clip.scene.caption} {clip.scene.fps}".encode())
             digest.update(clip.video[[0, -1]].tobytes())
-        file = self._folder / f"{digest.hexdigest()}.npz"
-        if file.exists():
-            with np.load(file) as kept:
-                return kept["videos"]
-        videos = super()._sample(clips, first, without, interpolate)
-        part = file.with_suffix(".part")
-        with part.open("wb") as output:
-            np.savez_compressed(output, videos=videos)
-        part.replace(file)
-        return videos
+        file = self._folder / f"{digest.hexdigest()}.npy"
+        sample = functools.partial(super()._sample, clips, first, without, interpolate)
+        return kept(file, sample)
 
 
 def _encode_without(
@@ -198,11 +195,46 @@ def psnr(made: np.ndarray, wanted: np.ndarray) -> np.ndarray:
     return 10 * np.log10(255**2 / np.maximum(error.mean(tuple(range(1, error.ndim))), 1e-4))
 
 
-def find_changes(clips: Sequence[Drawn], videos: Videos, processes: int) -> list[Change]:
-    """Returns what has changed in each video, as `tracking.find_change` finds it."""
+def seconds_per_clip(generator: Generator, clips: Sequence[Drawn]) -> float:
+    """Returns the time to sample a clip, of a batch that is sampled for the second time."""
+    batch = clips[: generator.batch_size]
+    generator(batch)  # compiles
+    started = time.perf_counter()
+    generator(batch)
+    return (time.perf_counter() - started) / len(batch)
+
+
+def find_changes(
+    clips: Sequence[Drawn], videos: Videos, processes: int, folder: Path | None = None
+) -> list[Change]:
+    """Returns what has changed in each video, as `tracking.find_change` finds it.
+
+    Args:
+        clips: The clips whose scenes the videos should show.
+        videos: A video for each.
+        processes: How many search at once.
+        folder: Where results are kept, by a digest of scenes and videos; it must exist.
+    """
     arguments = [(clip.scene, video) for clip, video in zip(clips, videos, strict=True)]
+    parts = [arguments[i : i + _AT_ONCE] for i in range(0, len(arguments), _AT_ONCE)]
     with multiprocessing.get_context("spawn").Pool(processes) as pool:
-        return pool.starmap(find_change, arguments, chunksize=4)
+
+        def find(part: Sequence[tuple[Scene, Video]]) -> np.ndarray:
+            return np.asarray(pool.starmap(find_change, part, chunksize=4))
+
+        files = [folder and folder / f"{_digest(part)}.npy" for part in parts]
+        found = [
+            kept(file, functools.partial(find, part))
+            for file, part in zip(files, parts, strict=True)
+        ]
+    return [Change(*row) for row in np.concatenate(found).tolist()]
+
+
+def _digest(part: Sequence[tuple[Scene, Video]]) -> str:
+    digest = hashlib.sha256()
+    for scene, video in part:
+        digest.update(f"{scene} {video.shape}".encode() + video.tobytes())
+    return digest.hexdigest()
 
 
 def simple_features(videos: Videos) -> Float64[np.ndarray, "n 59"]:

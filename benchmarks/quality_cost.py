@@ -6,15 +6,14 @@ r"""Measures what fewer steps, other solvers and caches cost in quality, on held
 The first command screens: each solver at 4, 8, 12 and 25 steps, and each cache with --cached, the
 solver that screening favoured. The second compares the presets with 50 steps of DDIM and with DDIM
 in as many passes; its differences are paired, clip by clip, with bootstrap intervals. Clips, noise
-and the judgement of motion are those of `demo_quality.py`. What is finished lies in --folder, so
-the same command resumes.
+and the judgement of motion are those of `demo_quality.py`. What is sampled and found lies in
+--folder, so the same command resumes: empty it when the code that does so changes.
 
 Passes are counted as in `passes.py`.
 """
 
 import itertools
 import json
-import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -26,10 +25,12 @@ from absl import flags
 from drawn_clips import (
     Drawn,
     Generator,
+    KeepingGenerator,
     draw,
     feature_distance,
     find_changes,
     psnr,
+    seconds_per_clip,
     simple_features,
 )
 from passes import unet_passes
@@ -89,7 +90,7 @@ class Measured(NamedTuple):
         psnr: Against the reference's clip from the same noise, in dB, (n,); empty for the
             reference itself.
         passes: Passes of the U-Net for a clip.
-        seconds: Mean time to sample a clip.
+        seconds: Time to sample a clip, of one batch.
     """
 
     right: np.ndarray
@@ -109,7 +110,9 @@ class Bench:
         self.clips: list[Drawn] = [draw(i, own.num_frames, own.height) for i in range(count)]
         self.real = simple_features(np.stack([clip.video for clip in self.clips]))
         self._folder = folder / str(count)
-        self._folder.mkdir(parents=True, exist_ok=True)
+        self._samples = folder / "samples"
+        for needed in (self._folder, self._samples):
+            needed.mkdir(parents=True, exist_ok=True)
 
     def __call__(self, name: str, settings: Mapping[str, Any]) -> Measured:
         """Returns the measurements of settings, which are made unless the folder has them."""
@@ -127,12 +130,9 @@ class Bench:
         return found
 
     def _measure(self, name: str, settings: Mapping[str, Any]) -> tuple[Measured, np.ndarray]:
-        generator = Generator(self.animate, BATCH.value, **settings)
-        generator(self.clips[: BATCH.value])  # compiles
-        started = time.perf_counter()
-        videos = generator(self.clips)
-        seconds = (time.perf_counter() - started) / len(self.clips)
-        changes = find_changes(self.clips, videos, PROCESSES.value)
+        videos = KeepingGenerator(self.animate, BATCH.value, self._samples, **settings)(self.clips)
+        seconds = seconds_per_clip(Generator(self.animate, BATCH.value, **settings), self.clips)
+        changes = find_changes(self.clips, videos, PROCESSES.value, self._samples)
         right = [
             shows(
                 change,

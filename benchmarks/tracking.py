@@ -122,12 +122,16 @@ class _Error:
     """The error of a video against what the scene would show in the course of a change."""
 
     def __init__(self, scene: Scene, video: UInt8[np.ndarray, "t h w 3"]) -> None:
-        self._scene, self._renderer = scene, Renderer(scene, *video.shape[1:3])
+        self._start, self._renderer = (
+            trajectory(scene, 1).pose(0),
+            Renderer(scene, *video.shape[1:3]),
+        )
         last = len(video) - 1
         numbers = sorted({max(1, round(share * last)) for share in _SHARES})
         self._wanted = video[numbers].astype(np.float32)
         self._shares = [number / last for number in numbers]
         self._seen: dict[tuple[float, ...], tuple[float, float]] = {}
+        self._backgrounds: dict[tuple[float, ...], UInt8[np.ndarray, "h w 3"]] = {}
 
     def __call__(self, change: _Array) -> float:
         return self._errors(change)[0]
@@ -139,11 +143,18 @@ class _Error:
     def _errors(self, change: _Array) -> tuple[float, float]:
         key = tuple(np.round(change, 4).tolist())
         if key not in self._seen:
-            poses = [pose_after(self._scene, Change(*(s * x for x in key))) for s in self._shares]
-            drawn = np.stack([self._renderer.frame(pose) for pose in poses])
-            squares = np.square(drawn - self._wanted).mean(-1)
+            drawn = np.stack([self._draw(Change(*(s * x for x in key))) for s in self._shares])
+            off = drawn - self._wanted
+            squares = np.einsum("thwc,thwc->thw", off, off) / off.shape[-1]
             self._seen[key] = float(squares.mean()), float(np.minimum(squares, _OUTLIER).mean())
         return self._seen[key]
+
+    def _draw(self, change: Change) -> UInt8[np.ndarray, "h w 3"]:
+        pose = pose_after(self._start, change)
+        camera = change.pan_right, change.pan_down, change.zoomed_in
+        if camera not in self._backgrounds:
+            self._backgrounds[camera] = self._renderer.background(pose)
+        return self._renderer.with_sprite(self._backgrounds[camera], pose)
 
 
 def _further(change: _Array, motions: Sequence[Motion]) -> list[_Array]:
@@ -172,9 +183,8 @@ def _improve(best: _Array, motions: Sequence[Motion], error: Callable[[_Array], 
     return best
 
 
-def pose_after(scene: Scene, change: Change) -> Pose:
-    """Returns the pose of a scene after a change."""
-    start = trajectory(scene, 1).pose(0)
+def pose_after(start: Pose, change: Change) -> Pose:
+    """Returns the pose that a change leads to."""
     return Pose(
         position=start.position + TRANSLATION * np.array([change.right, change.down]),
         scale=start.scale * float(np.exp(GROWTH * change.grown)),

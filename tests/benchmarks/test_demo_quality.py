@@ -11,8 +11,8 @@ import tiny
 from dynamicrafter_jax.conditioning import Conditioning
 from dynamicrafter_jax.errors import UserError
 
-demo_quality, demo_tables, drawn_clips, judging, tracking = benchmark_modules.load(
-    "demo_quality", "demo_tables", "drawn_clips", "judging", "tracking"
+demo_quality, demo_tables, drawn_clips, judging, keeping, tracking = benchmark_modules.load(
+    "demo_quality", "demo_tables", "drawn_clips", "judging", "keeping", "tracking"
 )
 Change = tracking.Change
 
@@ -140,6 +140,35 @@ def test_each_clip_is_sampled_alike_in_any_batch():
     assert np.abs(two.astype(int) - three).max() <= 1
 
 
+def test_what_is_kept_is_made_once_and_whole(tmp_path):
+    file = tmp_path / "made.npy"
+
+    def fail():
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        keeping.kept(file, fail)
+    assert keeping.kept(file, lambda: np.arange(3)).tolist() == [0, 1, 2]
+    assert keeping.kept(file, fail).tolist() == [0, 1, 2]
+    assert list(tmp_path.iterdir()) == [file]
+    assert keeping.kept(None, lambda: np.ones(1)).tolist() == [1]
+
+
+def test_changes_are_kept_for_the_same_scenes_and_videos():
+    (one, two), video = clips_that_move(2), np.zeros((2, 4, 4, 3), np.uint8)
+    digests = {
+        drawn_clips._digest(part)
+        for part in (
+            [(one.scene, video)],
+            [(two.scene, video)],
+            [(one.scene, video + 1)],
+            [(one.scene, video), (one.scene, video)],
+        )
+    }
+    assert len(digests) == 4
+    assert drawn_clips._digest([(one.scene, video.copy())]) in digests
+
+
 def test_what_a_folder_has_is_not_sampled_again(tmp_path, monkeypatch):
     sampled = []
 
@@ -182,7 +211,6 @@ def measured(**replaced):
         "between_db": 25.0,
         "sharpness": 0.85,
         "distance": 1.0,
-        "seconds_per_clip": 2.0,
         "megabytes": 24.1,
     }
     return made_up | replaced
@@ -196,8 +224,9 @@ def test_the_table_has_every_measure():
         "each_clips": 64,
         "still_share": 0.1,
         "steps": 16,
+        "seconds_per_clip": 2.0,
         "main": measured(),
-        "before": measured(distance=6.0),
+        "before": [measured(), measured(distance=6.0)],
         "real": measured()["motions"] | {"overall": 0.99},
         "crossfade_db": 20.0,
         "still_distance": 9.0,
@@ -212,13 +241,14 @@ def test_the_table_has_every_measure():
     }
     table = demo_tables.tables(found)
     for part in (
-        "one motion in the clip | 97.0% | 97.0% | 97.0% | 95 % |",
-        "the same, all clips | 93.0% | 93.0% | 99.0% | 90 % |",
-        "27.50 dB | 27.50 dB |  | 27.10 dB",
+        "one motion in the clip | 97.0% | 97.0% | 95 % |",
+        "the same, all clips | 93.0% | 99.0% | 90 % |",
+        "27.50 dB |  | 27.10 dB",
         "of clockwise, anticlockwise, grow, zoom in | 22.50 dB",
-        "85% | 85% |  | 80 %",
+        "85% |  | 80 %",
         "23.00 dB: 3 above cross-fading",
-        "| 1.00 | 6.00 |  | 3.00: half of the one before |",
+        "| 1.00 | 6.00 |",
+        "half of that: 3.00.",
         "24.1 MB",
         "| left | 90.0% | 85.0% | 100.0% | 90.0% |",
         "| right | 80.0% | 85.0% |",
@@ -229,7 +259,7 @@ def test_the_table_has_every_measure():
     ):
         assert part in table, part
     lines = [line for line in table.splitlines() if line.startswith("|")]
-    assert "nan" not in table and len(lines) == 13 + 16 + 7 + 3
+    assert "nan" not in table and len(lines) == 13 + 13 + 16 + 7 + 3
 
     alone = demo_tables.tables(found | {"before": None, "each": None, "curve": {}})
     lines = [line for line in alone.splitlines() if line.startswith("|")]

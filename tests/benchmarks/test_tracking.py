@@ -60,6 +60,6 @@ def test_a_second_of_a_change_is_a_second_of_the_motion(motion):
         "pan_up": empty._replace(pan_down=-scene.jitter),
         "zoom_out": empty._replace(zoomed_in=-scene.jitter),
     }
-    pose = tracking.pose_after(scene, names[motion])
+    pose = tracking.pose_after(trajectory(scene, 1).pose(0), names[motion])
     for ours, theirs in zip(pose, wanted, strict=True):
         np.testing.assert_allclose(ours, theirs, rtol=1e-9)

@@ -44,20 +44,30 @@ class Renderer:
 
     def frame(self, pose: Pose) -> UInt8[np.ndarray, "h w 3"]:
         """Draws a frame, with everything in the given pose."""
-        background = self._background(pose)
+        return self.with_sprite(self.background(pose), pose)
+
+    def with_sprite(
+        self, background: UInt8[np.ndarray, "h w 3"], pose: Pose
+    ) -> UInt8[np.ndarray, "h w 3"]:
+        """Draws the sprite, if there is one, over what `background` drew for the same camera."""
         if not self._scene.sprite:
             return background
-        layer = self._draw_layer(self._scene.sprite, pose).astype(np.float32)
-        shown = layer[..., :3] + background * (1 - layer[..., 3:] / 255)
-        return np.clip(shown + 0.5, 0, 255).astype(np.uint8)
+        covered, layer = self._draw_layer(self._scene.sprite, pose)
+        shown = layer[..., :3] + background[covered] * (1 - layer[..., 3:] / 255)
+        frame = background.copy()
+        frame[covered] = np.minimum(shown + 0.5, 255).astype(np.uint8)
+        return frame
 
     def mask(self, pose: Pose) -> Float32[np.ndarray, "h w"]:
         """Returns how much of each pixel the sprite covers, 0 to 1."""
-        if not self._scene.sprite:
-            return np.zeros((self._height, self._width), np.float32)
-        return self._draw_layer(self._scene.sprite, pose)[..., 3].astype(np.float32) / 255
+        mask = np.zeros((self._height, self._width), np.float32)
+        if self._scene.sprite:
+            covered, layer = self._draw_layer(self._scene.sprite, pose)
+            mask[covered] = layer[..., 3] / 255
+        return mask
 
-    def _background(self, pose: Pose) -> UInt8[np.ndarray, "h w 3"]:
+    def background(self, pose: Pose) -> UInt8[np.ndarray, "h w 3"]:
+        """Draws a frame without the sprite."""
         unit = pose.view_width * self._density  # pixels of the canvas in one width of the frame
         tall = unit * self._height / self._width
         x, y = (pose.view_centre - 0.5 + _CANVAS / 2) * self._density
@@ -71,8 +81,14 @@ class Renderer:
         # Unlike an affine transformation, this averages over everything that falls into a pixel.
         return np.asarray(canvas.resize(size, Image.Resampling.BILINEAR, box=box))
 
-    def _draw_layer(self, sprite: Sprite, pose: Pose) -> UInt8[np.ndarray, "h w 4"]:
-        """Draws the sprite alone, its colours multiplied by its alpha."""
+    def _draw_layer(
+        self, sprite: Sprite, pose: Pose
+    ) -> tuple[tuple[slice, slice], Float32[np.ndarray, "h w 4"]]:
+        """Draws the sprite alone, its colours multiplied by its alpha, 0 to 255.
+
+        Returns:
+            The rows and columns of the frame that it may cover, and what is drawn there.
+        """
         fine = _FINER * self._width / pose.view_width  # fine pixels in a width of the scene
         middle = (pose.position - pose.view_centre) * fine + _FINER * np.array(
             [self._width / 2, self._height / 2]
@@ -85,13 +101,22 @@ class Renderer:
         zoom = half / REACH / radius
         angle = np.radians(pose.angle)
         cos, sin = float(np.cos(angle) * zoom), float(np.sin(angle) * zoom)
-        x, y = middle.tolist()
+        reach = (abs(cos) + abs(sin)) / zoom * REACH * radius  # of the turned square, to each side
+        size = self._width, self._height
+        left, top = np.clip((middle - reach) // _FINER, 0, size).astype(int).tolist()
+        right, bottom = np.clip((middle + reach) // _FINER + 1, 0, size).astype(int).tolist()
+        covered = slice(top, bottom), slice(left, right)
+        if right == left or bottom == top:
+            return covered, np.zeros((bottom - top, right - left, 4), np.float32)
+        x, y = (middle - _FINER * np.array([left, top])).tolist()
         affine = (cos, sin, half - cos * x - sin * y, -sin, cos, half + sin * x - cos * y)
-        size = _FINER * self._width, _FINER * self._height
         layer = picture.transform(
-            size, Image.Transform.AFFINE, affine, resample=Image.Resampling.BILINEAR
+            (_FINER * (right - left), _FINER * (bottom - top)),
+            Image.Transform.AFFINE,
+            affine,
+            resample=Image.Resampling.BILINEAR,
         )
-        return np.asarray(layer.reduce(_FINER))
+        return covered, np.asarray(layer.reduce(_FINER), np.float32)
 
     def _draw_canvas(self) -> Image.Image:
         background = self._scene.background
