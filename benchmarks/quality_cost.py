@@ -9,7 +9,8 @@ in as many passes; its differences are paired, clip by clip, with bootstrap inte
 and the judgement of motion are those of `demo_quality.py`. What is sampled and found lies in
 --folder, so the same command resumes: empty it when the code that does so changes.
 
-Passes are counted as in `passes.py`.
+Passes are counted as in `passes.py`. All ways have the model's own guidance: the demo's is in force
+for the first half of the steps.
 """
 
 import itertools
@@ -75,9 +76,10 @@ CACHES: dict[str, dict[str, Any]] = {
     "deep 2, depth 2": {"deep_cache_interval": 2, "deep_cache_depth": 2},
     "reused guidance 2": {"guidance_reuse_interval": 2},
     "reused guidance 3": {"guidance_reuse_interval": 3},
-    "guidance to 1/2": {"guidance_stop": 0.5},
+    "guidance to 1/4": {"guidance_stop": 0.25},
     "guidance to 3/4": {"guidance_stop": 0.75},
-    "guidance from 1/4": {"guidance_start": 0.25},
+    "guidance to the end": {"guidance_stop": 1.0},
+    "guidance from 1/8": {"guidance_start": 0.125},
 }
 
 
