@@ -37,6 +37,7 @@ class Motions(NamedTuple):
             clips that name none.
         named_by_motion: For each motion, how often it goes the right way, far enough, when named.
         speed: Rank correlation between the speed of named motions and what it should be.
+        named_speed: The same, of those that go the right way, far enough.
     """
 
     overall: float
@@ -45,6 +46,7 @@ class Motions(NamedTuple):
     by_motion: dict[str, float]
     named_by_motion: dict[str, float]
     speed: float
+    named_speed: float
 
 
 def judge(clips: Sequence[Drawn], changes: Sequence[Change], share: float) -> Motions:
@@ -71,14 +73,20 @@ def judge(clips: Sequence[Drawn], changes: Sequence[Change], share: float) -> Mo
             wanted.append(seconds)
             found.append(made(change, motion))
             named[motion].append(found[-1] >= share * seconds)
+    made_far = np.asarray(found) >= share * np.asarray(wanted)
     return Motions(
         float(np.mean(every)),
         float(np.mean(single)),
         float(np.mean([value for values in named.values() for value in values])),
         {name: float(np.mean(values)) for name, values in right.items() if values},
         {name: float(np.mean(values)) for name, values in named.items() if values},
-        float(np.asarray(scipy.stats.spearmanr(wanted, found))[0]),
+        _rank_correlation(wanted, found),
+        _rank_correlation(*np.compress(made_far, [wanted, found], axis=1)),
     )
+
+
+def _rank_correlation(wanted: Sequence[float], found: Sequence[float]) -> float:
+    return float(np.asarray(scipy.stats.spearmanr(wanted, found))[0])
 
 
 def seconds_of(clip: Drawn) -> float:

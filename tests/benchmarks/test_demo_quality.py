@@ -37,7 +37,11 @@ def test_a_clip_that_does_what_it_is_told_is_right():
     assert judged.overall == judged.single == judged.named == 1
     assert set(judged.by_motion) == {clip.scene.motions[0] for clip in clips}
     assert judged.named_by_motion == dict.fromkeys(judged.by_motion, 1)
-    assert judged.speed == pytest.approx(1)
+    assert judged.speed == judged.named_speed == pytest.approx(1)
+
+    mixed = [change if i % 2 else Change() for i, change in enumerate(whole)]
+    judged = judging.judge(clips, mixed, share=0.3)
+    assert judged.speed < 0.9 and judged.named_speed == pytest.approx(1)
 
     backwards = [change_of(clip, -0.9 * s) for clip, s in zip(clips, seconds, strict=True)]
     judged = judging.judge(clips, backwards, share=0.3)
@@ -202,7 +206,14 @@ def _fitted(video, width):
 
 def measured(**replaced):
     """One model's measures, made up."""
-    motions = {"overall": 0.93, "single": 0.97, "named": 0.98, "speed": 0.9, "by_motion": {}}
+    motions = {
+        "overall": 0.93,
+        "single": 0.97,
+        "named": 0.98,
+        "speed": 0.9,
+        "named_speed": 0.95,
+        "by_motion": {},
+    }
     made_up = {
         "motions": motions,
         "first_frame_db": 27.5,
@@ -259,11 +270,11 @@ def test_the_table_has_every_measure():
     ):
         assert part in table, part
     lines = [line for line in table.splitlines() if line.startswith("|")]
-    assert "nan" not in table and len(lines) == 13 + 13 + 16 + 7 + 3
+    assert "nan" not in table and len(lines) == 14 + 14 + 16 + 7 + 3
 
     alone = demo_tables.tables(found | {"before": None, "each": None, "curve": {}})
     lines = [line for line in alone.splitlines() if line.startswith("|")]
-    assert "before" not in alone and len(lines) == 13 + 7
+    assert "before" not in alone and len(lines) == 14 + 7
 
 
 def test_the_curve_s_models_are_named_by_the_clips_that_they_saw():
