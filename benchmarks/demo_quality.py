@@ -31,13 +31,10 @@ from drawn_clips import (
     Ablation,
     Drawn,
     Generator,
-    KeepingGenerator,
     Videos,
     draw,
-    find_changes,
     psnr,
     reconstruct,
-    seconds_per_clip,
 )
 from jaxtyping import PyTree
 from judging import (
@@ -50,6 +47,7 @@ from judging import (
     sharpness,
     videos_of,
 )
+from keeping import KeepingGenerator, find_kept_changes
 from tracking import Change, made
 
 from dynamicrafter_jax import cli
@@ -106,7 +104,7 @@ def sample(generator: Generator, clips: list[Drawn], without: Ablation = "nothin
 
 def changes_in(clips: list[Drawn], videos: Videos) -> list[Change]:
     """Returns what has changed in each video, and keeps it in --folder."""
-    return find_changes(clips, videos, PROCESSES.value, Path(FOLDER.value))
+    return find_kept_changes(clips, videos, PROCESSES.value, Path(FOLDER.value))
 
 
 def measure_main(
@@ -240,7 +238,7 @@ def main(_: Sequence[str]) -> None:
     found |= measure_real(clips)
     between = generator(clips, interpolate=True)
     found["main"] = measure_main(animate, clips, sampled, between)
-    found["seconds_per_clip"] = seconds_per_clip(Generator(animate, BATCH.value), clips)
+    found["seconds_per_clip"] = generator.seconds_per_clip(clips)
     found["ablated"]["nothing"] = measure_ablation(few, sampled.first(len(few)))
     _keep(found)
     for name in WITHOUT:

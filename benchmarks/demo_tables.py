@@ -1,6 +1,6 @@
 """The tables of docs/results.md."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -22,19 +22,23 @@ WITHOUT: dict[Ablation, str] = {
 }
 
 MEASURES = {
-    "single": "motion named is the motion made, one motion in the clip",
-    "overall": "the same, all clips",
-    "named": "what is named goes the right way, whatever else moves",
-    "first_frame_db": "first frame against the image",
-    "vae_db": "the VAE's own",
-    "last_frame_db": f"last frame against the true clip, of {', '.join(map(plain, NOTHING_NEW))}",
-    "sharpness": "mean gradient of the last frames, relative to real clips",
-    "speed": "speed follows `fs`, rank correlation",
-    "named_speed": "the same, of motions that go the right way",
-    "between_db": "interpolation, frames between, clips that move",
-    "distance": "Fréchet distance of simple features",
-    "megabytes": "weights",
+    "single": ("motion named is the motion made, one motion in the clip", "{:.1%}"),
+    "overall": ("the same, all clips", "{:.1%}"),
+    "named": ("what is named goes the right way, whatever else moves", "{:.1%}"),
+    "first_frame_db": ("first frame against the image", "{:.2f} dB"),
+    "vae_db": ("the VAE's own", "{:.2f} dB"),
+    "last_frame_db": (
+        f"last frame against the true clip, of {', '.join(map(plain, NOTHING_NEW))}",
+        "{:.2f} dB",
+    ),
+    "sharpness": ("mean gradient of the last frames, relative to real clips", "{:.0%}"),
+    "speed": ("speed follows `fs`, rank correlation", "{:.3f}"),
+    "named_speed": ("the same, of motions that go the right way", "{:.3f}"),
+    "between_db": ("interpolation, frames between, clips that move", "{:.2f} dB"),
+    "distance": ("Fréchet distance of simple features", "{:.2f}"),
+    "megabytes": ("weights", "{:.1f} MB"),
 }
+"""By the names of `demo_quality`: what is measured, and how it is written."""
 
 
 def tables(found: Mapping[str, Any]) -> str:
@@ -54,7 +58,6 @@ def tables(found: Mapping[str, Any]) -> str:
 
 def _main(found: Mapping[str, Any]) -> str:
     main = found["main"]
-    rows = _measures([main, {"motions": found["real"]}])
     targets = {
         "single": "95 %",
         "overall": "90 %",
@@ -67,10 +70,8 @@ def _main(found: Mapping[str, Any]) -> str:
         "megabytes": "25 MB",
     }
     lines = ["| measure | this model | real clips | target |", "|---|---|---|---|"]
-    lines += [
-        f"| {MEASURES[name]} | {' | '.join(cells)} | {targets.get(name, '')} |"
-        for name, cells in rows.items()
-    ]
+    columns = [main, {"motions": found["real"]}]
+    lines += [f"{_row(name, columns)} {targets.get(name, '')} |" for name in MEASURES]
     return "\n".join(lines) + (
         f"\n\nOn {found['clips']} clips; {found['seconds_per_clip']:.2f} s a clip, "
         f"{found['steps']} steps. Still images are at a Fréchet distance of "
@@ -84,36 +85,17 @@ def _before(found: Mapping[str, Any]) -> str:
         return ""
     few = found["ablated_clips"]
     lines = [f"| on the first {few} clips | this model | the one before |", "|---|---|---|"]
-    lines += [
-        f"| {MEASURES[name]} | {' | '.join(cells)} |"
-        for name, cells in _measures(found["before"]).items()
-    ]
+    lines += [_row(name, found["before"]) for name in MEASURES]
     half = found["before"][1]["distance"] / 2
     return "\n".join(lines) + f"\n\nThe target of the Fréchet distance is half of that: {half:.2f}."
 
 
-def _measures(columns: Sequence[Mapping[str, Any]]) -> dict[str, list[str]]:
-    """Returns the cells of each measure, empty where a column lacks it."""
-
-    def cells(form: Callable[[Any], str], name: str) -> list[str]:
-        found = [{**one, **one["motions"]} for one in columns]
-        return [form(one[name]) if name in one else "" for one in found]
-
-    forms: dict[str, Callable[[Any], str]] = {
-        "single": "{:.1%}".format,
-        "overall": "{:.1%}".format,
-        "named": "{:.1%}".format,
-        "first_frame_db": "{:.2f} dB".format,
-        "vae_db": "{:.2f} dB".format,
-        "last_frame_db": "{:.2f} dB".format,
-        "sharpness": "{:.0%}".format,
-        "speed": "{:.3f}".format,
-        "named_speed": "{:.3f}".format,
-        "between_db": "{:.2f} dB".format,
-        "distance": "{:.2f}".format,
-        "megabytes": "{:.1f} MB".format,
-    }
-    return {name: cells(form, name) for name, form in forms.items()}
+def _row(name: str, columns: Sequence[Mapping[str, Any]]) -> str:
+    """Returns the row of a measure, with an empty cell where a column lacks it."""
+    label, form = MEASURES[name]
+    values = [{**one, **one["motions"]}.get(name) for one in columns]
+    cells = ["" if value is None else form.format(value) for value in values]
+    return f"| {label} | {' | '.join(cells)} |"
 
 
 def _each(found: Mapping[str, Any]) -> str:

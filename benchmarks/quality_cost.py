@@ -14,7 +14,6 @@ for the first half of the steps.
 """
 
 import itertools
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -25,15 +24,12 @@ import timing
 from absl import flags
 from drawn_clips import (
     Drawn,
-    Generator,
-    KeepingGenerator,
     draw,
     feature_distance,
-    find_changes,
     psnr,
-    seconds_per_clip,
     simple_features,
 )
+from keeping import KeepingGenerator, find_kept_changes
 from passes import unet_passes
 from tracking import shows
 
@@ -68,6 +64,7 @@ SOLVERS: dict[str, dict[str, Any]] = {
     "unipc": {"solver": "unipc"},
     "unipc karras": {"solver": "unipc", "spacing": "karras"},
 }
+WHOLE = {**SOLVERS["ddim"], "steps": 50}  # the settings of the reference
 STOCHASTIC = ("euler_ancestral", "dpmpp_2m_sde")
 
 CACHES: dict[str, dict[str, Any]] = {
@@ -98,8 +95,8 @@ class Measured(NamedTuple):
     right: np.ndarray
     features: np.ndarray
     psnr: np.ndarray
-    passes: np.ndarray
-    seconds: np.ndarray
+    passes: float
+    seconds: float
 
 
 class Bench:
@@ -111,30 +108,13 @@ class Bench:
         own = animate.config.sampling
         self.clips: list[Drawn] = [draw(i, own.num_frames, own.height) for i in range(count)]
         self.real = simple_features(np.stack([clip.video for clip in self.clips]))
-        self._folder = folder / str(count)
-        self._samples = folder / "samples"
-        for needed in (self._folder, self._samples):
-            needed.mkdir(parents=True, exist_ok=True)
+        self._folder = folder
 
     def __call__(self, name: str, settings: Mapping[str, Any]) -> Measured:
-        """Returns the measurements of settings, which are made unless the folder has them."""
-        words = json.dumps(dict(settings), sort_keys=True)
-        file = self._folder / f"{name.replace('/', ' of ').replace(' ', '_')}.npz"
-        if file.exists():
-            with np.load(file) as kept:
-                if str(kept["settings"]) == words:
-                    return Measured(*(kept[field] for field in Measured._fields))
-        found, videos = self._measure(name, settings)
-        np.savez(file, settings=words, **found._asdict())
-        if name == REFERENCE:
-            np.savez_compressed(self._folder / "reference.npz", videos=videos)
-        timing.say(f"{name}: {found.right.mean():.1%} right, {float(found.seconds):.2f} s a clip")
-        return found
-
-    def _measure(self, name: str, settings: Mapping[str, Any]) -> tuple[Measured, np.ndarray]:
-        videos = KeepingGenerator(self.animate, BATCH.value, self._samples, **settings)(self.clips)
-        seconds = seconds_per_clip(Generator(self.animate, BATCH.value, **settings), self.clips)
-        changes = find_changes(self.clips, videos, PROCESSES.value, self._samples)
+        """Returns the measurements of settings, by what the folder has of them."""
+        generator = self._generator(settings)
+        videos = generator(self.clips)
+        changes = find_kept_changes(self.clips, videos, PROCESSES.value, self._folder)
         right = [
             shows(
                 change,
@@ -146,13 +126,19 @@ class Bench:
         ]
         near = np.zeros(0)
         if name != REFERENCE:
-            with np.load(self._folder / "reference.npz") as reference:
-                near = psnr(videos, reference["videos"])
-        passes = unet_passes(self.animate, settings)
-        features = simple_features(videos)
-        return Measured(
-            np.asarray(right), features, near, np.asarray(passes), np.asarray(seconds)
-        ), videos
+            near = psnr(videos, self._generator(WHOLE)(self.clips))
+        found = Measured(
+            np.asarray(right),
+            simple_features(videos),
+            near,
+            unet_passes(self.animate, settings),
+            generator.seconds_per_clip(self.clips),
+        )
+        timing.say(f"{name}: {found.right.mean():.1%} right, {found.seconds:.2f} s a clip")
+        return found
+
+    def _generator(self, settings: Mapping[str, Any]) -> KeepingGenerator:
+        return KeepingGenerator(self.animate, BATCH.value, self._folder, **settings)
 
     def distance(self, found: Measured, rows: np.ndarray | slice = slice(None)) -> float:
         """Returns the Fréchet distance to the real clips, over some of them."""
@@ -183,7 +169,7 @@ class Bench:
 
 def screen(bench: Bench) -> dict[str, dict[str, Any]]:
     """Returns the measures of each solver at few steps, and of each cache."""
-    ways = {REFERENCE: {**SOLVERS["ddim"], "steps": 50}}
+    ways = {REFERENCE: WHOLE}
     ways |= {
         f"{name} {steps}": {**settings, "steps": steps}
         for (name, settings), steps in itertools.product(SOLVERS.items(), STEPS)
@@ -200,7 +186,7 @@ def screen(bench: Bench) -> dict[str, dict[str, Any]]:
 def compare(bench: Bench) -> dict[str, dict[str, Any]]:
     """Returns the measures of the presets, beside DDIM in 50 steps and in their passes."""
     config = bench.animate.config
-    ways = {REFERENCE: {**SOLVERS["ddim"], "steps": 50}}
+    ways = {REFERENCE: WHOLE}
     ways |= {name: preset_of(config.sampling, name) for name in ("balanced", "fast")}
     steps = steps_within(bench.animate, unet_passes(bench.animate, ways["fast"]))
     ways[f"ddim {steps}"] = {**SOLVERS["ddim"], "steps": steps}
@@ -230,8 +216,8 @@ def summary(bench: Bench, name: str, found: Measured) -> dict[str, Any]:
         "motion": float(found.right.mean()),
         "distance": bench.distance(found),
         "psnr": None if random or not len(found.psnr) else float(found.psnr.mean()),
-        "passes": float(found.passes),
-        "seconds": float(found.seconds),
+        "passes": found.passes,
+        "seconds": found.seconds,
     }
 
 

@@ -122,10 +122,8 @@ class _Error:
     """The error of a video against what the scene would show in the course of a change."""
 
     def __init__(self, scene: Scene, video: UInt8[np.ndarray, "t h w 3"]) -> None:
-        self._start, self._renderer = (
-            trajectory(scene, 1).pose(0),
-            Renderer(scene, *video.shape[1:3]),
-        )
+        self._start = trajectory(scene, 1).pose(0)
+        self._renderer = Renderer(scene, *video.shape[1:3])
         last = len(video) - 1
         numbers = sorted({max(1, round(share * last)) for share in _SHARES})
         self._wanted = video[numbers].astype(np.float32)

@@ -155,22 +155,29 @@ def test_what_is_kept_is_made_once_and_whole(tmp_path):
     assert keeping.kept(file, lambda: np.arange(3)).tolist() == [0, 1, 2]
     assert keeping.kept(file, fail).tolist() == [0, 1, 2]
     assert list(tmp_path.iterdir()) == [file]
-    assert keeping.kept(None, lambda: np.ones(1)).tolist() == [1]
 
 
-def test_changes_are_kept_for_the_same_scenes_and_videos():
-    (one, two), video = clips_that_move(2), np.zeros((2, 4, 4, 3), np.uint8)
-    digests = {
-        drawn_clips._digest(part)
-        for part in (
-            [(one.scene, video)],
-            [(two.scene, video)],
-            [(one.scene, video + 1)],
-            [(one.scene, video), (one.scene, video)],
-        )
-    }
-    assert len(digests) == 4
-    assert drawn_clips._digest([(one.scene, video.copy())]) in digests
+def test_changes_are_kept_for_the_same_scenes_and_videos(tmp_path, monkeypatch):
+    (one, two), videos = clips_that_move(2), np.zeros((2, 2, 4, 4, 3), np.uint8)
+    searched = []
+
+    def find_changes(clips, videos, processes):
+        searched.append(len(clips))
+        return [Change(right=clip.scene.fps, down=processes) for clip in clips]
+
+    monkeypatch.setattr(keeping, "find_changes", find_changes)
+    monkeypatch.setattr(keeping, "_AT_ONCE", 1)
+
+    def found(clips, videos):
+        return keeping.find_kept_changes(clips, videos, 3, tmp_path)
+
+    wanted = [Change(right=clip.scene.fps, down=3) for clip in (one, two)]
+    assert found([one, two], videos) == found([one, two], videos.copy()) == wanted
+    assert searched == [1, 1]
+    found([one], videos[:1])
+    assert len(searched) == 2
+    found([one], videos[:1] + 1)
+    assert len(searched) == 3
 
 
 def test_what_a_folder_has_is_not_sampled_again(tmp_path, monkeypatch):
@@ -184,7 +191,7 @@ def test_what_a_folder_has_is_not_sampled_again(tmp_path, monkeypatch):
     clips = [drawn_clips.draw(number, 2, 16) for number in range(3)]
 
     def videos(steps=2, clips=clips, **how):
-        generator = drawn_clips.KeepingGenerator(tiny.micro(), 2, tmp_path, steps=steps)
+        generator = keeping.KeepingGenerator(tiny.micro(), 2, tmp_path, steps=steps)
         return generator(clips, **how).ravel().tolist()
 
     assert videos() == videos() == [0] * 6 + [2] * 3
@@ -198,6 +205,12 @@ def test_what_a_folder_has_is_not_sampled_again(tmp_path, monkeypatch):
     for count, changed in enumerate(changes, 2):
         videos(**changed)
         assert len(sampled) == 2 * count
+
+    # What takes time is timed with nothing kept, and then known.
+    generator = keeping.KeepingGenerator(tiny.micro(), 2, tmp_path, steps=2)
+    sampled.clear()
+    assert generator.seconds_per_clip(clips) == generator.seconds_per_clip(clips) > 0
+    assert sampled == [(0, "nothing", False)] * 2
 
 
 def _fitted(video, width):

@@ -339,6 +339,18 @@ def test_views_beyond_the_canvas_see_its_mirror_image():
     assert np.abs(renderer.frame(beyond) - mirrored).max() <= 2
 
 
+def test_a_sprite_is_drawn_alike_wherever_the_frame_ends():
+    renderer, pose = Renderer(draw_scene(1), 32, 32), trajectory(draw_scene(1), 1).pose(0)
+    whole = renderer.mask(pose._replace(position=pose.view_centre))
+    assert (whole > 0).mean() > 0.1
+    across = np.array([0.25, -0.5]) * pose.view_width  # whole pixels
+    shifted = renderer.mask(pose._replace(position=pose.view_centre + across))
+    np.testing.assert_array_equal(shifted[:16, 8:], whole[16:, :24])
+    away = pose._replace(position=pose.view_centre + 3)
+    assert not renderer.mask(away).any()
+    np.testing.assert_array_equal(renderer.frame(away), renderer.background(away))
+
+
 def test_mistakes_are_named():
     with pytest.raises(UserError, match="clip -1 can't be drawn"):
         draw_scene(-1)
