@@ -1,13 +1,15 @@
 r"""Measures what fewer steps, other solvers and caches cost in quality, on held-out drawn clips.
 
     python benchmarks/quality_cost.py --folder=quality_cost --clips=128 --write_docs
-    python benchmarks/quality_cost.py --folder=quality_cost --clips=512 --presets --write_docs
+    python benchmarks/quality_cost.py --folder=quality_cost --clips=512 --presets \
+        --distilled=four --write_docs
 
 The first command screens: each solver at 4, 8, 12 and 25 steps, and each cache with --cached, the
 solver that screening favoured. The second compares the presets with 50 steps of DDIM and with DDIM
-in as many passes; its differences are paired, clip by clip, with bootstrap intervals. Clips, noise
-and the judgement of motion are those of `demo_quality.py`. What is sampled and found lies in
---folder, so the same command resumes: empty it when the code that does so changes.
+in as many passes, and distilled models with DDIM in as many steps; its differences are paired, clip
+by clip, with bootstrap intervals. Clips, noise and the judgement of motion are those of
+`demo_quality.py`. What is sampled and found lies in --folder, so the same command resumes: empty it
+when the code that does so changes.
 
 Passes are counted as in `passes.py`. All ways have the model's own guidance: the demo's is in force
 for the first half of the steps.
@@ -36,7 +38,7 @@ from tracking import shows
 from dynamicrafter_jax import cli
 from dynamicrafter_jax.errors import UserError
 from dynamicrafter_jax.pipeline import ImageToVideo
-from dynamicrafter_jax.sampling.settings import preset_of
+from dynamicrafter_jax.sampling.settings import SamplingSettings, preset_of
 
 DOCUMENT = Path(__file__).parent.parent / "docs" / "sampling.md"
 
@@ -48,6 +50,7 @@ SHARE = flags.DEFINE_float("share", 0.3, "Of its way that a motion has to go to 
 PROCESSES = flags.DEFINE_integer("processes", 2, "Processes that look for what moved.")
 CACHED = flags.DEFINE_string("cached", "unipc karras 12", "What the caches are screened with.")
 PRESETS = flags.DEFINE_bool("presets", False, "Compare the presets instead of screening.")
+DISTILLED = flags.DEFINE_multi_string("distilled", [], "A distilled model to compare with presets.")
 WRITE_DOCS = flags.DEFINE_bool("write_docs", False, f"Put table and plot into {DOCUMENT}.")
 
 STEPS = (4, 8, 12, 25)
@@ -64,8 +67,6 @@ SOLVERS: dict[str, dict[str, Any]] = {
     "unipc": {"solver": "unipc"},
     "unipc karras": {"solver": "unipc", "spacing": "karras"},
 }
-WHOLE = {**SOLVERS["ddim"], "steps": 50}  # the settings of the reference
-STOCHASTIC = ("euler_ancestral", "dpmpp_2m_sde")
 
 CACHES: dict[str, dict[str, Any]] = {
     "deep 2": {"deep_cache_interval": 2},
@@ -80,21 +81,47 @@ CACHES: dict[str, dict[str, Any]] = {
 }
 
 
+STOCHASTIC = ("euler_ancestral", "dpmpp_2m_sde")
+
+
+class Way(NamedTuple):
+    """A way of sampling.
+
+    Attributes:
+        animate: The model.
+        settings: What replaces its own settings.
+    """
+
+    animate: ImageToVideo
+    settings: Mapping[str, Any]
+
+    @property
+    def passes(self) -> float:
+        """Passes of the U-Net for a clip."""
+        return unet_passes(self.animate, self.settings)
+
+    @property
+    def repeatable(self) -> bool:
+        """Whether the first noise alone decides the clip."""
+        chosen = SamplingSettings.from_config(self.animate.config.sampling, **self.settings)
+        return chosen.solver not in STOCHASTIC
+
+
 class Measured(NamedTuple):
     """A way of sampling, measured clip by clip.
 
     Attributes:
         right: Whether the motion named is the motion made, (n,).
         features: `simple_features`, (n, d).
-        psnr: Against the reference's clip from the same noise, in dB, (n,); empty for the
-            reference itself.
+        psnr: Against the reference's clip from the same noise, in dB; None for the reference
+            itself, and with fresh noise.
         passes: Passes of the U-Net for a clip.
         seconds: Time to sample a clip, of one batch.
     """
 
     right: np.ndarray
     features: np.ndarray
-    psnr: np.ndarray
+    psnr: float | None
     passes: float
     seconds: float
 
@@ -103,16 +130,16 @@ class Bench:
     """Measures ways of sampling on the same clips, and keeps what it found."""
 
     def __init__(self, animate: ImageToVideo, folder: Path, count: int) -> None:
-        """Draws the clips."""
-        self.animate = animate
+        """Draws the clips for a model, whose `REFERENCE` others are compared with."""
+        self._reference = ddim(animate, 50)
         own = animate.config.sampling
         self.clips: list[Drawn] = [draw(i, own.num_frames, own.height) for i in range(count)]
         self.real = simple_features(np.stack([clip.video for clip in self.clips]))
         self._folder = folder
 
-    def __call__(self, name: str, settings: Mapping[str, Any]) -> Measured:
-        """Returns the measurements of settings, by what the folder has of them."""
-        generator = self._generator(settings)
+    def __call__(self, name: str, way: Way) -> Measured:
+        """Returns the measurements of a way of sampling, by what the folder has of them."""
+        generator = self._generator(way)
         videos = generator(self.clips)
         changes = find_kept_changes(self.clips, videos, PROCESSES.value, self._folder)
         right = [
@@ -124,21 +151,21 @@ class Bench:
             )
             for clip, change in zip(self.clips, changes, strict=True)
         ]
-        near = np.zeros(0)
-        if name != REFERENCE:
-            near = psnr(videos, self._generator(WHOLE)(self.clips))
+        near = None
+        if name != REFERENCE and way.repeatable:
+            near = float(psnr(videos, self._generator(self._reference)(self.clips)).mean())
         found = Measured(
             np.asarray(right),
             simple_features(videos),
             near,
-            unet_passes(self.animate, settings),
+            way.passes,
             generator.seconds_per_clip(self.clips),
         )
         timing.say(f"{name}: {found.right.mean():.1%} right, {found.seconds:.2f} s a clip")
         return found
 
-    def _generator(self, settings: Mapping[str, Any]) -> KeepingGenerator:
-        return KeepingGenerator(self.animate, BATCH.value, self._folder, **settings)
+    def _generator(self, way: Way) -> KeepingGenerator:
+        return KeepingGenerator(way.animate, BATCH.value, self._folder, **way.settings)
 
     def distance(self, found: Measured, rows: np.ndarray | slice = slice(None)) -> float:
         """Returns the Fréchet distance to the real clips, over some of them."""
@@ -167,9 +194,13 @@ class Bench:
         }
 
 
-def screen(bench: Bench) -> dict[str, dict[str, Any]]:
-    """Returns the measures of each solver at few steps, and of each cache."""
-    ways = {REFERENCE: WHOLE}
+def screened(animate: ImageToVideo) -> dict[str, Way]:
+    """Returns the reference, each solver at few steps, and each cache.
+
+    Raises:
+        UserError: What --cached names is none of them.
+    """
+    ways = {REFERENCE: {**SOLVERS["ddim"], "steps": 50}}
     ways |= {
         f"{name} {steps}": {**settings, "steps": steps}
         for (name, settings), steps in itertools.product(SOLVERS.items(), STEPS)
@@ -180,45 +211,46 @@ def screen(bench: Bench) -> dict[str, dict[str, Any]]:
         f"{CACHED.value}, {name}": {**ways[CACHED.value], **settings}
         for name, settings in CACHES.items()
     }
-    return {name: summary(bench, name, bench(name, ways[name])) for name in ways}
+    return {name: Way(animate, settings) for name, settings in ways.items()}
 
 
-def compare(bench: Bench) -> dict[str, dict[str, Any]]:
-    """Returns the measures of the presets, beside DDIM in 50 steps and in their passes."""
-    config = bench.animate.config
-    ways = {REFERENCE: WHOLE}
-    ways |= {name: preset_of(config.sampling, name) for name in ("balanced", "fast")}
-    steps = steps_within(bench.animate, unet_passes(bench.animate, ways["fast"]))
-    ways[f"ddim {steps}"] = {**SOLVERS["ddim"], "steps": steps}
-    measured = {name: bench(name, settings) for name, settings in ways.items()}
-    found = {name: summary(bench, name, one) for name, one in measured.items()}
-    for name, one in measured.items():
-        if name != REFERENCE:
-            found[name]["against the reference"] = bench.differences(one, measured[REFERENCE])
-    same = bench.differences(measured["fast"], measured[f"ddim {steps}"])
-    found["fast"]["against DDIM in as many passes"] = same
-    return found
+def compared(
+    animate: ImageToVideo, students: Sequence[ImageToVideo]
+) -> tuple[dict[str, Way], list[tuple[str, str]]]:
+    """Returns the reference, presets and distilled models, and which to hold against which.
+
+    `fast` is held against DDIM in as many passes, and a distilled model against DDIM in as many
+    steps.
+    """
+    section = animate.config.sampling
+    ways = {REFERENCE: ddim(animate, 50)}
+    ways |= {name: Way(animate, preset_of(section, name)) for name in ("balanced", "fast")}
+    same_as = {"fast": steps_within(animate, ways["fast"].passes)}
+    for student in students:
+        steps = student.config.sampling.steps
+        ways[f"distilled {steps}"] = Way(student, {})
+        same_as[f"distilled {steps}"] = steps
+    for steps in same_as.values():
+        ways[f"ddim {steps}"] = ddim(animate, steps)
+    pairs = [(name, REFERENCE) for name in ways if name != REFERENCE]
+    return ways, pairs + [(name, f"ddim {steps}") for name, steps in same_as.items()]
 
 
 def steps_within(animate: ImageToVideo, passes: float) -> int:
     """Returns the most steps of DDIM that take no more than some passes of the U-Net."""
-    return max(
-        steps
-        for steps in range(1, 51)
-        if unet_passes(animate, {**SOLVERS["ddim"], "steps": steps}) <= passes
-    )
+    return max(steps for steps in range(1, 51) if ddim(animate, steps).passes <= passes)
 
 
-def summary(bench: Bench, name: str, found: Measured) -> dict[str, Any]:
+def ddim(animate: ImageToVideo, steps: int) -> Way:
+    """Returns DDIM in some steps, without fresh noise."""
+    return Way(animate, {**SOLVERS["ddim"], "steps": steps})
+
+
+def summary(bench: Bench, found: Measured) -> dict[str, Any]:
     """Returns the mean measures of a way of sampling."""
-    random = any(word in name.split() for word in STOCHASTIC)
-    return {
-        "motion": float(found.right.mean()),
-        "distance": bench.distance(found),
-        "psnr": None if random or not len(found.psnr) else float(found.psnr.mean()),
-        "passes": found.passes,
-        "seconds": found.seconds,
-    }
+    motion, distance = float(found.right.mean()), bench.distance(found)
+    costs = {"passes": found.passes, "seconds": found.seconds}
+    return {"motion": motion, "distance": distance, "psnr": found.psnr, **costs}
 
 
 def table(found: Mapping[str, Mapping[str, Any]]) -> str:
@@ -236,15 +268,11 @@ def table(found: Mapping[str, Mapping[str, Any]]) -> str:
         for name, one in found.items()
     ]
     columns = ["", "passes", "seconds, relative", "motion right", "Fréchet distance", "to ddim 50"]
-    lines = [timing.markdown(columns, rows)]
-    for name, one in found.items():
-        for other in ("against the reference", "against DDIM in as many passes"):
-            if other in one:
-                lines.append(f"- {name} {other}: {_lost(one[other])}")
-    return "\n\n".join([lines[0], "\n".join(lines[1:])]).strip()
+    return timing.markdown(columns, rows)
 
 
-def _lost(difference: Mapping[str, Sequence[float]]) -> str:
+def lost(difference: Mapping[str, Sequence[float]]) -> str:
+    """Returns a sentence of what `Bench.differences` found."""
     motion, distance = difference["motion"], difference["distance"]
     return (
         f"loses {motion[0]:.1f} points of motion ({motion[1]:.1f} to {motion[2]:.1f}), and "
@@ -261,11 +289,20 @@ def main(_: Sequence[str]) -> None:
     """Samples, measures, and prints the table."""
     animate = ImageToVideo.from_pretrained(CHECKPOINT.value)
     bench = Bench(animate, Path(FOLDER.value), CLIPS.value)
-    found = (compare if PRESETS.value else screen)(bench)
-    part = "presets" if PRESETS.value else "screening"
+    students = [ImageToVideo.from_pretrained(model) for model in DISTILLED.value]
+    ways, pairs = compared(animate, students) if PRESETS.value else (screened(animate), [])
+    measured = {name: bench(name, way) for name, way in ways.items()}
+    found = {name: summary(bench, one) for name, one in measured.items()}
     text = f"{timing.made_with()} On {CLIPS.value} clips.\n\n{table(found)}"
+    against = {
+        f"{name} against {other}": bench.differences(measured[name], measured[other])
+        for name, other in pairs
+    }
+    if against:
+        text += "\n\n" + "\n".join(f"- {names}: {lost(one)}" for names, one in against.items())
     timing.say(text)
-    timing.write_json(Path(FOLDER.value) / f"{part}.json", found)
+    part = "presets" if PRESETS.value else "screening"
+    timing.write_json(Path(FOLDER.value) / f"{part}.json", {"ways": found, "against": against})
     if WRITE_DOCS.value:
         timing.write_docs(f"quality and cost: {part}", text, DOCUMENT)
         if not PRESETS.value:
