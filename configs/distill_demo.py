@@ -33,7 +33,8 @@ def get_config() -> ConfigDict:
 
     config.train.objective = "distill"
     config.train.trainable = "unet"
-    config.train.distill_guidance_scale = 3.0  # at all steps; the demo has more, at half of them
+    config.train.distill_guidance_scale = 5.0  # as the demo samples, and to half of the run
+    config.train.distill_guidance_stop = 0.5
     config.train.steps = 3000
     config.train.batch_size = 16
     config.train.optimizer = "adamw"

@@ -10,7 +10,8 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Float32, Int, Key, PyTree
+import numpy as np
+from jaxtyping import Array, Bool, Float, Float32, Int, Key, PyTree
 
 from dynamicrafter_jax import conditioning
 from dynamicrafter_jax.conditioning import Conditioning
@@ -41,12 +42,14 @@ class Lesson(NamedTuple):
         substeps: Steps of the teacher in each of them.
         guidance_scale: The teacher's; 1 for a teacher that was distilled itself.
         guidance_rescale: The teacher's.
+        guidance_stop: The share of the teacher's run where its guidance ends.
     """
 
     steps: int
     substeps: int
     guidance_scale: float
     guidance_rescale: float
+    guidance_stop: float = 1.0
 
 
 def check_sampling(lesson: Lesson, sampling: SamplingSettings) -> None:
@@ -157,7 +160,9 @@ def lesson_loss(
         step: The student's step for each clip, 0 for the noisiest.
         dropout_keys: Keys of the student's dropout, or None.
     """
-    grid = make_grid(schedule, SPACING, lesson.steps * lesson.substeps)
+    taught_steps = lesson.steps * lesson.substeps
+    grid = make_grid(schedule, SPACING, taught_steps)
+    guided = jnp.asarray(np.arange(taught_steps) < lesson.guidance_stop * taught_steps)
     rows = Euler(schedule.parameterization, stochastic=False).coefficients(grid, 0.0)
     begin, end = step * lesson.substeps, (step + 1) * lesson.substeps
     alpha, sigma = (jnp.asarray(table, jnp.float32) for table in (grid.alpha, grid.sigma))
@@ -166,9 +171,9 @@ def lesson_loss(
     taught = taught_denoiser(models, params, condition, lesson)
     after = x
     for substep in range(lesson.substeps):
-        row = _rows(rows, begin + substep, x.ndim)
-        timestep = jnp.asarray(rows.timestep)[begin + substep]
-        x0 = row.denoised.x0(after, taught(after, timestep))
+        index = begin + substep
+        row, timestep = _rows(rows, index, x.ndim), jnp.asarray(rows.timestep)[index]
+        x0 = row.denoised.x0(after, taught(after, timestep, guided[index]))
         after = after * row.of_x + x0 * row.of_x0
     # The student's step: after = of_x x + of_x0 x0.
     of_x = _column(sigma[end] / sigma[begin], x.ndim)
@@ -185,11 +190,11 @@ def lesson_loss(
 
 def taught_denoiser(
     models: Models, params: PyTree, condition: Conditioning, lesson: Lesson
-) -> Callable[[Array, Array], Array]:
-    """Returns the teacher's guided prediction, as a function of noisy latents and timestep."""
+) -> Callable[[Array, Array, Bool[Array, " b"]], Array]:
+    """Returns the teacher's prediction, of noisy latents, timestep, and which of them to guide."""
     unet = conditioning.conditioned_unet(models, {**params, "unet": params[TEACHER]})
     if lesson.guidance_scale == 1:
-        return lambda x, timestep: unet(x, timestep, condition)
+        return lambda x, timestep, _: unet(x, timestep, condition)
     ids = jnp.asarray(tokenize([""], models.text_encoder.context_length))
     text = conditioning.text_context(models, params, ids)
     side = models.image_encoder.image_size
@@ -199,10 +204,11 @@ def taught_denoiser(
         image=jnp.broadcast_to(image, condition.image.shape),
     )
 
-    def predict(x: Array, timestep: Array) -> Array:
+    def predict(x: Array, timestep: Array, guided: Bool[Array, " b"]) -> Array:
         told = unet(x, timestep, condition)
-        guided = guide(told, unet(x, timestep, unconditional), lesson.guidance_scale)
-        return rescale_guidance(guided, told, lesson.guidance_rescale)
+        scale = jnp.where(guided, lesson.guidance_scale, 1.0)
+        prediction = guide(told, unet(x, timestep, unconditional), scale)
+        return rescale_guidance(prediction, told, lesson.guidance_rescale)
 
     return predict
 

@@ -65,6 +65,7 @@ class TrainSettings:
         distill_substeps: Steps of its teacher in each of them.
         distill_guidance_scale: The teacher's; 1 for a teacher that was distilled itself.
         distill_guidance_rescale: The teacher's.
+        distill_guidance_stop: The share of the teacher's run where its guidance ends.
     """
 
     seed: int
@@ -107,6 +108,7 @@ class TrainSettings:
     distill_substeps: int = 2
     distill_guidance_scale: float = 7.5
     distill_guidance_rescale: float = 0.7
+    distill_guidance_stop: float = 1.0
 
     def __post_init__(self) -> None:
         for name in _POSITIVE:
@@ -129,6 +131,11 @@ class TrainSettings:
             raise UserError(
                 f"train.distill_guidance_rescale is {self.distill_guidance_rescale}: choose from 0 "
                 "to 1"
+            )
+        if not 0 < self.distill_guidance_stop <= 1:
+            raise UserError(
+                f"train.distill_guidance_stop is {self.distill_guidance_stop}: give a share of the "
+                "run, above 0 and up to 1"
             )
         if not 0 <= self.equivariance <= 1:
             raise UserError(
@@ -164,6 +171,7 @@ class TrainSettings:
             self.distill_substeps,
             self.distill_guidance_scale,
             self.distill_guidance_rescale,
+            self.distill_guidance_stop,
         )
 
 

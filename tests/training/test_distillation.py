@@ -178,6 +178,37 @@ def test_the_teacher_starts_as_the_unet():
     assert start_of("vae/teacher/kernel") == "vae/teacher/kernel"
 
 
+def nothing_is_5_and_6(monkeypatch: pytest.MonkeyPatch, conditioned_unet: Any) -> Models:
+    """Networks whose text context of an empty prompt is 5, and image context of no image 6."""
+    monkeypatch.setattr(conditioning, "conditioned_unet", conditioned_unet)
+    monkeypatch.setattr(conditioning, "text_context", lambda *_: jnp.full((1, 7, 4), 5.0))
+    monkeypatch.setattr(conditioning, "image_context", lambda *_: jnp.full((1, 3, 2, 4), 6.0))
+    sizes = {"text_encoder": {"context_length": 7}, "image_encoder": {"image_size": 8}}
+    sized = {name: types.SimpleNamespace(**size) for name, size in sizes.items()}
+    return Models(**NETWORKS | sized)
+
+
+def test_guidance_ends_within_the_teachers_run(monkeypatch):
+    """Up to the share where it ends, the lesson is a guided teacher's, and after it another's."""
+
+    def conditioned_unet(models, params, dropout_keys=None):
+        return lambda x, timestep, condition: network(x, timestep) + condition.text.mean()
+
+    models = nothing_is_5_and_6(monkeypatch, conditioned_unet)
+    clips = CONDITION, normal(0), normal(1), jnp.asarray([1, 2]), None
+
+    def losses(scale: float, stop: float) -> np.ndarray:
+        lesson = Lesson(4, 2, scale, 0.0, stop)
+        params = {"unet": "student", "teacher": "teacher"}
+        return np.asarray(lesson_loss(models, SCHEDULES["v"], lesson, params, *clips))
+
+    guided, plain, half = losses(3.0, 1.0), losses(1.0, 1.0), losses(3.0, 0.5)
+    assert np.all(np.abs(guided - plain) > 0.1)
+    np.testing.assert_allclose(half, [guided[0], plain[1]], rtol=1e-5)
+    for stop, step_changes in ((0.374, True), (0.376, False)):  # its step 1 is substeps 2 and 3
+        assert (abs(losses(3.0, stop)[0] - guided[0]) > 0.1) == step_changes
+
+
 def test_a_guided_teacher_goes_from_an_empty_prompt_and_no_image(monkeypatch):
     seen = []
 
@@ -188,17 +219,13 @@ def test_a_guided_teacher_goes_from_an_empty_prompt_and_no_image(monkeypatch):
 
         return unet
 
-    monkeypatch.setattr(conditioning, "conditioned_unet", conditioned_unet)
-    monkeypatch.setattr(conditioning, "text_context", lambda *_: jnp.full((1, 7, 4), 5.0))
-    monkeypatch.setattr(conditioning, "image_context", lambda *_: jnp.full((1, 3, 2, 4), 6.0))
+    models = nothing_is_5_and_6(monkeypatch, conditioned_unet)
     condition = CONDITION._replace(text=jnp.full((2, 7, 4), 2.0))
     params = {"unet": "student", "teacher": "teacher"}
-    sizes = {"text_encoder": {"context_length": 7}, "image_encoder": {"image_size": 8}}
-    sized = {name: types.SimpleNamespace(**size) for name, size in sizes.items()}
-    models = Models(**NETWORKS | sized)
     predict = distillation.taught_denoiser(models, params, condition, Lesson(4, 2, 3.0, 0.0))
-    found = predict(normal(0), jnp.ones(2))
-    np.testing.assert_allclose(found, guide(2 * normal(0), 5 * normal(0), 3.0), rtol=1e-5)
+    found = predict(normal(0), jnp.ones(2), jnp.asarray([True, False]))
+    guided = guide(2 * normal(0), 5 * normal(0), 3.0)
+    np.testing.assert_allclose(found, np.stack([guided[0], 2 * normal(0)[1]]), rtol=1e-5)
     (first, conditional), (second, unconditional) = seen
     assert (first, second) == ("teacher", "teacher") and conditional is condition
     assert np.all(np.asarray(unconditional.image) == 6.0)
