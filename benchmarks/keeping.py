@@ -15,13 +15,16 @@ import numpy as np
 from drawn_clips import Ablation, Drawn, Generator, Videos, find_changes
 from tracking import Change
 
+from dynamicrafter_jax.models import Models
 from dynamicrafter_jax.pipeline import ImageToVideo
 
 _AT_ONCE = 128  # clips whose changes are kept together
+_SECTIONS = (*Models._fields, "diffusion", "precision")
+"""What of a config decides on samples, besides their settings."""
 
 
 class KeepingGenerator(Generator):
-    """Keeps each batch of videos, by weights, config and clips, and does not sample it again."""
+    """Keeps each batch of videos, by model, settings and clips, and does not sample it again."""
 
     def __init__(
         self, animate: ImageToVideo, batch_size: int, folder: Path, **settings: Any
@@ -30,8 +33,8 @@ class KeepingGenerator(Generator):
         super().__init__(animate, batch_size, **settings)
         self._folder = folder
         folder.mkdir(parents=True, exist_ok=True)
-        config = f"{animate.config.to_json()} {self._settings} {batch_size}"
-        self._digest = hashlib.sha256(config.encode())
+        sections = [animate.config[name].to_json(sort_keys=True) for name in _SECTIONS]
+        self._digest = hashlib.sha256(f"{sections} {self._settings} {batch_size}".encode())
         for leaf in jax.tree.leaves(animate.params):
             self._digest.update(np.asarray(leaf).tobytes())
 

@@ -48,7 +48,9 @@ CLIPS = flags.DEFINE_integer("clips", 128, "Clips of the test split.")
 BATCH = flags.DEFINE_integer("batch_size", 16, "Clips sampled at once.")
 SHARE = flags.DEFINE_float("share", 0.3, "Of its way that a motion has to go to count.")
 PROCESSES = flags.DEFINE_integer("processes", 2, "Processes that look for what moved.")
-CACHED = flags.DEFINE_string("cached", "unipc karras 12", "What the caches are screened with.")
+CACHED = flags.DEFINE_string(
+    "cached", "unipc karras 12", "What caches are screened with; empty for none."
+)
 PRESETS = flags.DEFINE_bool("presets", False, "Compare the presets instead of screening.")
 DISTILLED = flags.DEFINE_multi_string("distilled", [], "A distilled model to compare with presets.")
 WRITE_DOCS = flags.DEFINE_bool("write_docs", False, f"Put table and plot into {DOCUMENT}.")
@@ -205,12 +207,12 @@ def screened(animate: ImageToVideo) -> dict[str, Way]:
         f"{name} {steps}": {**settings, "steps": steps}
         for (name, settings), steps in itertools.product(SOLVERS.items(), STEPS)
     }
-    if CACHED.value not in ways:
-        raise UserError(f"--cached={CACHED.value} was not screened: choose from {', '.join(ways)}")
-    ways |= {
-        f"{CACHED.value}, {name}": {**ways[CACHED.value], **settings}
-        for name, settings in CACHES.items()
-    }
+    if cached := CACHED.value:
+        if cached not in ways:
+            raise UserError(f"--cached={cached} is not screened: choose from {', '.join(ways)}")
+        ways |= {
+            f"{cached}, {name}": {**ways[cached], **settings} for name, settings in CACHES.items()
+        }
     return {name: Way(animate, settings) for name, settings in ways.items()}
 
 

@@ -10,6 +10,7 @@ import tiny
 
 from dynamicrafter_jax.conditioning import Conditioning
 from dynamicrafter_jax.errors import UserError
+from dynamicrafter_jax.pipeline import ImageToVideo
 
 demo_quality, demo_tables, drawn_clips, judging, keeping, tracking = benchmark_modules.load(
     "demo_quality", "demo_tables", "drawn_clips", "judging", "keeping", "tracking"
@@ -190,8 +191,13 @@ def test_what_a_folder_has_is_not_sampled_again(tmp_path, monkeypatch):
     monkeypatch.setattr(drawn_clips.Generator, "_sample", sample)
     clips = [drawn_clips.draw(number, 2, 16) for number in range(3)]
 
-    def videos(steps=2, clips=clips, **how):
-        generator = keeping.KeepingGenerator(tiny.micro(), 2, tmp_path, steps=steps)
+    def model(section, **values):
+        config = tiny.micro().config.copy_and_resolve_references()
+        config[section].update(values)
+        return ImageToVideo(config, tiny.micro().params)
+
+    def videos(steps=2, clips=clips, animate=None, **how):
+        generator = keeping.KeepingGenerator(animate or tiny.micro(), 2, tmp_path, steps=steps)
         return generator(clips, **how).ravel().tolist()
 
     assert videos() == videos() == [0] * 6 + [2] * 3
@@ -201,9 +207,13 @@ def test_what_a_folder_has_is_not_sampled_again(tmp_path, monkeypatch):
         {"interpolate": True},
         {"steps": 3},
         {"clips": clips[::-1]},
+        {"animate": model("vae", scale_factor=0.5)},
     )
     for count, changed in enumerate(changes, 2):
         videos(**changed)
+        assert len(sampled) == 2 * count
+    for same in (model("train", learning_rate=1.0), model("sampling", presets={"fast": {}})):
+        videos(animate=same)
         assert len(sampled) == 2 * count
 
     # What takes time is timed with nothing kept, and then known.
