@@ -99,7 +99,7 @@ def get_config() -> ConfigDict:
     config.sampling.distilled = False  # whether the model takes no guidance
     config.sampling.presets = ConfigDict()  # what `--preset` replaces of the above
     config.sampling.presets.quality = ConfigDict()
-    config.sampling.presets.balanced = ConfigDict({"solver": "unipc", "steps": 20})
+    config.sampling.presets.balanced = ConfigDict({"solver": "unipc", "steps": 25})
     config.sampling.presets.fast = ConfigDict({"solver": "unipc", "steps": 12})
 
     config.data = ConfigDict()
