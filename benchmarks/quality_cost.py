@@ -48,9 +48,7 @@ CLIPS = flags.DEFINE_integer("clips", 128, "Clips of the test split.")
 BATCH = flags.DEFINE_integer("batch_size", 16, "Clips sampled at once.")
 SHARE = flags.DEFINE_float("share", 0.3, "Of its way that a motion has to go to count.")
 PROCESSES = flags.DEFINE_integer("processes", 2, "Processes that look for what moved.")
-CACHED = flags.DEFINE_string(
-    "cached", "unipc karras 12", "What caches are screened with; empty for none."
-)
+CACHED = flags.DEFINE_string("cached", "unipc 12", "What caches are screened with; empty for none.")
 PRESETS = flags.DEFINE_bool("presets", False, "Compare the presets instead of screening.")
 DISTILLED = flags.DEFINE_multi_string("distilled", [], "A distilled model to compare with presets.")
 WRITE_DOCS = flags.DEFINE_bool("write_docs", False, f"Put table and plot into {DOCUMENT}.")
@@ -277,8 +275,8 @@ def lost(difference: Mapping[str, Sequence[float]]) -> str:
     """Returns a sentence of what `Bench.differences` found."""
     motion, distance = difference["motion"], difference["distance"]
     return (
-        f"loses {motion[0]:.1f} points of motion ({motion[1]:.1f} to {motion[2]:.1f}), and "
-        f"{distance[0]:+.0%} of the Fréchet distance ({distance[1]:+.0%} to {distance[2]:+.0%})"
+        f"{motion[0]:.1f} points of motion are lost ({motion[1]:.1f} to {motion[2]:.1f}), the "
+        f"Fréchet distance changes by {distance[0]:+.0%} ({distance[1]:+.0%} to {distance[2]:+.0%})"
     )
 
 
