@@ -22,26 +22,29 @@ def write(found: Mapping[str, Mapping[str, Any]]) -> None:
         "psnr": "to 50 steps of DDIM, in dB",
     }
     solvers = sorted({name.rpartition(" ")[0] for name in found if "," not in name} - {""})
+    ticks = sorted({one["passes"] for name, one in found.items() if "," not in name})
     for axes, (measure, title) in zip(panels, titles.items(), strict=True):
-        for solver in solvers:
+        for number, solver in enumerate(solvers):
             points = [
                 (one["passes"], one[measure] * (100 if measure == "motion" else 1))
                 for name, one in found.items()
                 if name.rpartition(" ")[0] == solver and one[measure] is not None
             ]
             if points:
-                axes.plot(
-                    *zip(*sorted(points), strict=True), marker="o", markersize=3, label=solver
-                )
+                x, y = zip(*sorted(points), strict=True)
+                axes.plot(x, y, f"C{number}", marker="o", markersize=3, label=solver)
         cached = [one for name, one in found.items() if "," in name and one[measure] is not None]
-        axes.scatter(
-            [one["passes"] for one in cached],
-            [one[measure] * (100 if measure == "motion" else 1) for one in cached],
-            marker="x",
-            color="black",
-            label="with a cache",
-        )
+        if cached:
+            axes.scatter(
+                [one["passes"] for one in cached],
+                [one[measure] * (100 if measure == "motion" else 1) for one in cached],
+                marker="x",
+                color="black",
+                label="with a cache",
+            )
         axes.set(xscale="log", xlabel="passes of the U-Net for a clip", title=title)
+        axes.set_xticks(ticks, [f"{passes:.0f}" for passes in ticks], minor=False)
+        axes.set_xticks([], minor=True)
         axes.grid(alpha=0.3)
     handles, labels = panels[0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside lower center", ncols=5, frameon=False)
