@@ -55,7 +55,8 @@ WRITE_DOCS = flags.DEFINE_bool("write_docs", False, f"Put table and plot into {D
 
 STEPS = (4, 8, 12, 25)
 RESAMPLES = 2000
-REFERENCE = "ddim 50"
+REFERENCE_STEPS = 50
+REFERENCE = f"ddim {REFERENCE_STEPS}"
 
 SOLVERS: dict[str, dict[str, Any]] = {
     "ddim": {"solver": "ddim", "eta": 0.0},
@@ -67,6 +68,7 @@ SOLVERS: dict[str, dict[str, Any]] = {
     "unipc": {"solver": "unipc"},
     "unipc karras": {"solver": "unipc", "spacing": "karras"},
 }
+NOISY = ("ddim", "euler_ancestral", "dpmpp_2m_sde")  # where `eta` is above 0
 
 CACHES: dict[str, dict[str, Any]] = {
     "deep 2": {"deep_cache_interval": 2},
@@ -79,9 +81,6 @@ CACHES: dict[str, dict[str, Any]] = {
     "guidance to the end": {"guidance_stop": 1.0},
     "guidance from 1/8": {"guidance_start": 0.125},
 }
-
-
-STOCHASTIC = ("euler_ancestral", "dpmpp_2m_sde")
 
 
 class Way(NamedTuple):
@@ -104,7 +103,7 @@ class Way(NamedTuple):
     def repeatable(self) -> bool:
         """Whether the first noise alone decides the clip."""
         chosen = SamplingSettings.from_config(self.animate.config.sampling, **self.settings)
-        return chosen.solver not in STOCHASTIC
+        return chosen.eta == 0 or chosen.solver not in NOISY
 
 
 class Measured(NamedTuple):
@@ -131,7 +130,7 @@ class Bench:
 
     def __init__(self, animate: ImageToVideo, folder: Path, count: int) -> None:
         """Draws the clips for a model, whose `REFERENCE` others are compared with."""
-        self._reference = ddim(animate, 50)
+        self._reference = ddim(animate, REFERENCE_STEPS)
         own = animate.config.sampling
         self.clips: list[Drawn] = [draw(i, own.num_frames, own.height) for i in range(count)]
         self.real = simple_features(np.stack([clip.video for clip in self.clips]))
@@ -200,7 +199,7 @@ def screened(animate: ImageToVideo) -> dict[str, Way]:
     Raises:
         UserError: What --cached names is none of them.
     """
-    ways = {REFERENCE: {**SOLVERS["ddim"], "steps": 50}}
+    ways = {REFERENCE: {**SOLVERS["ddim"], "steps": REFERENCE_STEPS}}
     ways |= {
         f"{name} {steps}": {**settings, "steps": steps}
         for (name, settings), steps in itertools.product(SOLVERS.items(), STEPS)
@@ -221,13 +220,18 @@ def compared(
 
     `fast` is held against DDIM in as many passes, and a distilled model against DDIM in as many
     steps.
+
+    Raises:
+        UserError: Two distilled models take as many steps.
     """
     section = animate.config.sampling
-    ways = {REFERENCE: ddim(animate, 50)}
+    ways = {REFERENCE: ddim(animate, REFERENCE_STEPS)}
     ways |= {name: Way(animate, preset_of(section, name)) for name in ("balanced", "fast")}
     same_as = {"fast": steps_within(animate, ways["fast"].passes)}
     for student in students:
         steps = student.config.sampling.steps
+        if f"distilled {steps}" in ways:
+            raise UserError(f"two models of --distilled sample in {steps} steps: give one of them")
         ways[f"distilled {steps}"] = Way(student, {})
         same_as[f"distilled {steps}"] = steps
     for steps in same_as.values():
@@ -287,6 +291,8 @@ def _interval(values: Sequence[float]) -> list[float]:
 
 def main(_: Sequence[str]) -> None:
     """Samples, measures, and prints the table."""
+    if DISTILLED.value and not PRESETS.value:
+        raise UserError("--distilled is for the comparison with presets: add --presets")
     animate = ImageToVideo.from_pretrained(CHECKPOINT.value)
     bench = Bench(animate, Path(FOLDER.value), CLIPS.value)
     students = [ImageToVideo.from_pretrained(model) for model in DISTILLED.value]

@@ -159,7 +159,7 @@ def get_config() -> ConfigDict:
     config.train.distill_substeps = 2  # steps of its teacher in each of them
     config.train.distill_guidance_scale = 7.5  # the teacher's; 1: it was distilled itself
     config.train.distill_guidance_rescale = 0.7
-    config.train.distill_guidance_stop = 1.0
+    config.train.distill_guidance_stop = 1.0  # to which share of its run
 
     config.init = ConfigDict()  # what training starts from; all unset: random parameters
     config.init.checkpoint = placeholder(str)  # a release file or a converted model

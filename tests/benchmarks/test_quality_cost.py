@@ -6,6 +6,7 @@ import benchmark_modules
 import pytest
 import tiny
 
+from dynamicrafter_jax.errors import UserError
 from dynamicrafter_jax.pipeline import ImageToVideo
 
 passes, quality_cost = benchmark_modules.load("passes", "quality_cost")
@@ -36,3 +37,19 @@ def test_each_distilled_model_is_held_against_ddim_in_its_steps():
     assert ways["ddim 2"].settings["steps"] == 2
     assert {("distilled 2", "ddim 2"), ("distilled 2", "ddim 50")} <= set(pairs)
     assert {name for pair in pairs for name in pair} == set(ways)
+    with pytest.raises(UserError, match="two models of --distilled sample in 2 steps"):
+        quality_cost.compared(model(), [student, model(steps=2)])
+
+
+@pytest.mark.parametrize(
+    ("settings", "repeatable"),
+    [
+        ({"solver": "ddim", "eta": 0.0}, True),
+        ({"solver": "ddim", "eta": 1.0}, False),
+        ({"solver": "unipc", "eta": 1.0}, True),
+        ({"solver": "dpmpp_2m_sde", "eta": 1.0}, False),
+        ({"solver": "dpmpp_2m_sde", "eta": 0.0}, True),
+    ],
+)
+def test_a_clip_with_fresh_noise_is_not_held_against_the_references(settings, repeatable):
+    assert quality_cost.Way(tiny.micro(), settings).repeatable == repeatable

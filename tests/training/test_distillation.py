@@ -170,6 +170,14 @@ def test_a_recipe_that_samples_otherwise_than_it_teaches_is_refused(field, value
         check_sampling(lesson, SamplingSettings.from_config(config.sampling))
 
 
+def test_a_recipe_says_where_its_teachers_guidance_ends():
+    section = load_config("distill_demo").train
+    assert settings_of(TrainSettings, "train", section).lesson.guidance_stop == 0.5
+    for stop in (0.0, 1.5):
+        with pytest.raises(UserError, match=r"distill_guidance_stop is .* above 0 and up to 1"):
+            settings_of(TrainSettings, "train", section, distill_guidance_stop=stop)
+
+
 def test_the_teacher_starts_as_the_unet():
     boxed = {"unet": {"out": 1}, "vae": {"in": 2}}
     assert sections_of(boxed, "distill") == {**boxed, "teacher": {"out": 1}}
